@@ -1,0 +1,28 @@
+# Each target makes .venv where there is none, so every one of them starts from a bare checkout.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: test lint timm-suite demo clean
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest
+
+timm-suite: $(VENV)/.installed
+	$(BIN)/python tools/timm_suite.py
+
+demo: $(VENV)/.installed
+	$(BIN)/python tools/train.py configs/digits/metala_vit_digits.py --resume auto
+	$(BIN)/python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,97 @@
+"""MetaLA, the token mixer: meta linear attention with 2-D aware scans (arXiv 2411.10741, eq. A31 to A37).
+
+Shapes: B batch, N tokens of the grid, C channels, H heads, K key channels and V value channels of a head.
+"""
+
+import torch
+from timm.layers import register_notrace_function
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metala_vision.kernels import GATE_FLOOR, SCAN_ORDERS
+
+from .local_conv import CausalConv, GridConv
+
+# The root of the decay (sigmoid(x Wa) ** (1 / 16)): logits of zero remember about 24 tokens.
+GATE_TEMPERATURE = 16.0
+
+
+@register_notrace_function
+def gate_log_decay(logits: Tensor, temperature: float = GATE_TEMPERATURE) -> Tensor:
+    """logsigmoid(logits) / 16, never in half precision: bfloat16 keeps too few digits of a decay near one."""
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    return F.logsigmoid(logits) / temperature
+
+
+@register_notrace_function
+def decay_key(log_decay: Tensor, floor: float = GATE_FLOOR) -> Tensor:
+    """MetaLA's key 1 - exp(log_decay), with the operator's gate floor."""
+    return -torch.expm1(log_decay.clamp(min=floor))
+
+
+class MetaLA(nn.Module):
+    """Meta linear attention on a grid of tokens.
+
+    x = SiLU(DWConv(x)); q = x Wq; g = logsigmoid(x Wa) / 16; k = 1 - exp(g); v = x Wv; z = x Wg + b
+    o = gated_linear_attention(q, g, v) + sigmoid((q . (w_aug * k)) v)
+    y = (SiLU(z) * LayerNorm_per_head(o)) Wo
+
+    The parameters know no direction: every scan order shares them.
+
+    Args:
+        dim: channels C; `dim / 2` are the query and decay channels.
+        num_heads: heads H, with K = dim / 2 / H and V = dim / H.
+        scan: scan orders, out of `metala_vision.kernels.SCAN_ORDERS`.
+        causal: the paper's 1-D layer: the convolution sees the last four tokens only, and `scan` must be ("row",).
+        proj_drop: dropout on the output.
+
+    Raises:
+        ValueError: `dim` that `2 * num_heads` does not divide; an unknown scan; causal with any scan but ("row",).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        scan: tuple[str, ...] = ("row", "row_reverse"),
+        causal: bool = False,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        if num_heads < 1 or dim % (2 * num_heads):
+            raise ValueError(f"num_heads: got {num_heads} with dim {dim}, expected 2 * num_heads to divide dim")
+        if not scan or len(set(scan)) != len(scan) or not set(scan) <= set(SCAN_ORDERS):
+            raise ValueError(f"scan: got {scan!r}, expected a non-empty tuple out of {SCAN_ORDERS}, none twice")
+        if causal and tuple(scan) != ("row",):
+            raise ValueError(f"scan: got {scan!r} with causal=True, expected ('row',)")
+        dd = {"device": device, "dtype": dtype}
+        self.dim = dim
+        self.num_heads = num_heads
+        self.scan = list(scan)
+        self.conv = CausalConv(dim, **dd) if causal else GridConv(dim, **dd)
+        self.in_proj = nn.Linear(dim, 3 * dim, bias=False, **dd)  # q, decay, v, gate: dim/2, dim/2, dim, dim
+        self.gate_bias = nn.Parameter(torch.zeros(dim, **dd))
+        self.aug_weight = nn.Parameter(torch.zeros(dim // 2, **dd))
+        self.out_proj = nn.Linear(dim, dim, bias=False, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
+        batch, tokens, dim = x.shape
+        x = F.silu(self.conv(x, grid))
+        q, logits, v, z = self.in_proj(x).split([dim // 2, dim // 2, dim, dim], dim=-1)
+        q = q.reshape(batch, tokens, self.num_heads, -1)  # [B, N, H, K]
+        log_decay = gate_log_decay(logits).reshape(batch, tokens, self.num_heads, -1)  # [B, N, H, K]
+        v = v.reshape(batch, tokens, self.num_heads, -1)  # [B, N, H, V]
+        o = torch.ops.metala.gated_linear_attention(q, log_decay, v, None, grid[0], grid[1], self.scan, None, None)
+        o = o + self._self_augmentation(q, log_decay, v)
+        o = F.layer_norm(o, [dim // self.num_heads], eps=1e-5).reshape(batch, tokens, dim)
+        return self.proj_drop(self.out_proj(F.silu(z + self.gate_bias) * o))
+
+    def _self_augmentation(self, q: Tensor, log_decay: Tensor, v: Tensor) -> Tensor:
+        """sigmoid((q . (w_aug * k)) v), the token's attention to itself (eq. A35), in the dtype of `v`."""
+        weight = self.aug_weight.reshape(self.num_heads, -1)
+        return torch.sigmoid((q * (weight * decay_key(log_decay))).sum(-1, keepdim=True) * v).type_as(v)

@@ -1,0 +1,382 @@
+"""MetaLA-ViT: an isotropic vision backbone on meta linear attention.
+
+The token mixer is that of MetaLA (arXiv 2411.10741), brought to images by scans along rows and columns; the paper's own
+image model was not released. Linear in the number of tokens, for any height and width: no position embedding to resize.
+"""
+
+from typing import Literal
+
+import torch
+from timm.layers import DropPath, PatchEmbed, calculate_drop_path_rates, global_pool_nlc, resample_patch_embed
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_args, update_model_input_size
+from timm.models._manipulate import named_apply
+from torch import Tensor, nn
+
+from metala_vision.layers import MetaLA, SwiGLU
+
+__all__ = ["MetaLAViT"]
+
+ROWS = ("row", "row_reverse")
+COLUMNS = ("column", "column_reverse")
+# Scan orders of the blocks, repeated over the depth.
+SCANS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "alternate": (ROWS, COLUMNS),
+    "cross": (ROWS + COLUMNS,),
+    "row": (ROWS,),
+    "causal": (("row",),),
+}
+POOLS = ("", "avg", "max", "avgmax")
+
+
+class MetaLABlock(nn.Module):
+    """Pre-norm block: x += MetaLA(LN(x)); x += SwiGLU(LN(x))."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 3.0,
+        scan: tuple[str, ...] = ROWS,
+        causal: bool = False,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mixer = MetaLA(dim, num_heads, scan=scan, causal=causal, proj_drop=proj_drop, **dd)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = SwiGLU(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        x = x + self.drop_path1(self.mixer(self.norm1(x), grid))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class MetaLAViT(nn.Module):
+    """MetaLA-ViT with timm's model surface.
+
+    Args:
+        img_size: nominal input size; any other height and width works too, sides are padded to the patch size.
+        patch_size: side of a patch.
+        in_chans: channels of the image.
+        num_classes: classes of the head; 0 is no head.
+        global_pool: "avg", "max", "avgmax" or "" (tokens).
+        embed_dim: channels of a token; `2 * num_heads` divides it.
+        depth: number of blocks.
+        num_heads: heads of the mixer.
+        mlp_ratio: hidden channels of the SwiGLU over `embed_dim`.
+        scan: "alternate" (rows both ways in even blocks, columns in odd ones), "cross" (all four orders in every
+            block), "row" (rows both ways) or "causal" (one order and a causal convolution: the paper's 1-D layer).
+        drop_rate: dropout before the head.
+        proj_drop_rate: dropout after the projections of mixer and SwiGLU.
+        drop_path_rate: stochastic depth of the last block; grows linearly from 0.
+
+    Raises:
+        ValueError: `scan`, `global_pool` or `num_heads` that do not fit.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: Literal["", "avg", "max", "avgmax"] = "avg",
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 3.0,
+        scan: str = "alternate",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        if scan not in SCANS:
+            raise ValueError(f"scan: got {scan!r}, expected one of {tuple(SCANS)}")
+        _check_pool(global_pool)
+        dd = {"device": device, "dtype": dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.global_pool = global_pool
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_prefix_tokens = 0
+        self.grad_checkpointing = False
+
+        self.patch_embed = PatchEmbed(
+            img_size,
+            patch_size,
+            in_chans,
+            embed_dim,
+            output_fmt="NHWC",
+            strict_img_size=False,
+            dynamic_img_pad=True,
+            **dd,
+        )
+        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        orders = SCANS[scan]
+        self.blocks = nn.ModuleList(
+            MetaLABlock(
+                embed_dim,
+                num_heads,
+                mlp_ratio,
+                scan=orders[i % len(orders)],
+                causal=scan == "causal",
+                proj_drop=proj_drop_rate,
+                drop_path=rates[i],
+                **dd,
+            )
+            for i in range(depth)
+        )
+        reduction = self.patch_embed.feat_ratio()
+        self.feature_info = [dict(module=f"blocks.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)]
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Initialises every parameter, also after `to_empty()`."""
+        named_apply(_init_weights, self)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names beyond the one-dimensional parameters (norms, biases, self-augmentation), which timm exempts itself."""
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Parameter groups for layer-wise rate decay."""
+        return dict(stem=r"^patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The classifier."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for `num_classes` (0 for none), and a new pooling if one is given."""
+        reference = self.patch_embed.proj.weight
+        self.num_classes = num_classes
+        if global_pool is not None:
+            _check_pool(global_pool)
+            self.global_pool = global_pool
+            update_model_args(self, global_pool=global_pool)
+        self.head = nn.Identity()
+        if num_classes > 0:
+            self.head = nn.Linear(self.embed_dim, num_classes, device=reference.device, dtype=reference.dtype)
+            _init_weights(self.head)
+        self.head.train(self.training)
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Changes the nominal input size, or the patch size by resampling the patch embedding."""
+        self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
+        reduction = self.patch_embed.feat_ratio()
+        for info in self.feature_info:
+            info["reduction"] = reduction
+        update_model_input_size(self, self.patch_embed.img_size, patch_size=patch_size)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Image [B, in_chans, height, width] -> tokens [B, N, C] and their grid."""
+        x = self.patch_embed(x)
+        batch, rows, cols, dim = x.shape
+        return x.reshape(batch, rows * cols, dim), (rows, cols)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Image [B, in_chans, height, width] -> normalised tokens [B, N, C]."""
+        x, grid = self._embed(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, grid)
+            else:
+                x = block(x, grid)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens [B, N, C] -> logits [B, num_classes], or the pooled features with `pre_logits`."""
+        x = global_pool_nlc(x, self.global_pool, num_prefix_tokens=0)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image [B, in_chans, height, width] -> logits [B, num_classes]."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Outputs of blocks on the way.
+
+        Args:
+            x: [B, in_chans, height, width].
+            indices: the last n blocks if an int, all if None, else these.
+            return_prefix_tokens: pair each output with its prefix tokens, [B, 0, C]: there are none.
+            norm: apply the final norm to each.
+            stop_early: run no block after the last one asked for.
+            output_fmt: "NCHW" or "NLC".
+            intermediates_only: leave out the final features.
+
+        Returns:
+            The intermediates, or (final features [B, N, C], intermediates).
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt: got {output_fmt!r}, expected 'NCHW' or 'NLC'")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        x, grid = self._embed(x)
+        blocks = self.blocks if torch.jit.is_scripting() or not stop_early else self.blocks[: last + 1]
+        intermediates: list[Tensor] = []
+        for i, block in enumerate(blocks):
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, grid)
+            else:
+                x = block(x, grid)
+            if i in take:
+                intermediates.append(self.norm(x) if norm else x)
+        if output_fmt == "NCHW":
+            intermediates = [
+                y.reshape(y.shape[0], grid[0], grid[1], -1).permute(0, 3, 1, 2).contiguous() for y in intermediates
+            ]
+        if not torch.jit.is_scripting() and return_prefix_tokens:
+            intermediates = [(y, x[:, :0]) for y in intermediates]
+        if intermediates_only:
+            return intermediates
+        return self.norm(x), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops what `forward_intermediates(indices)` does not need; returns the indices of what it takes."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+
+def _check_pool(global_pool: str) -> None:
+    if global_pool not in POOLS:
+        raise ValueError(f"global_pool: got {global_pool!r}, expected one of {POOLS}")
+
+
+def _init_weights(module: nn.Module, name: str = "") -> None:
+    """Truncated normal of 0.02 for the projections, zeros for biases, gate and self-augmentation; the rest as torch."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, MetaLA):
+        nn.init.zeros_(module.gate_bias)
+        nn.init.zeros_(module.aug_weight)
+    elif hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: MetaLAViT) -> dict[str, Tensor]:
+    """Resamples the patch embedding of a checkpoint to the patch size of the model."""
+    key = "patch_embed.proj.weight"
+    if key in state_dict:
+        size = model.patch_embed.proj.weight.shape[-2:]
+        state_dict = {**state_dict, key: resample_patch_embed(state_dict[key], list(size))}
+    return state_dict
+
+
+def _create_metala_vit(variant: str, pretrained: bool = False, **kwargs) -> MetaLAViT:
+    return build_model_with_cfg(
+        MetaLAViT,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
+        **kwargs,
+    )
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2411.10741",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "metala_vit_nano": _cfg(),
+        "metala_vit_tiny": _cfg(),
+        "metala_vit_small": _cfg(),
+        "metala_vit_base": _cfg(),
+        "metala_vit_large": _cfg(),
+    }
+)
+
+
+@register_model
+def metala_vit_nano(pretrained: bool = False, **kwargs) -> MetaLAViT:
+    """1.5 M parameters, for small images (with a smaller `patch_size`), tests and CPU experiments."""
+    args = dict(embed_dim=128, depth=6, num_heads=2)
+    return _create_metala_vit("metala_vit_nano", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def metala_vit_tiny(pretrained: bool = False, **kwargs) -> MetaLAViT:
+    """6.1 M parameters."""
+    args = dict(embed_dim=192, depth=12, num_heads=3)
+    return _create_metala_vit("metala_vit_tiny", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def metala_vit_small(pretrained: bool = False, **kwargs) -> MetaLAViT:
+    """23.7 M parameters."""
+    args = dict(embed_dim=384, depth=12, num_heads=6)
+    return _create_metala_vit("metala_vit_small", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def metala_vit_base(pretrained: bool = False, **kwargs) -> MetaLAViT:
+    """93 M parameters."""
+    args = dict(embed_dim=768, depth=12, num_heads=12)
+    return _create_metala_vit("metala_vit_base", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def metala_vit_large(pretrained: bool = False, **kwargs) -> MetaLAViT:
+    """329 M parameters."""
+    args = dict(embed_dim=1024, depth=24, num_heads=16)
+    return _create_metala_vit("metala_vit_large", pretrained, **dict(args, **kwargs))

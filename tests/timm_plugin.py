@@ -1,0 +1,27 @@
+"""Pytest plugin that shows timm's own test-suite our models, and only ours.
+
+The suite picks models by name pattern and by module. To it we are a plain ViT: tokens [B, N, C] and no pooling size.
+"""
+
+import timm
+from timm.models import _registry
+
+import metala_vision  # noqa: F401  (registers the models)
+
+OURS = "metala*"
+_list_models = timm.list_models
+# The feature tests select by the module a model is registered from.
+_registry._module_to_models["vision_transformer"].update(_list_models(OURS))
+
+
+def _as_vit(patterns: str | list[str]) -> str | list[str]:
+    return [*patterns, OURS] if isinstance(patterns, (list, tuple)) and "vit_*" in patterns else patterns
+
+
+def list_our_models(filter="", module="", pretrained=False, exclude_filters="", **kwargs) -> list[str]:
+    names = _list_models(_as_vit(filter), module, pretrained, _as_vit(exclude_filters), **kwargs)
+    ours = set(_list_models(OURS))
+    return [name for name in names if name.split(".")[0] in ours]
+
+
+timm.list_models = list_our_models
