@@ -1,0 +1,119 @@
+"""A folder of images with a subfolder per class, in any of the three layouts people keep them in."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from metala_vision.errors import InputError
+
+from .base import LabelledImages, UnreadableImageError, check_split
+from .splits import SPLITS, stratified_split
+
+
+@DATASETS.register_module()
+class ImageFolder(LabelledImages):
+    """Images under `root`, one folder per class. The three splits share no file:
+
+    - root/{train,val,test}/CLASS: as they are;
+    - root/{train,val}/CLASS (ImageNet): test is `val`, and val is held out of `train`;
+    - root/CLASS: test and val are both held out.
+
+    Args:
+        root: the folder.
+        split: "train", "val" or "test".
+        transform: see `LabelledImages`.
+        holdout: share of each class for every split that has no folder of its own.
+        channels: 3 for RGB, 1 for grey; every image is converted.
+
+    Raises:
+        InputError: missing or empty folder, a class without images, classes that differ between splits.
+    """
+
+    def __init__(
+        self, root: str, split: str, transform: dict | None = None, holdout: float = 0.1, channels: int = 3
+    ):
+        check_split(split)
+        if channels not in (1, 3):
+            raise InputError(f"channels: got {channels!r}, expected 3 (RGB) or 1 (grey)")
+        if not 0 < holdout < 0.5:
+            raise InputError(f"holdout: got {holdout!r}, expected a number in (0, 0.5)")
+        self.channels = channels
+        folder = Path(root)
+        if not folder.is_dir():
+            raise InputError(f"root: no folder {folder}; expected {folder}/train/CLASS/IMAGE or {folder}/CLASS/IMAGE")
+        own = [name for name in SPLITS if (folder / name).is_dir()]
+        if "train" in own and len(own) == 1:
+            raise InputError(f"root: {folder} has a train folder and neither val nor test beside it")
+        if not own:
+            fractions = (1 - 2 * holdout, holdout, holdout)
+            classes, paths, labels = _part(folder, fractions, SPLITS.index(split), split)
+        elif len(own) == len(SPLITS):
+            classes, paths, labels = _scan(folder / split)
+        elif "train" in own:
+            other = "val" if "val" in own else "test"
+            if split == "test":
+                classes, paths, labels = _scan(folder / other)
+            else:
+                classes, paths, labels = _part(folder / "train", (1 - holdout, holdout), SPLITS.index(split), split)
+        else:
+            raise InputError(f"root: {folder} has {', '.join(own)} and no train folder")
+        if own:
+            train_classes = _classes(folder / "train")
+            if classes != train_classes:
+                differing = sorted(set(classes) ^ set(train_classes))
+                raise InputError(f"root: the classes of {split} and train differ in {folder}: {', '.join(differing[:10])}")
+        self.paths = paths
+        super().__init__(split, classes, labels, transform)
+
+    def load(self, index: int) -> np.ndarray:
+        path = self.paths[index]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path) as image:
+                    return np.asarray(image.convert("RGB" if self.channels == 3 else "L")).reshape(
+                        image.height, image.width, self.channels
+                    )
+        # PIL raises almost anything on broken files: SyntaxError for PNG chunks, ValueError, struct.error, ...
+        except Exception as error:
+            raise UnreadableImageError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def _classes(folder: Path) -> list[str]:
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise InputError(f"root: {folder} has no class folders; expected {folder}/CLASS/IMAGE")
+    return classes
+
+
+def _scan(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """Classes, image paths in a fixed order, labels."""
+    classes = _classes(folder)
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        members = sorted(str(p) for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+        if not members:
+            raise InputError(
+                f"root: class folder {folder / name} has no images; expected files ending in {', '.join(IMG_EXTENSIONS)}"
+            )
+        paths += members
+        labels += [label] * len(members)
+    return classes, paths, np.array(labels, dtype=np.int64)
+
+
+def _part(
+    folder: Path, fractions: tuple[float, ...], part: int, split: str
+) -> tuple[list[str], list[str], np.ndarray]:
+    """One part of a folder that several splits share."""
+    classes, paths, labels = _scan(folder)
+    chosen = stratified_split(labels, fractions)[part]
+    print_log(
+        f"{folder}: the {split} split is {len(chosen)} of its {len(paths)} images", logger="current", level=logging.INFO
+    )
+    return classes, [paths[i] for i in chosen], labels[chosen]

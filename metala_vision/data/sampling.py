@@ -1,0 +1,57 @@
+"""Order of the samples and the randomness of each, as functions of (seed, epoch) alone.
+
+The sampler hands every sample a seed of its own, so that augmentation does not depend on the number of workers, on
+which worker draws a sample, or on where an interrupted run was resumed; and differs between samples, epochs and ranks.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from mmengine.dist import get_dist_info
+from mmengine.registry import DATA_SAMPLERS
+from torch.utils.data import Dataset, Sampler
+
+
+class SampleKey(NamedTuple):
+    """What the sampler yields and a dataset's `__getitem__` takes: which sample, and the seed of its augmentation."""
+
+    index: int
+    seed: int
+
+
+@DATA_SAMPLERS.register_module()
+class EpochSampler(Sampler):
+    """Yields a `SampleKey` for each sample of this rank.
+
+    Args:
+        dataset: anything with a length.
+        shuffle: a new permutation each epoch, or the order of the dataset.
+        seed: of permutations and samples; None is 0.
+        round_up: repeat the first samples so that every rank gets equally many.
+    """
+
+    def __init__(self, dataset: Dataset, shuffle: bool = True, seed: int | None = None, round_up: bool = True):
+        self.rank, self.world_size = get_dist_info()
+        self.dataset = dataset
+        self.shuffle = shuffle
+        self.seed = 0 if seed is None else seed
+        self.round_up = round_up
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch by mmengine's DistSamplerSeedHook."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        size = len(self.dataset)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(size) if self.shuffle else np.arange(size)
+        seeds = rng.integers(0, 2**32, size)
+        if self.round_up:
+            order = np.resize(order, -(-size // self.world_size) * self.world_size)
+        return iter([SampleKey(int(i), int(seeds[i])) for i in order[self.rank :: self.world_size]])
+
+    def __len__(self) -> int:
+        size = len(self.dataset)
+        return -(-size // self.world_size) if self.round_up else len(range(self.rank, size, self.world_size))

@@ -1,0 +1,168 @@
+"""Checkpoints of plain tensors and numbers: whole at any moment, and loadable anywhere with weights_only=True."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from metala_vision.errors import InputError
+
+PREFIX = "backbone."
+LAST, BEST = "last.pth", "best.pth"
+
+
+def to_portable(checkpoint: dict) -> None:
+    """Turns a checkpoint of mmengine, in place, into tensors, numbers, strings and containers of them.
+
+    Its `state_dict` gets the names of the timm model, so that timm.create_model(name, checkpoint_path=...) takes the
+    file. mmengine's own form pickles classes and even `getattr`, which weights_only=True rightly refuses.
+    """
+    checkpoint["state_dict"] = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items()}
+    hub = checkpoint["message_hub"]
+    checkpoint["message_hub"] = dict(
+        log_scalars={key: _pack(buffer) for key, buffer in hub["log_scalars"].items()},
+        runtime_info={key: _plain(value, key) for key, value in hub["runtime_info"].items()},
+        resumed_keys=dict(hub["resumed_keys"]),
+    )
+    for key in ("meta", "optimizer", "param_schedulers"):
+        if key in checkpoint:
+            checkpoint[key] = _plain(checkpoint[key], key)
+
+
+def from_portable(checkpoint: dict, model: nn.Module) -> None:
+    """The inverse of `to_portable`, in place; also takes a bare state_dict of the timm model.
+
+    Raises:
+        InputError: the weights are not those of `model`; the message lists the keys.
+    """
+    weights = checkpoint.get("state_dict")
+    if weights is None:
+        weights = dict(checkpoint)
+        checkpoint.clear()
+    checkpoint["state_dict"] = {k if k.startswith(PREFIX) else PREFIX + k: v for k, v in weights.items()}
+    _check_keys(checkpoint["state_dict"], model.state_dict())
+    if "message_hub" in checkpoint:
+        scalars = checkpoint["message_hub"]["log_scalars"]
+        checkpoint["message_hub"]["log_scalars"] = {key: _unpack(packed) for key, packed in scalars.items()}
+
+
+def _check_keys(found: dict, expected: dict) -> None:
+    problems = {
+        "missing": [k for k in expected if k not in found],
+        "unexpected": [k for k in found if k not in expected],
+        "of another shape": [
+            f"{k} {tuple(found[k].shape)} instead of {tuple(expected[k].shape)}"
+            for k in expected
+            if k in found and getattr(found[k], "shape", None) != expected[k].shape
+        ],
+    }
+    lines = [
+        f"  {what} ({len(keys)}): {', '.join(k.removeprefix(PREFIX) for k in keys[:10])}{', ...' if keys[10:] else ''}"
+        for what, keys in problems.items()
+        if keys
+    ]
+    if lines:
+        raise InputError("checkpoint: it is of another model than the config's\n" + "\n".join(lines))
+
+
+def _pack(buffer: HistoryBuffer) -> dict:
+    values, counts = buffer.data
+    return dict(max_length=buffer.max_length, values=torch.tensor(values), counts=torch.tensor(counts))
+
+
+def _unpack(packed: dict) -> HistoryBuffer:
+    return HistoryBuffer(packed["values"].numpy(), packed["counts"].numpy(), packed["max_length"])
+
+
+def _plain(value: object, name: str) -> object:
+    """Containers, tensors, numbers and strings as they are, numpy numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (str, int, float, torch.Tensor)):
+        return value
+    if isinstance(value, Mapping):
+        return {k: _plain(v, f"{name}.{k}") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(v, name) for v in value)
+    raise TypeError(f"checkpoint: {name} is a {type(value).__name__}, which no plain checkpoint can hold")
+
+
+@HOOKS.register_module()
+class LastBestCheckpointHook(Hook):
+    """Keeps `last.pth`, to resume from, and `best.pth`, the best validation so far.
+
+    `last.pth` is written after the validation of its epoch, so that a resumed run has seen every validation before it.
+    A run killed anywhere leaves both files whole.
+
+    Args:
+        interval: epochs between two `last.pth`; the last epoch always writes one.
+        save_best: validation metric that decides, or None for no `best.pth`.
+        rule: "greater" or "less".
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, interval: int = 1, save_best: str | None = "top1", rule: str = "greater"):
+        if interval < 1:
+            raise InputError(f"interval: got {interval!r}, expected at least 1 epoch")
+        if rule not in ("greater", "less"):
+            raise InputError(f"rule: got {rule!r}, expected 'greater' or 'less'")
+        self.interval = interval
+        self.save_best = save_best
+        self.rule = rule
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        to_portable(checkpoint)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        from_portable(checkpoint, getattr(runner.model, "module", runner.model))
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        # The loop counts the epoch only after this call.
+        if not _validates(runner, runner.epoch + 1):
+            self._save_last(runner, runner.epoch + 1)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        if not getattr(runner, "is_training", False):
+            return
+        if self.save_best is not None:
+            if self.save_best not in metrics:
+                raise InputError(f"save_best: no metric {self.save_best!r}, expected one of {tuple(metrics)}")
+            score = metrics[self.save_best]
+            former = runner.message_hub.get_info("best_score") if "best_score" in runner.message_hub.runtime_info else None
+            if former is None or (score > former if self.rule == "greater" else score < former):
+                runner.message_hub.update_info("best_score", score)
+                runner.message_hub.update_info("best_epoch", runner.epoch)
+                self._save(runner, BEST, runner.epoch)
+        self._save_last(runner, runner.epoch)
+
+    def _save_last(self, runner: Runner, epoch: int) -> None:
+        if epoch % self.interval == 0 or epoch == runner.max_epochs:
+            self._save(runner, LAST, epoch)
+
+    def _save(self, runner: Runner, name: str, epoch: int) -> None:
+        # Within after_train_epoch the running iteration is counted, within after_val_epoch too.
+        try:
+            runner.save_checkpoint(
+                runner.work_dir, name, meta=dict(epoch=epoch, iter=runner.iter), backend_args=dict(backend="atomic")
+            )
+        except OSError as error:
+            raise InputError(
+                f"work_dir: {runner.work_dir}/{name} could not be written after epoch {epoch} ({error}); "
+                f"the former {name}, if there was one, is whole. Make room and continue with --resume auto"
+            ) from error
+        print_log(f"epoch {epoch}: wrote {name}", logger="current", level=logging.INFO)
+
+
+def _validates(runner: Runner, epoch: int) -> bool:
+    """Whether mmengine's EpochBasedTrainLoop validates after this epoch."""
+    loop = runner.train_loop
+    if runner.val_loop is None or epoch < loop.val_begin:
+        return False
+    return epoch % loop.val_interval == 0 or epoch == loop.max_epochs

@@ -1,0 +1,42 @@
+"""Files that are either whole or not there, whatever happens in the middle of a write."""
+
+import json
+import os
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Writes beside `path` and renames, so that `path` is always the former or the new file, whole.
+
+    Raises:
+        OSError: the write failed (a full disk, say); `path` is what it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
+        stale.unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """`value` as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@register_backend("atomic", force=True)
+class AtomicBackend(LocalBackend):
+    """mmengine's local files, written atomically: `backend_args=dict(backend="atomic")`."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        write_atomic(filepath, obj)

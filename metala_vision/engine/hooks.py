@@ -1,0 +1,119 @@
+"""What a run of ours adds to mmengine's: reproducible epochs, a record of them, and a limit on unreadable images."""
+
+import logging
+import time
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from metala_vision.errors import InputError
+
+from .files import write_json
+from .plots import plot_history
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seeds this process anew at each epoch from (seed, epoch, rank).
+
+    Drop path and dropout of epoch n are then the same in a straight run and in one resumed before n.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        state = np.random.SeedSequence([runner.seed or 0, runner.epoch, get_rank()]).generate_state(1)
+        torch.manual_seed(int(state[0]))
+        np.random.seed(int(state[0]))  # noqa: NPY002  (third-party augmentation may draw from it)
+
+
+@HOOKS.register_module()
+class HistoryHook(Hook):
+    """Writes `history.json`, one record per epoch, and draws it as `curves.png`.
+
+    The records travel in the checkpoint, so that the curves of a resumed run are whole.
+    """
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.start, self.losses = time.perf_counter(), []
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        self.losses.append(outputs["loss"].detach())
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        record = {
+            "epoch": runner.epoch + 1,
+            "iter": runner.iter,
+            "lr": runner.optim_wrapper.get_lr()["lr"][0],
+            "train/loss": torch.stack(self.losses).float().mean().item(),
+            "seconds": round(time.perf_counter() - self.start, 3),
+        }
+        self._update(runner, [*history(runner), record])
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        records = history(runner)
+        if getattr(runner, "is_training", False) and records:
+            last = {**records[-1], **{f"val/{key}": value for key, value in metrics.items()}}
+            self._update(runner, [*records[:-1], last])
+
+    def _update(self, runner: Runner, records: list[dict]) -> None:
+        runner.message_hub.update_info("history", records)
+        if is_main_process():
+            write_json(f"{runner.work_dir}/history.json", records)
+
+    def after_train(self, runner: Runner) -> None:
+        if is_main_process() and history(runner):
+            plot_history(history(runner), f"{runner.work_dir}/curves.png")
+
+
+def history(runner: Runner) -> list[dict]:
+    """The records of the epochs so far."""
+    return list(runner.message_hub.runtime_info.get("history", []))
+
+
+@HOOKS.register_module()
+class UnreadableImagesHook(Hook):
+    """Logs each image that could not be read, once, and ends the run past a share of them.
+
+    Args:
+        max_share: of the images of a split, in [0, 1].
+    """
+
+    def __init__(self, max_share: float = 0.01):
+        if not 0 <= max_share <= 1:
+            raise InputError(f"max_share: got {max_share!r}, expected a number in [0, 1]")
+        self.max_share = max_share
+        self.seen: dict[str, set[str]] = {}
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        self._count(runner.train_dataloader.dataset, data_batch)
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        self._count(runner.val_dataloader.dataset, data_batch)
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        self._count(runner.test_dataloader.dataset, data_batch)
+
+    def counts(self) -> dict[str, int]:
+        """Unreadable images met so far in each split."""
+        return {split: len(messages) for split, messages in self.seen.items()}
+
+    def _count(self, dataset, data_batch: dict) -> None:
+        seen = self.seen.setdefault(dataset.split, set())
+        for message in data_batch["errors"]:
+            if message not in seen:
+                seen.add(message)
+                print_log(f"skipped an unreadable image: {message}", logger="current", level=logging.WARNING)
+        if len(seen) > self.max_share * len(dataset):
+            raise InputError(
+                f"data: {len(seen)} of the {len(dataset)} images of the {dataset.split} split cannot be read, more than "
+                f"max_share={self.max_share:g}; the first: {min(seen)}. Mend or remove them, or raise "
+                f"default_hooks.unreadable.max_share"
+            )

@@ -1,0 +1,79 @@
+"""Optimiser groups by timm, and mixed precision on any device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from metala_vision.errors import InputError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class TimmOptimConstructor:
+    """timm's two parameter groups: no weight decay for one-dimensional parameters and the model's own exceptions.
+
+    Args:
+        optim_wrapper_cfg: type (default "OptimWrapper") and arguments of the wrapper, with `optimizer`.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        if paramwise_cfg:
+            raise InputError("optim_wrapper: TimmOptimConstructor takes no paramwise_cfg")
+        self.wrapper = dict(optim_wrapper_cfg)
+        self.optimizer = dict(self.wrapper.pop("optimizer"))
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        backbone = getattr(model, "module", model).backbone
+        no_decay = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+        groups = param_groups_weight_decay(backbone, self.optimizer.get("weight_decay", 0.0), no_decay)
+        optimizer = OPTIMIZERS.build(dict(self.optimizer, params=groups))
+        return OPTIM_WRAPPERS.build(dict(dict(type="OptimWrapper"), **self.wrapper, optimizer=optimizer))
+
+
+@OPTIM_WRAPPERS.register_module()
+class AutocastOptimWrapper(OptimWrapper):
+    """Autocast of the forward pass on the device of the parameters, CPU included; float16 scales its loss.
+
+    mmengine's AmpOptimWrapper does the same on GPUs only.
+
+    Args:
+        dtype: "bfloat16" or "float16".
+    """
+
+    def __init__(self, dtype: str = "bfloat16", **kwargs):
+        super().__init__(**kwargs)
+        if dtype not in DTYPES:
+            raise InputError(f"dtype: got {dtype!r}, expected one of {tuple(DTYPES)}")
+        self.dtype = DTYPES[dtype]
+        self.device_type = self.optimizer.param_groups[0]["params"][0].device.type
+        self.loss_scaler = torch.amp.GradScaler(self.device_type, enabled=dtype == "float16")
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        with super().optim_context(model), torch.autocast(self.device_type, self.dtype):
+            yield
+
+    def backward(self, loss: torch.Tensor, **kwargs) -> None:
+        self.loss_scaler.scale(loss).backward(**kwargs)
+        self._inner_count += 1
+
+    def step(self, **kwargs) -> None:
+        if self.clip_grad_kwargs:
+            self.loss_scaler.unscale_(self.optimizer)
+            self._clip_grad()
+        self.loss_scaler.step(self.optimizer, **kwargs)
+        self.loss_scaler.update()
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "loss_scaler": self.loss_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        state_dict = dict(state_dict)
+        self.loss_scaler.load_state_dict(state_dict.pop("loss_scaler", {}))
+        super().load_state_dict(state_dict)

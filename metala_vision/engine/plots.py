@@ -1,0 +1,60 @@
+"""Pictures of a run: curves and confusion matrix."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .files import write_atomic
+
+
+def plot_history(records: Sequence[dict], path: str | Path) -> None:
+    """Loss, accuracy and learning rate against the epoch, as PNG. `records` are those of `HistoryHook`."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    series = (
+        (("train/loss", "train"), ("val/loss", "validation")),
+        (("val/top1", "top-1, validation"), ("val/top5", "top-5, validation")),
+        (("lr", "learning rate"),),
+    )
+    for panel, title, lines in zip(panels, ("loss", "accuracy in percent", "learning rate"), series):
+        for key, label in lines:
+            points = [(record["epoch"], record[key]) for record in records if key in record]
+            if points:
+                panel.plot(*zip(*points), label=label, marker="." if len(points) < 50 else None)
+        panel.set(title=title, xlabel="epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+        if len(lines) > 1 and panel.lines:
+            panel.legend()
+    _save(figure, path)
+
+
+def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
+    """Rows are true classes, columns predictions, colours the share of the row; counts where there is room for them."""
+    size = len(classes)
+    side = float(np.clip(0.45 * size + 2.5, 5, 16))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    panel = figure.subplots()
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    image = panel.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=panel, shrink=0.8, label="share of the true class")
+    accuracy = 100 * np.trace(confusion) / max(confusion.sum(), 1)
+    panel.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.2f} percent of {confusion.sum()} images")
+    if size <= 30:
+        panel.set_xticks(range(size), classes, rotation=90)
+        panel.set_yticks(range(size), classes)
+        for row, column in np.argwhere(confusion):
+            colour = "white" if share[row, column] > 0.5 else "black"
+            panel.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Train a classifier from a config, then test its best weights.
+
+Leaves in the work_dir: the config, last.pth and best.pth, history.json and curves.png, logs with TensorBoard's, and
+result.json with confusion_matrix.png for the test split. The last line printed is the result as JSON.
+"""
+
+import argparse
+import sys
+
+from mmengine.config import DictAction
+
+from metala_vision.engine.cli import run_tool, write_result
+from metala_vision.engine.config import apply_train_options, load_config
+
+EXAMPLES = """examples:
+  python tools/train.py configs/digits/metala_vit_digits.py
+  python tools/train.py configs/digits/metala_vit_digits.py --seed 1 --work-dir work_dirs/digits_seed1
+  python tools/train.py configs/digits/metala_vit_digits.py --resume auto
+  python tools/train.py configs/digits/metala_vit_digits.py --amp --cfg-options train_cfg.max_epochs=5
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a config file, see configs/")
+    parser.add_argument("--work-dir", help="where the run is kept (default: work_dirs/<name of the config>)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|PATH",
+        help="continue from work_dir's last.pth if there is one (auto), or from a checkpoint",
+    )
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override parts of the config"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    parser.add_argument(
+        "--amp", nargs="?", const="bfloat16", metavar="DTYPE", help="mixed precision: bfloat16 (default) or float16"
+    )
+    parser.add_argument("--seed", type=int, help="random seed (default: the config's)")
+    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> dict:
+    config = load_config(args.config, args.cfg_options)
+    apply_train_options(config, args.work_dir, args.resume, args.device, args.amp, args.seed)
+
+    from metala_vision.engine import ClassificationRunner
+
+    runner = ClassificationRunner.from_cfg(config)
+    return write_result(runner.train_and_test(), runner.work_dir)
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))
