@@ -9,6 +9,6 @@ class InputError(ValueError):
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """" (did you mean ...?)" with the nearest names out of `known`, or an empty string."""
+    """ " (did you mean ...?)" with the nearest names out of `known`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" (did you mean {', '.join(matches)}?)" if matches else ""

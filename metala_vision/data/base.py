@@ -75,7 +75,8 @@ class LabelledImages(Dataset):
             image = self.transform(image, seed)
         if image.ndim == 2:  # some augmentations drop a single channel
             image = image[:, :, None]
-        return dict(image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), label=self.labels[index])
+        # A copy of its own: what `load` returns may be the dataset's memory, or read-only.
+        return dict(image=torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")), label=self.labels[index])
 
 
 def check_split(split: str) -> None:

@@ -52,7 +52,9 @@ class FashionMNIST(LabelledImages):
             images, labels = images[chosen], labels[chosen]
         if subset is not None:
             if not 0 < subset <= len(labels):
-                raise InputError(f"subset: got {subset!r}, expected 1 to {len(labels)}, the images of the {split} split")
+                raise InputError(
+                    f"subset: got {subset!r}, expected 1 to {len(labels)}, the images of the {split} split"
+                )
             chosen = stratified_subset(labels, subset)
             images, labels = images[chosen], labels[chosen]
         self.images = images[..., None]

@@ -35,9 +35,7 @@ class ImageFolder(LabelledImages):
         InputError: missing or empty folder, a class without images, classes that differ between splits.
     """
 
-    def __init__(
-        self, root: str, split: str, transform: dict | None = None, holdout: float = 0.1, channels: int = 3
-    ):
+    def __init__(self, root: str, split: str, transform: dict | None = None, holdout: float = 0.1, channels: int = 3):
         check_split(split)
         if channels not in (1, 3):
             raise InputError(f"channels: got {channels!r}, expected 3 (RGB) or 1 (grey)")
@@ -67,7 +65,9 @@ class ImageFolder(LabelledImages):
             train_classes = _classes(folder / "train")
             if classes != train_classes:
                 differing = sorted(set(classes) ^ set(train_classes))
-                raise InputError(f"root: the classes of {split} and train differ in {folder}: {', '.join(differing[:10])}")
+                raise InputError(
+                    f"root: the classes of {split} and train differ in {folder}: {', '.join(differing[:10])}"
+                )
         self.paths = paths
         super().__init__(split, classes, labels, transform)
 
@@ -99,17 +99,14 @@ def _scan(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
     for label, name in enumerate(classes):
         members = sorted(str(p) for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
         if not members:
-            raise InputError(
-                f"root: class folder {folder / name} has no images; expected files ending in {', '.join(IMG_EXTENSIONS)}"
-            )
+            endings = ", ".join(IMG_EXTENSIONS)
+            raise InputError(f"root: class folder {folder / name} has no images; expected files ending in {endings}")
         paths += members
         labels += [label] * len(members)
     return classes, paths, np.array(labels, dtype=np.int64)
 
 
-def _part(
-    folder: Path, fractions: tuple[float, ...], part: int, split: str
-) -> tuple[list[str], list[str], np.ndarray]:
+def _part(folder: Path, fractions: tuple[float, ...], part: int, split: str) -> tuple[list[str], list[str], np.ndarray]:
     """One part of a folder that several splits share."""
     classes, paths, labels = _scan(folder)
     chosen = stratified_split(labels, fractions)[part]

@@ -103,7 +103,9 @@ def _build(config: dict) -> A.BasicTransform:
         try:
             return transform(**config)
         except (UserWarning, ValueError, TypeError) as error:
-            raise InputError(f"transforms: {name}({', '.join(f'{k}={v!r}' for k, v in config.items())}): {error}") from error
+            raise InputError(
+                f"transforms: {name}({', '.join(f'{k}={v!r}' for k, v in config.items())}): {error}"
+            ) from error
 
 
 def _check_size(img_size: int) -> None:

@@ -135,7 +135,7 @@ class LastBestCheckpointHook(Hook):
             if self.save_best not in metrics:
                 raise InputError(f"save_best: no metric {self.save_best!r}, expected one of {tuple(metrics)}")
             score = metrics[self.save_best]
-            former = runner.message_hub.get_info("best_score") if "best_score" in runner.message_hub.runtime_info else None
+            former = runner.message_hub.runtime_info.get("best_score")
             if former is None or (score > former if self.rule == "greater" else score < former):
                 runner.message_hub.update_info("best_score", score)
                 runner.message_hub.update_info("best_epoch", runner.epoch)

@@ -13,7 +13,12 @@ from metala_vision.errors import InputError, near_matches
 from .checkpoint import BEST, LAST
 from .optim import DTYPES
 
-KNOWN_KEYS = {*inspect.signature(Runner.__init__).parameters} - {"self", "cfg"} | {"custom_imports", "device", "compile"}
+RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
+KNOWN_KEYS = RUNNER_KEYS | {
+    "custom_imports",
+    "device",
+    "compile",
+}
 REQUIRED_KEYS = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "optim_wrapper")
 
 

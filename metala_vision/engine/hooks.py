@@ -113,7 +113,7 @@ class UnreadableImagesHook(Hook):
                 print_log(f"skipped an unreadable image: {message}", logger="current", level=logging.WARNING)
         if len(seen) > self.max_share * len(dataset):
             raise InputError(
-                f"data: {len(seen)} of the {len(dataset)} images of the {dataset.split} split cannot be read, more than "
-                f"max_share={self.max_share:g}; the first: {min(seen)}. Mend or remove them, or raise "
+                f"data: {len(seen)} of the {len(dataset)} images of the {dataset.split} split cannot be read, more "
+                f"than max_share={self.max_share:g}; the first: {min(seen)}. Mend or remove them, or raise "
                 f"default_hooks.unreadable.max_share"
             )

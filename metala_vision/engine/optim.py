@@ -31,7 +31,9 @@ class TimmOptimConstructor:
     def __call__(self, model: nn.Module) -> OptimWrapper:
         backbone = getattr(model, "module", model).backbone
         no_decay = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
-        groups = param_groups_weight_decay(backbone, self.optimizer.get("weight_decay", 0.0), no_decay)
+        groups = param_groups_weight_decay(
+            backbone, self.optimizer.get("weight_decay", 0.0), no_weight_decay_list=no_decay
+        )
         optimizer = OPTIMIZERS.build(dict(self.optimizer, params=groups))
         return OPTIM_WRAPPERS.build(dict(dict(type="OptimWrapper"), **self.wrapper, optimizer=optimizer))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -49,6 +50,11 @@ class ClassificationRunner(Runner):
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         super().register_default_hooks({**DEFAULT_HOOKS, **(hooks or {})})
 
+    def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
+        if isinstance(optim_wrapper, dict):
+            optim_wrapper = {"constructor": "TimmOptimConstructor", **optim_wrapper}
+        return super().build_optim_wrapper(optim_wrapper)
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = self.cfg.get("device", "auto")
         if device == "auto" or self.distributed:
@@ -76,12 +82,16 @@ class ClassificationRunner(Runner):
                 )
             if dataset.classes != datasets[0].classes:
                 raise InputError(f"data: the classes of {where} differ from those of {datasets[0].split}")
-            image = next((s["image"] for s in map(dataset.__getitem__, range(min(len(dataset), 100))) if "image" in s), None)
+            image = next(
+                (s["image"] for s in map(dataset.__getitem__, range(min(len(dataset), 100))) if "image" in s), None
+            )
             if image is None:
                 raise InputError(f"data: the first images of {where} are all unreadable: {dataset[0]['error']}")
             in_chans = getattr(model, "in_chans", image.shape[0])
             if image.shape[0] != in_chans:
-                raise InputError(f"model: in_chans is {in_chans}, but the images of {where} have {image.shape[0]} channels")
+                raise InputError(
+                    f"model: in_chans is {in_chans}, but the images of {where} have {image.shape[0]} channels"
+                )
 
     def train(self) -> nn.Module:
         self.is_training = True
@@ -103,7 +113,7 @@ class ClassificationRunner(Runner):
             raise InputError(f"checkpoint: {filename} is no checkpoint that can be read: {error}") from error
 
     def evaluate(self) -> dict:
-        """Runs the test split with the weights at hand, draws `confusion_matrix.png`; returns the result as plain values."""
+        """Tests the weights at hand and draws `confusion_matrix.png`; returns the result as plain values."""
         metrics = self.test()
         model = getattr(self.model, "module", self.model).backbone
         dataset = self.test_dataloader.dataset

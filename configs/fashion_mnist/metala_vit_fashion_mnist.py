@@ -1,0 +1,25 @@
+"""MetaLA-ViT, width 64, depth 4, on Fashion-MNIST: 28x28, patches of 4, 49 tokens.
+
+Command:  python tools/train.py configs/fashion_mnist/metala_vit_fashion_mnist.py
+Smaller:  ... --cfg-options train_dataloader.dataset.subset=10000
+"""
+
+_base_ = ["../_base_/classification.py", "../_base_/fashion_mnist.py"]
+
+model = dict(
+    type="ImageClassifier",
+    backbone=dict(
+        model_name="metala_vit_nano",
+        num_classes=10,
+        in_chans=1,
+        img_size=28,
+        patch_size=4,
+        embed_dim=64,
+        depth=4,
+        num_heads=1,
+        drop_path_rate=0.05,
+    ),
+    mean=(0.2860,),
+    std=(0.3530,),
+    label_smoothing=0.1,
+)

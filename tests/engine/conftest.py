@@ -1,0 +1,35 @@
+"""A run on the digits that takes a second or two: a small model, big batches, every real component."""
+
+import pytest
+from mmengine.config import Config
+from small_runs import DIGITS, SMALL
+
+from metala_vision.engine import ClassificationRunner, apply_train_options, load_config
+
+
+@pytest.fixture
+def small_config(tmp_path, request):
+    """Makes configs: small_config(options, **train options), kept under tmp_path/run."""
+    made = []
+
+    def make(options: dict | None = None, **train_options) -> Config:
+        config = load_config(str(DIGITS), {**SMALL, **(options or {})})
+        train_options.setdefault("work_dir", str(tmp_path / "run"))
+        apply_train_options(config, **train_options)
+        # mmengine keeps one message hub per name, and its own names are unique to the second only
+        made.append(config)
+        config.experiment_name = f"{request.node.nodeid}_{len(made)}"
+        return config
+
+    return make
+
+
+@pytest.fixture
+def run_small(small_config):
+    """Trains and tests: run_small(options, **train options) -> (runner, result)."""
+
+    def run(*args, **kwargs) -> tuple[ClassificationRunner, dict]:
+        runner = ClassificationRunner.from_cfg(small_config(*args, **kwargs))
+        return runner, runner.train_and_test()
+
+    return run

@@ -1,0 +1,42 @@
+"""The small digits run of the engine's tests, and how two checkpoints are compared."""
+
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "configs" / "digits" / "metala_vit_digits.py"
+SMALL = {
+    "model.backbone.embed_dim": 32,
+    "model.backbone.depth": 2,
+    "train_dataloader.batch_size": 256,
+    "train_dataloader.num_workers": 0,
+    "train_dataloader.persistent_workers": False,
+    "val_dataloader.num_workers": 0,
+    "val_dataloader.persistent_workers": False,
+    "test_dataloader.num_workers": 0,
+    "test_dataloader.persistent_workers": False,
+    "train_cfg.max_epochs": 2,
+    "param_scheduler.0.end": 1,
+    "param_scheduler.1.begin": 1,
+    "param_scheduler.1.end": 2,
+}
+
+
+def assert_same_checkpoint(first: Path, second: Path) -> None:
+    one, other = (torch.load(path, weights_only=True) for path in (first, second))
+    assert one["meta"]["epoch"] == other["meta"]["epoch"]
+    for part in ("state_dict", "optimizer", "param_schedulers"):
+        left, right = flatten(one[part]), flatten(other[part])
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            same = torch.equal(value, right[key]) if isinstance(value, torch.Tensor) else value == right[key]
+            assert same, f"{part}{key} differs"
+
+
+def flatten(value, path="") -> dict:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flatten(item, f"{path}.{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for key, item in enumerate(value) for k, v in flatten(item, f"{path}.{key}").items()}
+    return {path: value}
