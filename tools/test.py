@@ -10,9 +10,6 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from metala_vision.engine.cli import run_tool, write_result
-from metala_vision.engine.config import apply_test_options, load_config
-
 EXAMPLES = """examples:
   python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth
   python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth --img-size 12
@@ -36,10 +33,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
+    from metala_vision.engine import ClassificationRunner, apply_test_options, load_config
+    from metala_vision.engine.cli import write_result
+
     config = load_config(args.config, args.cfg_options)
     apply_test_options(config, args.checkpoint, args.out, args.img_size, args.device)
-
-    from metala_vision.engine import ClassificationRunner
 
     runner = ClassificationRunner.from_cfg(config)
     result = runner.test_checkpoint(args.checkpoint, args.img_size)
@@ -48,4 +46,7 @@ def main(args: argparse.Namespace) -> dict:
 
 if __name__ == "__main__":
     arguments = parse_args()
+    # Not above: torch and timm take seconds to import, and --help should not.
+    from metala_vision.engine.cli import run_tool
+
     sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))

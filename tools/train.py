@@ -10,9 +10,6 @@ import sys
 
 from mmengine.config import DictAction
 
-from metala_vision.engine.cli import run_tool, write_result
-from metala_vision.engine.config import apply_train_options, load_config
-
 EXAMPLES = """examples:
   python tools/train.py configs/digits/metala_vit_digits.py
   python tools/train.py configs/digits/metala_vit_digits.py --seed 1 --work-dir work_dirs/digits_seed1
@@ -47,10 +44,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
+    from metala_vision.engine import ClassificationRunner, apply_train_options, load_config
+    from metala_vision.engine.cli import write_result
+
     config = load_config(args.config, args.cfg_options)
     apply_train_options(config, args.work_dir, args.resume, args.device, args.amp, args.seed)
-
-    from metala_vision.engine import ClassificationRunner
 
     runner = ClassificationRunner.from_cfg(config)
     return write_result(runner.train_and_test(), runner.work_dir)
@@ -58,4 +56,7 @@ def main(args: argparse.Namespace) -> dict:
 
 if __name__ == "__main__":
     arguments = parse_args()
+    # Not above: torch and timm take seconds to import, and --help should not.
+    from metala_vision.engine.cli import run_tool
+
     sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))

@@ -26,6 +26,8 @@ class ImagePreprocessor(BaseDataPreprocessor):
 
     def forward(self, data: dict, training: bool = False) -> dict:
         data = self.cast_data(data)
+        if len(data["inputs"]) == 0:  # no image of the batch could be read
+            return data
         return {**data, "inputs": (data["inputs"].float() / 255 - self.mean) / self.std}
 
 

@@ -14,11 +14,7 @@ from .checkpoint import BEST, LAST
 from .optim import DTYPES
 
 RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
-KNOWN_KEYS = RUNNER_KEYS | {
-    "custom_imports",
-    "device",
-    "compile",
-}
+KNOWN_KEYS = RUNNER_KEYS | {"custom_imports", "device", "compile"}
 REQUIRED_KEYS = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "optim_wrapper")
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +28,17 @@ DEFAULT_HOOKS = dict(
 )
 
 
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """What registries and constructors raise over a config's types and arguments, as InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise InputError(f"config: {error.args[0] if error.args else error}") from error
+
+
 @RUNNERS.register_module()
 class ClassificationRunner(Runner):
     """Trains, validates and tests an `ImageClassifier`.
@@ -42,10 +55,8 @@ class ClassificationRunner(Runner):
         Raises:
             InputError: a type that is not registered, or an argument it does not take.
         """
-        try:
+        with _config_errors():
             return super().from_cfg(cfg)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"config: {error.args[0] if error.args else error}") from error
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         super().register_default_hooks({**DEFAULT_HOOKS, **(hooks or {})})
@@ -53,7 +64,12 @@ class ClassificationRunner(Runner):
     def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
         if isinstance(optim_wrapper, dict):
             optim_wrapper = {"constructor": "TimmOptimConstructor", **optim_wrapper}
-        return super().build_optim_wrapper(optim_wrapper)
+        with _config_errors():
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: dict | list) -> list:
+        with _config_errors():
+            return super().build_param_scheduler(scheduler)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = self.cfg.get("device", "auto")
@@ -67,11 +83,12 @@ class ClassificationRunner(Runner):
         Raises:
             InputError: what does not fit.
         """
-        try:
-            loops = [self.train_loop, self.val_loop, self.test_loop]  # the first use builds each of them
-        except (KeyError, TypeError) as error:
-            raise InputError(f"config: {error.args[0] if error.args else error}") from error
-        datasets = [loop.dataloader.dataset for loop in loops if loop is not None]
+        with _config_errors():  # the first use of a loop builds it, with its data
+            parts = [(self._train_loop, "train_loop"), (self._val_loop, "val_loop"), (self._test_loop, "test_loop")]
+            loops = [getattr(self, name) for config, name in parts if config is not None]
+        if self.optim_wrapper is not None:
+            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        datasets = [loop.dataloader.dataset for loop in loops]
         model = getattr(self.model, "module", self.model).backbone
         for dataset in datasets:
             where = f"{type(dataset).__name__} ({dataset.split})"
@@ -109,7 +126,7 @@ class ClassificationRunner(Runner):
             raise InputError(f"checkpoint: no file {filename}")
         try:
             return super().load_checkpoint(filename, *args, **kwargs)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
             raise InputError(f"checkpoint: {filename} is no checkpoint that can be read: {error}") from error
 
     def evaluate(self) -> dict:

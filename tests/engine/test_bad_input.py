@@ -1,0 +1,292 @@
+"""Bad input that training can meet: a clear error before the first step, and nothing lost."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from small_runs import DIGITS, ROOT, SMALL
+
+from metala_vision.engine import ClassificationRunner, apply_test_options, apply_train_options, load_config
+from metala_vision.engine.hooks import UnreadableImagesHook
+from metala_vision.errors import InputError
+
+
+@pytest.fixture
+def images(tmp_path):
+    """An image folder of two classes, 30 JPEG files each."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(30):
+            Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(
+                tmp_path / "images" / label / f"{i:02}.jpg"
+            )
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def folder_config(images, small_config):
+    """A small run on the image folder."""
+
+    def make(options: dict | None = None, **train_options):
+        config = small_config(
+            {
+                "model.backbone.num_classes": 2,
+                "model.backbone.in_chans": 3,
+                "model.mean": (0.5,) * 3,
+                "model.std": (0.25,) * 3,
+                **{f"{part}_dataloader.batch_size": 8 for part in ("train", "val", "test")},
+                "train_cfg.max_epochs": 1,
+                **(options or {}),
+            },
+            **train_options,
+        )
+        for part in ("train", "val", "test"):
+            config[f"{part}_dataloader"].dataset = dict(
+                type="ImageFolder", root=str(images), split=part, transform=dict(type="EvalTransform", img_size=16)
+            )
+        return config
+
+    return make
+
+
+def prepare(config) -> ClassificationRunner:
+    runner = ClassificationRunner.from_cfg(config)
+    runner.prepare()
+    return runner
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.backbone.model_name": "metala_vit_smal"}, "unknown model_name 'metala_vit_smal'.*metala_vit_small"),
+        ({"model.backbone.drop_pth_rate": 0.1}, "unexpected keyword argument 'drop_pth_rate'"),
+        ({"model.backbone.scan": "zigzag"}, "scan: got 'zigzag'"),
+        ({"model.label_smothing": 0.1}, "label_smothing"),
+        ({"model.type": "ImageClasifier"}, "ImageClasifier is not in the"),
+        ({"model.backbone.in_chans": 3}, "mean has 1 and std 1 channels, expected 3"),
+        (
+            {"model.backbone.in_chans": 3, "model.mean": (0.5,) * 3, "model.std": (0.5,) * 3},
+            "in_chans is 3, but the",
+        ),
+        ({"model.backbone.num_classes": 7}, "num_classes is 7, but the labels of Digits .train. run from 0 to 9"),
+        ({"train_dataloader.dataset.split": "training"}, "split: got 'training'"),
+        ({"train_dataloader.dataset.type": "Digitz"}, "Digitz is not in the"),
+        ({"train_dataloader.dataset.roots": "x"}, "unexpected keyword argument 'roots'"),
+        ({"train_dataloader.dataset.transform.transforms.0.rotat": 3}, "Affine.*rotat"),
+        ({"train_dataloader.dataset.transform.transforms.0.type": "Afine"}, "unknown albumentation 'Afine'.*Affine"),
+        ({"optim_wrapper.optimizer.learning_rate": 1.0}, "learning_rate"),
+        ({"default_hooks.checkpoint.interval": 0}, "interval: got 0"),
+        ({"default_hooks.unreadable.max_share": 2}, "max_share: got 2"),
+    ],
+)
+def test_config_values(small_config, options, message):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        ClassificationRunner.from_cfg(small_config(options)).prepare()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modell.backbone": 1}, "the config has no 'modell'.*did you mean model"),
+        ({"model.backbon.depth": 1}, "model has no 'backbon'.*did you mean backbone"),
+        ({"train_dataloder": 1}, "unknown key 'train_dataloder'.*did you mean train_dataloader"),
+        ({"model.backbone.depth.x": 1}, "'depth' is 4, which has no parts"),
+    ],
+)
+def test_option_keys(options, message):
+    with pytest.raises(InputError, match=message):
+        load_config(str(DIGITS), options)
+
+
+def test_config_files(tmp_path):
+    with pytest.raises(InputError, match="config: no file .*none.py"):
+        load_config(str(tmp_path / "none.py"))
+    path = tmp_path / "broken.py"
+    path.write_text("model = dict(")
+    with pytest.raises(InputError, match="broken.py cannot be read: SyntaxError"):
+        load_config(str(path))
+    path.write_text(f"_base_ = {str(DIGITS)!r}\ntrain_dataloder = dict()\n")
+    with pytest.raises(InputError, match="unknown key 'train_dataloder'.*train_dataloader"):
+        load_config(str(path))
+    path.write_text("model = dict()\n")
+    with pytest.raises(InputError, match="lacks train_dataloader, val_dataloader"):
+        load_config(str(path))
+
+
+def test_devices(small_config):
+    with pytest.raises(InputError, match="--device: got 'gpu', expected auto, cpu, cuda"):
+        small_config(device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="finds no CUDA GPU here; use --device cpu"):
+            small_config(device="cuda")
+    with pytest.raises(InputError, match="--amp: got 'int8'"):
+        small_config(amp="int8")
+
+
+def test_a_finished_run_is_not_overwritten(small_config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pth").write_bytes(b"hours of work")
+    with pytest.raises(InputError, match="holds a run already; continue it with --resume auto, or name another"):
+        small_config()
+    assert (tmp_path / "run" / "last.pth").read_bytes() == b"hours of work"
+
+
+def test_checkpoints_that_do_not_fit(small_config, tmp_path):
+    runner = prepare(small_config())
+    with pytest.raises(InputError, match="checkpoint: no file"):
+        runner.load_checkpoint(str(tmp_path / "none.pth"))
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    with pytest.raises(InputError, match="text.pth is no checkpoint that can be read"):
+        runner.load_checkpoint(str(tmp_path / "text.pth"))
+    torch.save(timm.create_model("metala_vit_nano", depth=1, in_chans=1).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(
+        InputError, match="(?s)of another model.*missing .*blocks.1.norm1.weight.*of another shape.*instead"
+    ):
+        runner.load_checkpoint(str(tmp_path / "other.pth"))
+    model = runner.model.backbone
+    former = {k: v.clone() for k, v in model.state_dict().items()}
+    truncated = (tmp_path / "other.pth").read_bytes()[:5000]
+    (tmp_path / "half.pth").write_bytes(truncated)
+    with pytest.raises(InputError, match="half.pth is no checkpoint"):
+        runner.load_checkpoint(str(tmp_path / "half.pth"))
+    assert all(torch.equal(v, former[k]) for k, v in model.state_dict().items()), (
+        "a refused checkpoint changed the model"
+    )
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code ran while a checkpoint was loaded",))
+
+
+def test_checkpoints_run_no_code(small_config, tmp_path, capsys):
+    runner = prepare(small_config())
+    torch.save(dict(state_dict=runner.model.backbone.state_dict(), extra=Evil()), tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="no checkpoint that can be read"):
+        runner.load_checkpoint(str(tmp_path / "evil.pth"))
+    assert "code ran" not in capsys.readouterr().out
+    pickle.loads(pickle.dumps(Evil()))  # the trap is real
+    assert "code ran" in capsys.readouterr().out
+
+
+def test_resume_from_nowhere(small_config, tmp_path):
+    with pytest.raises(InputError, match="--resume: no file"):
+        small_config(resume=str(tmp_path / "none.pth"))
+    assert "load_from" not in small_config(resume="auto"), "auto starts afresh where there is nothing to resume"
+
+
+def test_unreadable_images_are_skipped_and_counted(folder_config, images):
+    """Three broken files of 60: named in the log, left out of every split, and counted in the result."""
+    for name in ("cat/03.jpg", "cat/04.jpg", "dog/05.jpg"):
+        (images / name).write_bytes((images / name).read_bytes()[:300])
+    runner = ClassificationRunner.from_cfg(folder_config({"default_hooks.unreadable.max_share": 0.5}))
+    result = runner.train_and_test()
+    assert sum(result["unreadable"].values()) == 3
+    assert result["images"] + result["unreadable"]["test"] == 6
+    log = next(Path(runner.work_dir).glob("*/*.log")).read_text()
+    for name in ("cat/03.jpg", "cat/04.jpg", "dog/05.jpg"):
+        assert log.count(name) == 1
+
+
+def test_too_many_unreadable_images_end_the_run(folder_config, images):
+    for i in range(12):
+        (images / "cat" / f"{i:02}.jpg").write_bytes(b"")
+    runner = ClassificationRunner.from_cfg(folder_config({"default_hooks.unreadable.max_share": 0.1}))
+    with pytest.raises(InputError, match=r"of the 48 images of the train split cannot be read.*max_share=0.1.*\.jpg"):
+        runner.train_and_test()
+
+
+def test_a_batch_without_a_readable_image(folder_config, images):
+    """Nothing to learn from, and no NaN either."""
+    for i in range(30):
+        (images / "cat" / f"{i:02}.jpg").write_bytes(b"")
+    options = {
+        "default_hooks.unreadable.max_share": 1.0,
+        "train_dataloader.batch_size": 1,
+        "test_dataloader.batch_size": 1,
+    }
+    runner = ClassificationRunner.from_cfg(folder_config(options))
+    former = runner.model.backbone.head.weight.clone()
+    result = runner.train_and_test()
+    assert result["images"] == 3
+    assert all(p.isfinite().all() for p in runner.model.parameters())
+    assert not torch.equal(former, runner.model.backbone.head.weight)
+
+
+def test_wholly_unreadable_split(folder_config, images):
+    for path in images.rglob("*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="images of ImageFolder .train. are all unreadable: .*jpg"):
+        prepare(folder_config())
+
+
+def test_folder_errors_reach_the_user(folder_config, images):
+    (images / "empty_class").mkdir()
+    with pytest.raises(InputError, match="class folder .*empty_class has no images"):
+        prepare(folder_config())
+    (images / "empty_class").rmdir()
+    config = folder_config()
+    config.train_dataloader.dataset.root = str(images / "nowhere")
+    with pytest.raises(InputError, match="root: no folder .*nowhere"):
+        prepare(config)
+
+
+def test_share_of_unreadable_is_checked():
+    with pytest.raises(InputError, match="max_share: got -1"):
+        UnreadableImagesHook(max_share=-1)
+
+
+def test_img_size_of_the_test_tool(tmp_path):
+    torch.save({}, tmp_path / "x.pth")
+    config = load_config(str(DIGITS), SMALL)
+    with pytest.raises(InputError, match="checkpoint: no file"):
+        apply_test_options(config, str(tmp_path / "none.pth"))
+    with pytest.raises(InputError, match="--img-size: got 0"):
+        apply_test_options(config, str(tmp_path / "x.pth"), img_size=0)
+    config.test_dataloader.dataset.transform = None
+    with pytest.raises(InputError, match="--img-size: the test transform of the config has no img_size"):
+        apply_test_options(config, str(tmp_path / "x.pth"), img_size=8)
+
+
+def test_train_options_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(str(DIGITS))
+    apply_train_options(config)
+    assert config.work_dir == "work_dirs/metala_vit_digits"
+
+
+def test_tools_exit_codes(run_small):
+    """0 with one JSON line last on stdout, 2 with one line on stderr and no traceback; at another image size too."""
+    runner, result = run_small()
+    options = [f"{key}={value}" for key, value in SMALL.items() if key.startswith(("model", "test"))]
+    command = [sys.executable, str(ROOT / "tools" / "test.py"), str(DIGITS)]
+    best = str(Path(runner.work_dir) / "best.pth")
+    done = subprocess.run([*command, best, "--json", "--cfg-options", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["top1"] == result["top1"]
+    assert json.loads((Path(runner.work_dir) / "test_8" / "result.json").read_text())["top1"] == result["top1"]
+    bigger = subprocess.run(
+        [*command, best, "--img-size", "13", "--cfg-options", *options], capture_output=True, text=True
+    )
+    assert bigger.returncode == 0, bigger.stderr
+    assert json.loads(bigger.stdout.splitlines()[-1])["img_size"] == 13
+    failed = subprocess.run([*command, "none.pth"], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert failed.stderr.strip() == "error: checkpoint: no file none.pth"
+
+
+@pytest.mark.parametrize("tool", ["train", "test", "timm_suite"])
+def test_help_has_examples(tool):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "examples:" in done.stdout
+    assert "--json" in done.stdout
