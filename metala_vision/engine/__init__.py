@@ -3,7 +3,7 @@
 from .checkpoint import LastBestCheckpointHook
 from .classifier import ImageClassifier, ImagePreprocessor
 from .config import apply_test_options, apply_train_options, load_config
-from .hooks import EpochSeedHook, HistoryHook, UnreadableImagesHook
+from .hooks import HistoryHook, StepSeedHook, UnreadableImagesHook
 from .metrics import ClassificationMetric
 from .optim import AutocastOptimWrapper, TimmOptimConstructor
 from .runner import ClassificationRunner
@@ -12,7 +12,7 @@ __all__ = [
     "AutocastOptimWrapper",
     "ClassificationMetric",
     "ClassificationRunner",
-    "EpochSeedHook",
+    "StepSeedHook",
     "HistoryHook",
     "ImageClassifier",
     "ImagePreprocessor",

@@ -18,16 +18,17 @@ from .plots import plot_history
 
 
 @HOOKS.register_module()
-class EpochSeedHook(Hook):
-    """Seeds this process anew at each epoch from (seed, epoch, rank).
+class StepSeedHook(Hook):
+    """Seeds this process anew at each step from (seed, rank, step).
 
-    Drop path and dropout of epoch n are then the same in a straight run and in one resumed before n.
+    Drop path and dropout of a step are then the same in a straight run and in a resumed one. Once per epoch would not
+    do: a data loader draws from the same stream, and not equally often when its workers are new and when they go on.
     """
 
     priority = "VERY_HIGH"
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        state = np.random.SeedSequence([runner.seed or 0, runner.epoch, get_rank()]).generate_state(1)
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        state = np.random.SeedSequence([runner.seed or 0, get_rank(), runner.iter]).generate_state(1)
         torch.manual_seed(int(state[0]))
         np.random.seed(int(state[0]))  # noqa: NPY002  (third-party augmentation may draw from it)
 

@@ -21,7 +21,7 @@ from .hooks import UnreadableImagesHook, history
 from .plots import plot_confusion
 
 DEFAULT_HOOKS = dict(
-    epoch_seed=dict(type="EpochSeedHook"),
+    step_seed=dict(type="StepSeedHook"),
     unreadable=dict(type="UnreadableImagesHook"),
     history=dict(type="HistoryHook"),
     checkpoint=dict(type="LastBestCheckpointHook"),

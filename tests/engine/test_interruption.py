@@ -76,7 +76,7 @@ def train(tmp_path_factory):
         return subprocess.run(
             [sys.executable, str(ROOT / "tools" / "train.py"), str(folder / "config.py"), "--work-dir", str(work_dir)]
             + [*arguments, "--device", "cpu"],
-            env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "KILL": kill, "OMP_NUM_THREADS": "2"},
+            env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "KILL": kill, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             **kwargs,
