@@ -59,8 +59,13 @@ def gated_linear_attention(
     """
     if isinstance(scan, str):
         raise ValueError(f"scan: got the string {scan!r}, expected a tuple of orders such as ({scan!r},)")
-    rows, cols = (1, q.shape[1]) if grid is None else grid
-    return torch.ops.metala.gated_linear_attention(q, log_decay, v, k, rows, cols, list(scan), scale, backend)
+    if not isinstance(scan, (tuple, list)) or not all(isinstance(order, str) for order in scan):
+        raise ValueError(f"scan: got {scan!r}, expected a tuple of orders such as ('row', 'row_reverse')")
+    if grid is None:
+        grid = (1, q.shape[1] if q.dim() > 1 else 0)
+    elif not isinstance(grid, (tuple, list, torch.Size)) or len(grid) != 2 or any(isinstance(n, float) for n in grid):
+        raise ValueError(f"grid: got {grid!r}, expected (rows, cols), two integers")
+    return torch.ops.metala.gated_linear_attention(q, log_decay, v, k, grid[0], grid[1], list(scan), scale, backend)
 
 
 def _gated_linear_attention(
@@ -78,7 +83,7 @@ def _gated_linear_attention(
     _check(q, log_decay, v, k, rows, cols, scan)
     run = _choose(backend)
     compute = torch.float32
-    for x in (q, log_decay, v):
+    for x in (q, log_decay, v, v if k is None else k):
         compute = torch.promote_types(compute, x.dtype)
     # Autocast would turn the products of rescaled q and k into half precision, where their range does not fit.
     device = v.device.type
@@ -127,6 +132,8 @@ def _check(q: Tensor, log_decay: Tensor, v: Tensor, k: Tensor | None, rows: int,
     tokens = q.shape[1]
     if tokens < 1:
         raise ValueError("q: got 0 tokens, expected at least 1")
+    if q.shape[3] < 1:
+        raise ValueError(f"q: got shape {tuple(q.shape)}, expected at least 1 channel")
     if rows < 1 or cols < 1 or rows * cols != tokens:
         raise ValueError(f"grid: got ({rows}, {cols}), expected (rows, cols) with rows * cols == {tokens} tokens")
     if not scan or len(set(scan)) != len(scan) or not set(scan) <= set(SCAN_ORDERS):

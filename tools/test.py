@@ -5,6 +5,7 @@ Prints accuracy, and the result as JSON on the last line; writes result.json and
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def main(args: argparse.Namespace) -> dict:
 
 if __name__ == "__main__":
     arguments = parse_args()
+    # OpenMP threads that spin while they wait starve the data workers, and each other, where cores are few or busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Not above: torch and timm take seconds to import, and --help should not.
     from metala_vision.engine.cli import run_tool
 

@@ -6,6 +6,7 @@ result.json with confusion_matrix.png for the test split. The last line printed 
 """
 
 import argparse
+import os
 import sys
 
 from mmengine.config import DictAction
@@ -56,6 +57,8 @@ def main(args: argparse.Namespace) -> dict:
 
 if __name__ == "__main__":
     arguments = parse_args()
+    # OpenMP threads that spin while they wait starve the data workers, and each other, where cores are few or busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Not above: torch and timm take seconds to import, and --help should not.
     from metala_vision.engine.cli import run_tool
 

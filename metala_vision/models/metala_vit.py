@@ -10,7 +10,7 @@ import torch
 from timm.layers import DropPath, PatchEmbed, calculate_drop_path_rates, global_pool_nlc, resample_patch_embed
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_args, update_model_input_size
+from timm.models._input import update_model_input_size
 from timm.models._manipulate import named_apply
 from torch import Tensor, nn
 
@@ -173,11 +173,10 @@ class MetaLAViT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head for `num_classes` (0 for none), and a new pooling if one is given."""
         reference = self.patch_embed.proj.weight
-        self.num_classes = num_classes
         if global_pool is not None:
             _check_pool(global_pool)
             self.global_pool = global_pool
-            update_model_args(self, global_pool=global_pool)
+        self.num_classes = num_classes
         self.head = nn.Identity()
         if num_classes > 0:
             self.head = nn.Linear(self.embed_dim, num_classes, device=reference.device, dtype=reference.dtype)

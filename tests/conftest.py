@@ -1,0 +1,16 @@
+"""What every test shares: two threads that wait without spinning, and a fixed seed."""
+
+import os
+
+# Read when torch loads OpenMP. Threads that spin at each barrier make a run beside another one 50 times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
