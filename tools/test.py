@@ -25,6 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="best.pth or last.pth of a run, or a state_dict of the timm model")
     parser.add_argument("--img-size", type=int, metavar="N", help="test at N x N pixels instead of the config's size")
     parser.add_argument("--out", help="folder for the result (default: beside the checkpoint, in test_<size>)")
+    parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override parts of the config"
     )
@@ -34,10 +35,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    from metala_vision.engine import ClassificationRunner, apply_test_options, load_config
+    from metala_vision.engine import ClassificationRunner, apply_test_options, load_config, set_data_root
     from metala_vision.engine.cli import write_result
 
     config = load_config(args.config, args.cfg_options)
+    if args.data_root is not None:
+        set_data_root(config, args.data_root)
     apply_test_options(config, args.checkpoint, args.out, args.img_size, args.device)
 
     runner = ClassificationRunner.from_cfg(config)

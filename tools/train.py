@@ -15,6 +15,8 @@ EXAMPLES = """examples:
   python tools/train.py configs/digits/metala_vit_digits.py
   python tools/train.py configs/digits/metala_vit_digits.py --seed 1 --work-dir work_dirs/digits_seed1
   python tools/train.py configs/digits/metala_vit_digits.py --resume auto
+  python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py --data-root FOLDER \\
+      --cfg-options model.backbone.num_classes=3
   python tools/train.py configs/digits/metala_vit_digits.py --amp --cfg-options train_cfg.max_epochs=5
 """
 
@@ -32,6 +34,7 @@ def parse_args() -> argparse.Namespace:
         metavar="auto|PATH",
         help="continue from work_dir's last.pth if there is one (auto), or from a checkpoint",
     )
+    parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override parts of the config"
     )
@@ -45,10 +48,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    from metala_vision.engine import ClassificationRunner, apply_train_options, load_config
+    from metala_vision.engine import ClassificationRunner, apply_train_options, load_config, set_data_root
     from metala_vision.engine.cli import write_result
 
     config = load_config(args.config, args.cfg_options)
+    if args.data_root is not None:
+        set_data_root(config, args.data_root)
     apply_train_options(config, args.work_dir, args.resume, args.device, args.amp, args.seed)
 
     runner = ClassificationRunner.from_cfg(config)

@@ -1,11 +1,9 @@
 """MetaLA-ViT tiny at 224 pixels on a folder of images with one subfolder per class.
 
 The folder may hold train/, val/ and test/; train/ and val/ as ImageNet has them; or the class folders alone.
-Set the three lines below, or name them on the command line:
 
-Command:  python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py --cfg-options \
-              train_dataloader.dataset.root=FOLDER val_dataloader.dataset.root=FOLDER \
-              test_dataloader.dataset.root=FOLDER model.backbone.num_classes=N
+Command:  python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py \
+              --data-root FOLDER --cfg-options model.backbone.num_classes=N
 """
 
 _base_ = "../_base_/classification.py"

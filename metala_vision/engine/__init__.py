@@ -2,7 +2,7 @@
 
 from .checkpoint import LastBestCheckpointHook
 from .classifier import ImageClassifier, ImagePreprocessor
-from .config import apply_test_options, apply_train_options, load_config
+from .config import apply_test_options, apply_train_options, load_config, set_data_root
 from .hooks import HistoryHook, StepSeedHook, UnreadableImagesHook
 from .metrics import ClassificationMetric
 from .optim import AutocastOptimWrapper, TimmOptimConstructor
@@ -22,4 +22,5 @@ __all__ = [
     "apply_test_options",
     "apply_train_options",
     "load_config",
+    "set_data_root",
 ]

@@ -80,6 +80,20 @@ def check_device(device: str) -> str:
     return device
 
 
+def set_data_root(config: Config, root: str) -> None:
+    """Points every dataset of the config to one folder.
+
+    Raises:
+        InputError: the datasets of the config have no root.
+    """
+    datasets = [config[f"{part}_dataloader"].dataset for part in ("train", "val", "test")]
+    if not all("root" in dataset for dataset in datasets):
+        kinds = ", ".join(sorted({dataset.type for dataset in datasets}))
+        raise InputError(f"--data-root: got {root!r}, but the config's datasets ({kinds}) take no root")
+    for dataset in datasets:
+        dataset.root = root
+
+
 def apply_train_options(
     config: Config,
     work_dir: str | None = None,

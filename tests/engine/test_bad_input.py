@@ -13,7 +13,13 @@ import torch
 from PIL import Image
 from small_runs import DIGITS, ROOT, SMALL
 
-from metala_vision.engine import ClassificationRunner, apply_test_options, apply_train_options, load_config
+from metala_vision.engine import (
+    ClassificationRunner,
+    apply_test_options,
+    apply_train_options,
+    load_config,
+    set_data_root,
+)
 from metala_vision.engine.hooks import UnreadableImagesHook
 from metala_vision.errors import InputError
 
@@ -254,6 +260,14 @@ def test_img_size_of_the_test_tool(tmp_path):
     config.test_dataloader.dataset.transform = None
     with pytest.raises(InputError, match="--img-size: the test transform of the config has no img_size"):
         apply_test_options(config, str(tmp_path / "x.pth"), img_size=8)
+
+
+def test_data_root():
+    folder = load_config(str(ROOT / "configs" / "imagefolder" / "metala_vit_tiny_224_folder_100e.py"))
+    set_data_root(folder, "elsewhere")
+    assert {folder[f"{part}_dataloader"].dataset.root for part in ("train", "val", "test")} == {"elsewhere"}
+    with pytest.raises(InputError, match=r"--data-root: got 'x', but the config's datasets \(Digits\) take no root"):
+        set_data_root(load_config(str(DIGITS)), "x")
 
 
 def test_train_options_default(tmp_path, monkeypatch):
