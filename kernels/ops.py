@@ -65,7 +65,7 @@ def gated_linear_attention(
         grid = (1, q.shape[1] if q.dim() > 1 else 0)
     elif not isinstance(grid, (tuple, list, torch.Size)) or len(grid) != 2 or any(isinstance(n, float) for n in grid):
         raise ValueError(f"grid: got {grid!r}, expected (rows, cols), two integers")
-    return torch.ops.metala.gated_linear_attention(q, log_decay, v, k, grid[0], grid[1], list(scan), scale, backend)
+    return torch.ops.metala.gated_linear_attention(q, log_decay, v, k, grid[0], grid[1], ",".join(scan), scale, backend)
 
 
 def _gated_linear_attention(
@@ -75,12 +75,16 @@ def _gated_linear_attention(
     k: Tensor | None,
     rows: int,
     cols: int,
-    scan: list[str],
+    scan: str,
     scale: float | None,
     backend: str | None,
 ) -> Tensor:
-    """The registered form of `gated_linear_attention`: what TorchScript, FX and torch.compile see."""
-    _check(q, log_decay, v, k, rows, cols, scan)
+    """The registered form of `gated_linear_attention`: what TorchScript, FX and torch.compile see.
+
+    `scan` is its orders joined by commas: tracers take a string, and no list of strings.
+    """
+    orders = tuple(scan.split(",")) if scan else ()
+    _check(q, log_decay, v, k, rows, cols, orders)
     run = _choose(backend)
     compute = torch.float32
     for x in (q, log_decay, v, v if k is None else k):
@@ -92,13 +96,13 @@ def _gated_linear_attention(
         # -expm1 and not 1 - exp: near zero the difference would keep no digits.
         key = -torch.expm1(gate) if k is None else k.to(compute)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        out = run(q.to(compute), gate, v.to(compute), key, (rows, cols), tuple(scan), scale)
+        out = run(q.to(compute), gate, v.to(compute), key, (rows, cols), orders, scale)
         return out.to(v.dtype)
 
 
 _library = torch.library.Library("metala", "DEF")
 _library.define(
-    "gated_linear_attention(Tensor q, Tensor log_decay, Tensor v, Tensor? k, int rows, int cols, str[] scan,"
+    "gated_linear_attention(Tensor q, Tensor log_decay, Tensor v, Tensor? k, int rows, int cols, str scan,"
     " float? scale, str? backend) -> Tensor"
 )
 _library.impl("gated_linear_attention", _gated_linear_attention, "CompositeImplicitAutograd")
@@ -115,7 +119,9 @@ def _choose(backend: str | None) -> Callable[..., Tensor]:
     return BACKENDS[backend]
 
 
-def _check(q: Tensor, log_decay: Tensor, v: Tensor, k: Tensor | None, rows: int, cols: int, scan: list[str]) -> None:
+def _check(
+    q: Tensor, log_decay: Tensor, v: Tensor, k: Tensor | None, rows: int, cols: int, scan: tuple[str, ...]
+) -> None:
     """Raises ValueError for what does not fit."""
     tensors = {"q": q, "log_decay": log_decay, "v": v} | ({} if k is None else {"k": k})
     for name, x in tensors.items():

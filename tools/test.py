@@ -5,11 +5,8 @@ Prints accuracy, and the result as JSON on the last line; writes result.json and
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
-
-from mmengine.config import DictAction
 
 EXAMPLES = """examples:
   python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth
@@ -26,9 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--img-size", type=int, metavar="N", help="test at N x N pixels instead of the config's size")
     parser.add_argument("--out", help="folder for the result (default: beside the checkpoint, in test_<size>)")
     parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override parts of the config"
-    )
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override parts of the config")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
     return parser.parse_args()
@@ -50,8 +45,6 @@ def main(args: argparse.Namespace) -> dict:
 
 if __name__ == "__main__":
     arguments = parse_args()
-    # OpenMP threads that spin while they wait starve the data workers, and each other, where cores are few or busy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Not above: torch and timm take seconds to import, and --help should not.
     from metala_vision.engine.cli import run_tool
 

@@ -6,10 +6,7 @@ result.json with confusion_matrix.png for the test split. The last line printed 
 """
 
 import argparse
-import os
 import sys
-
-from mmengine.config import DictAction
 
 EXAMPLES = """examples:
   python tools/train.py configs/digits/metala_vit_digits.py
@@ -17,7 +14,7 @@ EXAMPLES = """examples:
   python tools/train.py configs/digits/metala_vit_digits.py --resume auto
   python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py --data-root FOLDER \\
       --cfg-options model.backbone.num_classes=3
-  python tools/train.py configs/digits/metala_vit_digits.py --amp --cfg-options train_cfg.max_epochs=5
+  python tools/train.py configs/digits/metala_vit_digits.py --amp --cfg-options train_dataloader.batch_size=128
 """
 
 
@@ -35,9 +32,7 @@ def parse_args() -> argparse.Namespace:
         help="continue from work_dir's last.pth if there is one (auto), or from a checkpoint",
     )
     parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override parts of the config"
-    )
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override parts of the config")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     parser.add_argument(
         "--amp", nargs="?", const="bfloat16", metavar="DTYPE", help="mixed precision: bfloat16 (default) or float16"
@@ -62,8 +57,6 @@ def main(args: argparse.Namespace) -> dict:
 
 if __name__ == "__main__":
     arguments = parse_args()
-    # OpenMP threads that spin while they wait starve the data workers, and each other, where cores are few or busy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Not above: torch and timm take seconds to import, and --help should not.
     from metala_vision.engine.cli import run_tool
 

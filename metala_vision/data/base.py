@@ -73,6 +73,10 @@ class LabelledImages(Dataset):
             return dict(error=str(error))
         if self.transform is not None:
             image = self.transform(image, seed)
+        if image.dtype != np.uint8:
+            raise InputError(
+                f"transform: it makes images of {image.dtype}, expected uint8; mean and std are the model's business"
+            )
         if image.ndim == 2:  # some augmentations drop a single channel
             image = image[:, :, None]
         # A copy of its own: what `load` returns may be the dataset's memory, or read-only.

@@ -77,12 +77,20 @@ class ImageFolder(LabelledImages):
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(path) as image:
-                    return np.asarray(image.convert("RGB" if self.channels == 3 else "L")).reshape(
-                        image.height, image.width, self.channels
-                    )
+                    return _pixels(image, self.channels)
         # PIL raises almost anything on broken files: SyntaxError for PNG chunks, ValueError, struct.error, ...
         except Exception as error:
             raise UnreadableImageError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """[height, width, channels] uint8, of any mode; 16-bit grey is scaled, where PIL would clip it to white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (mode {image.mode}) have no agreed range; save it with 8 or 16 bits")
+    converted = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    return converted.reshape(image.height, image.width, channels)
 
 
 def _classes(folder: Path) -> list[str]:
@@ -92,12 +100,18 @@ def _classes(folder: Path) -> list[str]:
     return classes
 
 
+def _is_image(relative: Path, path: Path) -> bool:
+    """By its ending; hidden files and folders hold thumbnails and checkpoints, copies of images that would leak."""
+    hidden = any(part.startswith(".") for part in relative.parts)
+    return not hidden and path.suffix.lower() in IMG_EXTENSIONS and path.is_file()
+
+
 def _scan(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
     """Classes, image paths in a fixed order, labels."""
     classes = _classes(folder)
     paths, labels = [], []
     for label, name in enumerate(classes):
-        members = sorted(str(p) for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+        members = sorted(str(path) for path in (folder / name).rglob("*") if _is_image(path.relative_to(folder), path))
         if not members:
             endings = ", ".join(IMG_EXTENSIONS)
             raise InputError(f"root: class folder {folder / name} has no images; expected files ending in {endings}")

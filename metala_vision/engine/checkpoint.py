@@ -1,7 +1,9 @@
 """Checkpoints of plain tensors and numbers: whole at any moment, and loadable anywhere with weights_only=True."""
 
 import logging
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,24 @@ from metala_vision.errors import InputError
 
 PREFIX = "backbone."
 LAST, BEST = "last.pth", "best.pth"
+
+
+def read_checkpoint(filename: str | Path) -> dict:
+    """A checkpoint on the CPU, with weights_only=True: nothing in it is run.
+
+    Raises:
+        InputError: no such file, or nothing that can be read as a checkpoint.
+    """
+    if not Path(filename).is_file():
+        raise InputError(f"checkpoint: no file {filename}")
+    try:
+        checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        raise InputError(f"checkpoint: {filename} is no checkpoint that can be read: {error}") from error
+    weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise InputError(f"checkpoint: {filename} is no checkpoint that can be read: it holds no state_dict of tensors")
+    return checkpoint
 
 
 def to_portable(checkpoint: dict) -> None:
@@ -116,12 +136,6 @@ class LastBestCheckpointHook(Hook):
         self.interval = interval
         self.save_best = save_best
         self.rule = rule
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        to_portable(checkpoint)
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        from_portable(checkpoint, getattr(runner.model, "module", runner.model))
 
     def after_train_epoch(self, runner: Runner) -> None:
         # The loop counts the epoch only after this call.

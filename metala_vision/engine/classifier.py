@@ -61,6 +61,9 @@ class ImageClassifier(BaseModel):
                 f"model: mean has {len(mean)} and std {len(std)} channels, expected {in_chans}, the model's in_chans"
             )
 
+    def init_weights(self) -> None:
+        """Nothing: timm has initialised the backbone, or loaded it. mmengine would call its init_weights again."""
+
     def forward(
         self, inputs: Tensor, labels: Tensor | None = None, errors: list[str] | None = None, mode: str = "tensor"
     ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
@@ -86,7 +89,7 @@ def _create(arguments: dict) -> torch.nn.Module:
         raise InputError(f"model: unknown model_name {name!r}{near_matches(str(name), timm.list_models())}")
     try:
         return timm.create_model(name, **arguments)
-    except TypeError as error:
-        raise InputError(f"model: {name}: {error}") from error
-    except ValueError as error:
+    except FileNotFoundError as error:
+        raise InputError(f"model: {name}: no file {arguments.get('checkpoint_path')}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"model: {name}: {error}") from error

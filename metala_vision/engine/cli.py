@@ -1,19 +1,24 @@
 """What the tools share: errors without tracebacks, one JSON line at the end, an exit code that can be trusted."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from metala_vision.errors import InputError
 
-from .files import write_json
+from .files import to_json, write_json
 
 
 def write_result(result: dict, folder: str | Path) -> dict:
-    """Writes `result.json` into the folder and returns the result."""
-    write_json(Path(folder) / "result.json", result)
+    """Writes `result.json` into the folder, says in two lines what it holds, and returns the result."""
+    path = Path(folder) / "result.json"
+    write_json(path, result)
+    pictures = [result[key] for key in ("curves", "confusion_matrix") if key in result]
+    print(
+        f"top-1 {result['top1']:.2f} percent of {result['images']} images ({result['dataset']}, {result['split']} split)"
+    )
+    print(f"pictures: {', '.join(pictures)}; result: {path}")
     return result
 
 
@@ -35,7 +40,7 @@ def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; continue with --resume auto", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
-    print(json.dumps(result), flush=True)
+    print(to_json(result), flush=True)
     return 0

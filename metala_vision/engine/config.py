@@ -1,29 +1,34 @@
 """Configs: reading them, overriding them from a command line, and refusing what nobody would understand."""
 
+import argparse
 import difflib
 import inspect
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from metala_vision.errors import InputError, near_matches
 
-from .checkpoint import BEST, LAST
+from .checkpoint import BEST, LAST, read_checkpoint
 from .optim import DTYPES
 
 RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
-KNOWN_KEYS = RUNNER_KEYS | {"custom_imports", "device", "compile"}
+KNOWN_KEYS = RUNNER_KEYS | {"custom_imports", "device"}
 REQUIRED_KEYS = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "optim_wrapper")
 
 
-def load_config(path: str, options: dict | None = None) -> Config:
-    """A config file with `key.subkey=value` overrides.
+def load_config(path: str, options: dict | Sequence[str] | None = None) -> Config:
+    """A config file with overrides: a dict of "key.subkey" to value, or strings "key.subkey=value".
 
     Raises:
-        InputError: no such file, Python that does not run, a missing key, or a key near to a known one and not it.
+        InputError: no such file, Python that does not run, a missing key, a key near to a known one and not it, or
+            an override of something that is not there or that is only a variable of the file.
     """
+    options = options if isinstance(options, dict) else _parse_options(options or ())
     if not Path(path).is_file():
         raise InputError(f"config: no file {path}")
     try:
@@ -37,10 +42,19 @@ def load_config(path: str, options: dict | None = None) -> Config:
     missing = [key for key in REQUIRED_KEYS if key not in config]
     if missing:
         raise InputError(f"config: {path} lacks {', '.join(missing)}")
-    for key in options or {}:
+    for key in options:
         _check_option(config, key)
-    config.merge_from_dict(options or {})
+    config.merge_from_dict(options)
     return config
+
+
+def _parse_options(strings: Sequence[str]) -> dict:
+    wrong = [string for string in strings if "=" not in string]
+    if wrong:
+        raise InputError(f"--cfg-options: got {wrong[0]!r}, expected KEY=VALUE")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--options", nargs="*", action=DictAction)
+    return parser.parse_args(["--options", *strings]).options or {}
 
 
 def _check_option(config: Config, key: str) -> None:
@@ -55,7 +69,12 @@ def _check_option(config: Config, key: str) -> None:
         node = node[name] if isinstance(node, dict | Config) else node[int(name)]
         if not isinstance(node, dict | Config | list | tuple):
             raise InputError(f"--cfg-options: {key}: {name!r} is {node!r}, which has no parts")
-    if not parents and last not in config and last not in KNOWN_KEYS:
+    if not parents and last in config and last not in KNOWN_KEYS:
+        raise InputError(
+            f"--cfg-options: {key!r} is a variable of the config file, already used when an override comes; "
+            f"override what it was used for, such as train_cfg.max_epochs or train_dataloader.batch_size"
+        )
+    if not parents and last not in KNOWN_KEYS:
         raise InputError(f"--cfg-options: unknown key {key!r}{near_matches(key, {*config, *KNOWN_KEYS})}")
 
 
@@ -69,8 +88,10 @@ def check_device(device: str) -> str:
         return device
     try:
         kind = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"--device: got {device!r}, expected auto, cpu, cuda, cuda:1 or mps") from error
+    except RuntimeError:
+        kind = None
+    if kind is None or kind.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"--device: got {device!r}, expected auto, cpu, cuda, cuda:1 or mps")
     if kind.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device: got {device!r}, but torch finds no CUDA GPU here; use --device cpu")
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
@@ -109,25 +130,50 @@ def apply_train_options(
     """
     config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(config.filename).stem)
     config.device = check_device(device)
+    if amp is not None and amp not in DTYPES:
+        raise InputError(f"--amp: got {amp!r}, expected one of {tuple(DTYPES)}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: training in several processes is not supported yet; start one"
+        )
+    folder = Path(config.work_dir)
+    source = None
+    if resume == "auto":
+        source = folder / LAST if (folder / LAST).exists() else None
+    elif resume is not None:
+        source = Path(resume)
+        if not source.is_file():
+            raise InputError(f"--resume: no file {resume}")
+    occupied = (folder / LAST).exists() or (folder / BEST).exists()
+    if occupied and (source is None or source.parent.resolve() != folder.resolve()):
+        raise InputError(f"--work-dir: {folder} holds a run already; continue it with --resume auto, or name another")
+    if source is not None:
+        seed, amp = _same_run(source, seed, amp)
+        config.resume, config.load_from = True, str(source)
     if seed is not None:
         config.randomness = dict(config.get("randomness", {}), seed=seed)
     if amp is not None:
-        if amp not in DTYPES:
-            raise InputError(f"--amp: got {amp!r}, expected one of {tuple(DTYPES)}")
         config.optim_wrapper.type = "AutocastOptimWrapper"
         config.optim_wrapper.dtype = amp
-    last = Path(config.work_dir) / LAST
-    if resume is None:
-        if last.exists() or (last.parent / BEST).exists():
-            raise InputError(
-                f"--work-dir: {config.work_dir} holds a run already; continue it with --resume auto, or name another"
-            )
-    elif resume != "auto":
-        if not Path(resume).is_file():
-            raise InputError(f"--resume: no file {resume}")
-        config.resume, config.load_from = True, resume
-    elif last.exists():
-        config.resume, config.load_from = True, str(last)
+
+
+def _same_run(source: Path, seed: int | None, amp: str | None) -> tuple[int, str | None]:
+    """Seed and mixed precision of the run to continue: with others it would be another run.
+
+    Raises:
+        InputError: weights alone, or options that contradict the run.
+    """
+    checkpoint = read_checkpoint(source)
+    if "meta" not in checkpoint or "optimizer" not in checkpoint:
+        raise InputError(f"--resume: {source} holds weights alone; to start from them set load_from={source} instead")
+    former_seed = checkpoint["meta"]["seed"]
+    scaler = checkpoint["optimizer"].get("loss_scaler")
+    former_amp = None if scaler is None else "float16" if scaler else "bfloat16"
+    if seed not in (None, former_seed):
+        raise InputError(f"--seed: got {seed}, but the run of {source} has seed {former_seed}; leave it out")
+    if amp not in (None, former_amp):
+        raise InputError(f"--amp: got {amp}, but the run of {source} has {former_amp or 'float32'}; leave it out")
+    return former_seed, former_amp
 
 
 def apply_test_options(

@@ -1,6 +1,7 @@
 """Files that are either whole or not there, whatever happens in the middle of a write."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -30,8 +31,21 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """`value` as indented JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    """`value` as indented JSON, atomically; numbers that are not finite become null."""
+    write_atomic(path, (json.dumps(_finite(value), indent=2) + "\n").encode())
+
+
+def to_json(value: object) -> str:
+    """`value` as one line of JSON; numbers that are not finite become null."""
+    return json.dumps(_finite(value))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @register_backend("atomic", force=True)

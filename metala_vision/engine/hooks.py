@@ -49,11 +49,18 @@ class HistoryHook(Hook):
         self.losses.append(outputs["loss"].detach())
 
     def after_train_epoch(self, runner: Runner) -> None:
+        loss = torch.stack(self.losses).float()
+        if not loss.isfinite().all():
+            step = runner.iter - len(loss) + int((~loss.isfinite()).nonzero()[0]) + 1
+            raise InputError(
+                f"training: the loss is {loss[~loss.isfinite()][0].item()} at step {step} (epoch {runner.epoch + 1}); "
+                f"last.pth is the epoch before. A lower rate or gradient clipping may help"
+            )
         record = {
             "epoch": runner.epoch + 1,
             "iter": runner.iter,
             "lr": runner.optim_wrapper.get_lr()["lr"][0],
-            "train/loss": torch.stack(self.losses).float().mean().item(),
+            "train/loss": loss.mean().item(),
             "seconds": round(time.perf_counter() - self.start, 3),
         }
         self._update(runner, [*history(runner), record])
@@ -67,7 +74,10 @@ class HistoryHook(Hook):
     def _update(self, runner: Runner, records: list[dict]) -> None:
         runner.message_hub.update_info("history", records)
         if is_main_process():
-            write_json(f"{runner.work_dir}/history.json", records)
+            try:
+                write_json(f"{runner.work_dir}/history.json", records)
+            except OSError as error:  # the checkpoint, which holds the records too, decides whether the run can go on
+                print_log(f"history.json could not be written: {error}", logger="current", level=logging.WARNING)
 
     def after_train(self, runner: Runner) -> None:
         if is_main_process() and history(runner):

@@ -1,7 +1,8 @@
 """mmengine's Runner with our defaults: a device by name, whole checkpoints, and every check before the first step."""
 
 import logging
-import pickle
+import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from metala_vision.data import LabelledImages
 from metala_vision.errors import InputError
 
-from .checkpoint import BEST, LAST
+from .checkpoint import BEST, LAST, from_portable, read_checkpoint, to_portable
+from .files import write_atomic
 from .hooks import UnreadableImagesHook, history
 from .plots import plot_confusion
 
@@ -30,13 +33,34 @@ DEFAULT_HOOKS = dict(
 
 @contextmanager
 def _config_errors() -> Iterator[None]:
-    """What registries and constructors raise over a config's types and arguments, as InputError."""
+    """What registries and constructors say of a config's types and arguments, as InputError; our own bugs pass."""
     try:
         yield
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AssertionError) as error:
+        origin: BaseException = error
+        while origin.__context__ is not None:
+            origin = origin.__context__
+        place = traceback.extract_tb(origin.__traceback__)[-1].filename
+        # A TypeError or KeyError counts where the registry calls and looks up, not where a constructor goes wrong.
+        if isinstance(error, (KeyError, TypeError)) and f"{os.sep}registry{os.sep}" not in place:
+            raise
         raise InputError(f"config: {error.args[0] if error.args else error}") from error
+
+
+def _first_image(dataset: LabelledImages, where: str) -> torch.Tensor:
+    """An image as the model will get it, out of the first hundred."""
+    for index in range(min(len(dataset), 100)):
+        try:
+            sample = dataset[index]
+        except InputError:
+            raise
+        except Exception as error:  # a transform is anybody's code
+            raise InputError(f"data: the transform of {where} fails: {type(error).__name__}: {error}") from error
+        if "image" in sample:
+            return sample["image"]
+    raise InputError(f"data: the first images of {where} are all unreadable: {sample['error']}")
 
 
 @RUNNERS.register_module()
@@ -92,18 +116,14 @@ class ClassificationRunner(Runner):
         model = getattr(self.model, "module", self.model).backbone
         for dataset in datasets:
             where = f"{type(dataset).__name__} ({dataset.split})"
-            if len(dataset.classes) > model.num_classes:
+            if len(dataset.classes) != model.num_classes:
                 raise InputError(
-                    f"model: num_classes is {model.num_classes}, but the labels of {where} "
-                    f"run from 0 to {len(dataset.classes) - 1}"
+                    f"model: num_classes is {model.num_classes}, but the labels of {where} run from 0 to "
+                    f"{len(dataset.classes) - 1}; set model.backbone.num_classes={len(dataset.classes)}"
                 )
             if dataset.classes != datasets[0].classes:
                 raise InputError(f"data: the classes of {where} differ from those of {datasets[0].split}")
-            image = next(
-                (s["image"] for s in map(dataset.__getitem__, range(min(len(dataset), 100))) if "image" in s), None
-            )
-            if image is None:
-                raise InputError(f"data: the first images of {where} are all unreadable: {dataset[0]['error']}")
+            image = _first_image(dataset, where)
             in_chans = getattr(model, "in_chans", image.shape[0])
             if image.shape[0] != in_chans:
                 raise InputError(
@@ -117,17 +137,35 @@ class ClassificationRunner(Runner):
         finally:
             self.is_training = False
 
-    def resume(self, filename: str, *args, map_location: str = "cpu", **kwargs) -> None:
-        super().resume(filename, *args, map_location=map_location, **kwargs)
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        super().call_hook(fn_name, **kwargs)
+        if fn_name == "before_save_checkpoint":  # after every hook has added what is its own
+            to_portable(kwargs["checkpoint"])
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
-        """As mmengine's, always with the weights_only=True of torch.load, and strict about the model's keys."""
-        if "://" not in filename and not Path(filename).is_file():
-            raise InputError(f"checkpoint: no file {filename}")
-        try:
-            return super().load_checkpoint(filename, *args, **kwargs)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            raise InputError(f"checkpoint: {filename} is no checkpoint that can be read: {error}") from error
+        """Loads the weights of a checkpoint file, nothing of which is run, if its keys are exactly the model's.
+
+        Raises:
+            InputError: no such file, no checkpoint, or one of another model, with the keys.
+        """
+        checkpoint = read_checkpoint(filename)
+        model = getattr(self.model, "module", self.model)
+        from_portable(checkpoint, model)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+        self._has_loaded = True
+        print_log(f"loaded {filename}", logger="current", level=logging.INFO)
+        return checkpoint
+
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        """Continues the run of a checkpoint, and keeps the best weights that lie beside it."""
+        super().resume(filename, *args, **kwargs)
+        best, beside = Path(self.work_dir) / BEST, Path(filename).parent / BEST
+        if not best.is_file() and beside.is_file():
+            write_atomic(best, beside.read_bytes())
+        if not best.is_file():  # its score would keep lesser weights from being saved as the best
+            for key in ("best_score", "best_epoch"):
+                self.message_hub.runtime_info.pop(key, None)
 
     def evaluate(self) -> dict:
         """Tests the weights at hand and draws `confusion_matrix.png`; returns the result as plain values."""
@@ -160,12 +198,11 @@ class ClassificationRunner(Runner):
     def train_and_test(self) -> dict:
         """Trains, then tests the best weights; returns the result as plain values."""
         self.prepare()
+        self._warn_of_schedule()
         self.train()
         info = self.message_hub.runtime_info
-        best = Path(self.work_dir) / BEST
-        checkpoint = best if best.is_file() else Path(self.work_dir) / LAST
+        checkpoint = Path(self.work_dir) / (BEST if "best_epoch" in info else LAST)
         self.load_checkpoint(str(checkpoint))
-        print_log(f"testing {checkpoint}", logger="current", level=logging.INFO)
         return {
             **self.evaluate(),
             "seed": self.seed,
@@ -178,3 +215,13 @@ class ClassificationRunner(Runner):
             "checkpoint": str(checkpoint),
             "curves": str(Path(self.work_dir) / "curves.png"),
         }
+
+    def _warn_of_schedule(self) -> None:
+        ends = [s["end"] for s in self.cfg.get("param_scheduler") or [] if s.get("by_epoch", True) and "end" in s]
+        if ends and max(ends) != self.max_epochs:
+            print_log(
+                f"the schedule ends with epoch {max(ends)} and training with epoch {self.max_epochs}: if that is not "
+                f"meant, set param_scheduler.{len(self.cfg.param_scheduler) - 1}.end={self.max_epochs}",
+                logger="current",
+                level=logging.WARNING,
+            )

@@ -70,7 +70,9 @@ class MetaLA(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.dim = dim
         self.num_heads = num_heads
-        self.scan = list(scan)
+        self.key_dim = dim // 2 // num_heads
+        self.value_dim = dim // num_heads
+        self.scan = ",".join(scan)
         self.conv = CausalConv(dim, **dd) if causal else GridConv(dim, **dd)
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False, **dd)  # q, decay, v, gate: dim/2, dim/2, dim, dim
         self.gate_bias = nn.Parameter(torch.zeros(dim, **dd))
@@ -83,12 +85,12 @@ class MetaLA(nn.Module):
         batch, tokens, dim = x.shape
         x = F.silu(self.conv(x, grid))
         q, logits, v, z = self.in_proj(x).split([dim // 2, dim // 2, dim, dim], dim=-1)
-        q = q.reshape(batch, tokens, self.num_heads, -1)  # [B, N, H, K]
-        log_decay = gate_log_decay(logits).reshape(batch, tokens, self.num_heads, -1)  # [B, N, H, K]
-        v = v.reshape(batch, tokens, self.num_heads, -1)  # [B, N, H, V]
+        q = q.reshape(batch, tokens, self.num_heads, self.key_dim)  # [B, N, H, K]
+        log_decay = gate_log_decay(logits).reshape(batch, tokens, self.num_heads, self.key_dim)  # [B, N, H, K]
+        v = v.reshape(batch, tokens, self.num_heads, self.value_dim)  # [B, N, H, V]
         o = torch.ops.metala.gated_linear_attention(q, log_decay, v, None, grid[0], grid[1], self.scan, None, None)
         o = o + self._self_augmentation(q, log_decay, v)
-        o = F.layer_norm(o, [dim // self.num_heads], eps=1e-5).reshape(batch, tokens, dim)
+        o = F.layer_norm(o, [self.value_dim], eps=1e-5).reshape(batch, tokens, dim)
         return self.proj_drop(self.out_proj(F.silu(z + self.gate_bias) * o))
 
     def _self_augmentation(self, q: Tensor, log_decay: Tensor, v: Tensor) -> Tensor:
@@ -97,6 +99,6 @@ class MetaLA(nn.Module):
         The LayerNorm that follows takes every constant away. Left in, 0.5 would round the small output of a young scan
         to the few digits that bfloat16 has at 0.5: an error of 40 percent after the norm.
         """
-        weight = self.aug_weight.reshape(self.num_heads, -1)
+        weight = self.aug_weight.reshape(self.num_heads, self.key_dim)
         y = (q * (weight * decay_key(log_decay))).sum(-1, keepdim=True) * v
         return (0.5 * torch.tanh(0.5 * y)).type_as(v)

@@ -163,6 +163,26 @@ def test_images_are_converted(tmp_path, mode):
     assert ImageFolder(str(tmp_path), "train", channels=1)[0]["image"].shape == (1, 16, 20)
 
 
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 16 * 20).astype(np.uint16).reshape(16, 20)
+    for label in "ab":
+        for i in range(20):
+            (tmp_path / label).mkdir(exist_ok=True)
+            Image.fromarray(ramp).save(tmp_path / label / f"{i}.png")
+    image = ImageFolder(str(tmp_path), "train")[0]["image"]
+    assert np.abs(image[0].numpy().astype(int) - (ramp >> 8)).max() == 0
+    assert len(image.unique()) > 200
+
+
+def test_hidden_files_are_no_images(folder):
+    """Notebook checkpoints and thumbnails are copies of images: they would leak between the splits."""
+    (folder / "cat" / ".ipynb_checkpoints").mkdir()
+    save_image(folder / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    save_image(folder / "cat" / "._0.png")
+    (folder / "cat" / "folder.png").mkdir()
+    assert sum(len(ImageFolder(str(folder), split)) for split in ("train", "val", "test")) == 40
+
+
 def test_broken_images_are_left_out_of_the_batch(folder):
     data = ImageFolder(str(folder), "train")
     Path(data.paths[0]).write_bytes(b"not an image")

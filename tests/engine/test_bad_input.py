@@ -23,6 +23,8 @@ from metala_vision.engine import (
 from metala_vision.engine.hooks import UnreadableImagesHook
 from metala_vision.errors import InputError
 
+TRANSFORMS = "train_dataloader.dataset.transform.transforms"
+
 
 @pytest.fixture
 def images(tmp_path):
@@ -83,6 +85,16 @@ def prepare(config) -> ClassificationRunner:
             "in_chans is 3, but the",
         ),
         ({"model.backbone.num_classes": 7}, "num_classes is 7, but the labels of Digits .train. run from 0 to 9"),
+        ({"model.backbone.num_classes": 11}, "num_classes is 11.*set model.backbone.num_classes=10"),
+        ({"model.backbone.checkpoint_path": "none.pth"}, "model: metala_vit_nano: no file none.pth"),
+        (
+            {"train_dataloader.dataset.transform.transforms.0": dict(type="Normalize", mean=0.5, std=0.5)},
+            "float32, exp",
+        ),
+        (
+            {"train_dataloader.dataset.transform.transforms.0": dict(type="CenterCrop", height=9, width=9)},
+            "transform of",
+        ),
         ({"train_dataloader.dataset.split": "training"}, "split: got 'training'"),
         ({"train_dataloader.dataset.type": "Digitz"}, "Digitz is not in the"),
         ({"train_dataloader.dataset.roots": "x"}, "unexpected keyword argument 'roots'"),
@@ -105,6 +117,8 @@ def test_config_values(small_config, options, message):
         ({"model.backbon.depth": 1}, "model has no 'backbon'.*did you mean backbone"),
         ({"train_dataloder": 1}, "unknown key 'train_dataloder'.*did you mean train_dataloader"),
         ({"model.backbone.depth.x": 1}, "'depth' is 4, which has no parts"),
+        ({"epochs": 3}, "'epochs' is a variable of the config file"),
+        (["epochs"], "got 'epochs', expected KEY=VALUE"),
     ],
 )
 def test_option_keys(options, message):
@@ -128,8 +142,9 @@ def test_config_files(tmp_path):
 
 
 def test_devices(small_config):
-    with pytest.raises(InputError, match="--device: got 'gpu', expected auto, cpu, cuda"):
-        small_config(device="gpu")
+    for name in ("gpu", "meta"):
+        with pytest.raises(InputError, match=f"--device: got '{name}', expected auto, cpu, cuda"):
+            small_config(device=name)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="finds no CUDA GPU here; use --device cpu"):
             small_config(device="cuda")
@@ -181,6 +196,72 @@ def test_checkpoints_run_no_code(small_config, tmp_path, capsys):
     assert "code ran" not in capsys.readouterr().out
     pickle.loads(pickle.dumps(Evil()))  # the trap is real
     assert "code ran" in capsys.readouterr().out
+
+
+def test_resume_is_of_the_same_run(run_small, small_config, tmp_path):
+    """Seed and precision come from the checkpoint; options that contradict it are refused."""
+    run_small({"train_cfg.max_epochs": 1}, seed=5)
+    last = tmp_path / "run" / "last.pth"
+    assert small_config(resume="auto").randomness.seed == 5
+    with pytest.raises(InputError, match="--seed: got 1, but the run of .* has seed 5"):
+        small_config(resume="auto", seed=1)
+    with pytest.raises(InputError, match="--amp: got bfloat16, but the run of .* has float32"):
+        small_config(resume="auto", amp="bfloat16")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "last.pth").write_bytes(b"another run")
+    with pytest.raises(InputError, match="holds a run already"):
+        small_config(resume=str(last), work_dir=str(tmp_path / "other"))
+    torch.save(timm.create_model("metala_vit_nano").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="holds weights alone; to start from them set load_from="):
+        small_config(resume=str(tmp_path / "weights.pth"), work_dir=str(tmp_path / "new"))
+
+
+def test_resume_into_another_folder_takes_the_best_along(run_small, tmp_path):
+    """best.pth must be the best of the whole run, also where the first part lies elsewhere."""
+    options = {"train_cfg.max_epochs": 3}
+    first, _ = run_small({"train_cfg.max_epochs": 1}, work_dir=str(tmp_path / "first"))
+    path = tmp_path / "first" / "last.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["message_hub"]["runtime_info"]["best_score"] = 101.0  # nothing can beat it
+    torch.save(checkpoint, path)
+    _, result = run_small(options, work_dir=str(tmp_path / "second"), resume=str(path))
+    assert result["best_epoch"] == 1
+    assert (tmp_path / "second" / "best.pth").read_bytes() == (tmp_path / "first" / "best.pth").read_bytes()
+    (tmp_path / "first" / "best.pth").unlink()
+    _, result = run_small(options, work_dir=str(tmp_path / "third"), resume=str(path))
+    assert result["best_epoch"] in (2, 3)
+    saved = torch.load(tmp_path / "third" / "best.pth", weights_only=True)
+    assert saved["meta"]["epoch"] == result["best_epoch"]
+
+
+def test_several_processes_are_refused(small_config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="WORLD_SIZE is 2: training in several processes is not supported yet"):
+        small_config()
+
+
+def test_our_own_bugs_keep_their_traceback(small_config, monkeypatch):
+    monkeypatch.setattr("metala_vision.data.digits.stratified_split", lambda *_: None)
+    with pytest.raises(TypeError, match="not subscriptable"):
+        prepare(small_config())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(run_small, tmp_path):
+    with pytest.raises(
+        InputError, match=r"the loss is (nan|inf) at step \d+ \(epoch \d\); last.pth is the epoch before"
+    ):
+        run_small({"optim_wrapper.optimizer.lr": 1e30, "optim_wrapper.clip_grad": None})
+
+
+def test_given_weights_survive_the_start_of_training(run_small, small_config, tmp_path):
+    """mmengine's init_weights would initialise the backbone anew and train from scratch."""
+    first, _ = run_small({"train_cfg.max_epochs": 1})
+    weights = str(tmp_path / "run" / "best.pth")
+    options = {"model.backbone.checkpoint_path": weights, "optim_wrapper.optimizer.lr": 1e-12}
+    second, _ = run_small({**options, "train_cfg.max_epochs": 1}, work_dir=str(tmp_path / "second"))
+    saved = torch.load(weights, weights_only=True)["state_dict"]
+    for name, value in second.model.backbone.state_dict().items():
+        torch.testing.assert_close(value, saved[name], rtol=0, atol=1e-6)
 
 
 def test_resume_from_nowhere(small_config, tmp_path):
