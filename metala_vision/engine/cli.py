@@ -15,9 +15,8 @@ def write_result(result: dict, folder: str | Path) -> dict:
     path = Path(folder) / "result.json"
     write_json(path, result)
     pictures = [result[key] for key in ("curves", "confusion_matrix") if key in result]
-    print(
-        f"top-1 {result['top1']:.2f} percent of {result['images']} images ({result['dataset']}, {result['split']} split)"
-    )
+    where = f"{result['images']} images ({result['dataset']}, {result['split']} split)"
+    print(f"top-1 {result['top1']:.2f} percent of {where}")
     print(f"pictures: {', '.join(pictures)}; result: {path}")
     return result
 

@@ -72,7 +72,8 @@ class MetaLA(nn.Module):
         self.num_heads = num_heads
         self.key_dim = dim // 2 // num_heads
         self.value_dim = dim // num_heads
-        self.scan = ",".join(scan)
+        self.scan = tuple(scan)
+        self._scan = ",".join(scan)  # what the operator takes
         self.conv = CausalConv(dim, **dd) if causal else GridConv(dim, **dd)
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False, **dd)  # q, decay, v, gate: dim/2, dim/2, dim, dim
         self.gate_bias = nn.Parameter(torch.zeros(dim, **dd))
@@ -88,7 +89,7 @@ class MetaLA(nn.Module):
         q = q.reshape(batch, tokens, self.num_heads, self.key_dim)  # [B, N, H, K]
         log_decay = gate_log_decay(logits).reshape(batch, tokens, self.num_heads, self.key_dim)  # [B, N, H, K]
         v = v.reshape(batch, tokens, self.num_heads, self.value_dim)  # [B, N, H, V]
-        o = torch.ops.metala.gated_linear_attention(q, log_decay, v, None, grid[0], grid[1], self.scan, None, None)
+        o = torch.ops.metala.gated_linear_attention(q, log_decay, v, None, grid[0], grid[1], self._scan, None, None)
         o = o + self._self_augmentation(q, log_decay, v)
         o = F.layer_norm(o, [self.value_dim], eps=1e-5).reshape(batch, tokens, dim)
         return self.proj_drop(self.out_proj(F.silu(z + self.gate_bias) * o))

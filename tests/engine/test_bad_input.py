@@ -87,14 +87,8 @@ def prepare(config) -> ClassificationRunner:
         ({"model.backbone.num_classes": 7}, "num_classes is 7, but the labels of Digits .train. run from 0 to 9"),
         ({"model.backbone.num_classes": 11}, "num_classes is 11.*set model.backbone.num_classes=10"),
         ({"model.backbone.checkpoint_path": "none.pth"}, "model: metala_vit_nano: no file none.pth"),
-        (
-            {"train_dataloader.dataset.transform.transforms.0": dict(type="Normalize", mean=0.5, std=0.5)},
-            "float32, exp",
-        ),
-        (
-            {"train_dataloader.dataset.transform.transforms.0": dict(type="CenterCrop", height=9, width=9)},
-            "transform of",
-        ),
+        ({TRANSFORMS: [dict(type="Normalize", mean=0.5, std=0.5)]}, "makes images of float32, expected uint8"),
+        ({TRANSFORMS: [dict(type="CenterCrop", height=9, width=9)]}, "the transform of Digits .train. fails"),
         ({"train_dataloader.dataset.split": "training"}, "split: got 'training'"),
         ({"train_dataloader.dataset.type": "Digitz"}, "Digitz is not in the"),
         ({"train_dataloader.dataset.roots": "x"}, "unexpected keyword argument 'roots'"),

@@ -22,7 +22,7 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(8))
-        self.scan = ["row", "column_reverse"]
+        self.scan = "row,column_reverse"
 
     def forward(self, q: Tensor, log_decay: Tensor, v: Tensor) -> Tensor:
         """[B, 63, H, *] -> [B, 63, H, V]."""

@@ -139,7 +139,7 @@ def test_one_image_alone_equals_itself_in_a_batch():
 def test_scan_of_each_block(scan, orders):
     """Catches a default that scans columns first, or a scan that never reaches the blocks."""
     model = nano(depth=4, scan=scan)
-    assert [block.mixer.scan for block in model.blocks] == orders
+    assert [list(block.mixer.scan) for block in model.blocks] == orders
     out = model(torch.randn(2, 3, 48, 80))
     assert out.shape == (2, 5)
     assert out.isfinite().all()

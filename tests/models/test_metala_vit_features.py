@@ -169,6 +169,6 @@ def test_save_for_hf_and_load_local_dir(tmp_path, safe, pool):
     save_for_hf(source, tmp_path, safe_serialization=safe)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert (loaded.num_classes, loaded.global_pool) == (7, pool)
-    assert [block.mixer.scan for block in loaded.blocks] == [ROWS + COLUMNS] * 2
+    assert [list(block.mixer.scan) for block in loaded.blocks] == [ROWS + COLUMNS] * 2
     x = torch.randn(1, 3, 48, 80)
     assert torch.equal(loaded(x), source(x))

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from fvcore.nn import FlopCountAnalysis
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from tolerances import relative_rms
@@ -184,7 +185,6 @@ def test_export(tmp_path):
         assert relative_rms(loaded(other), model(other)) <= CLOSE
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 def test_torchscript():
     """Catches Python that TorchScript does not know, as timm's scripted users would."""
     model, x = nano(), torch.randn(2, 3, 40, 72)
@@ -192,3 +192,20 @@ def test_torchscript():
     with torch.no_grad():
         assert relative_rms(scripted(x), model(x)) <= CLOSE
         assert scripted(torch.randn(1, 3, 17, 33)).shape == (1, 5)
+
+
+def test_tracers():
+    """torch.jit.trace, which fvcore is built on, refuses an operator that takes a list of strings."""
+    model = timm.create_model("metala_vit_nano", num_classes=7).eval()
+    x = torch.randn(1, 3, 48, 64)
+    with torch.inference_mode():
+        traced = torch.jit.trace(model, x)
+        torch.testing.assert_close(traced(x), model(x))
+    count = FlopCountAnalysis(model, x).unsupported_ops_warnings(False)
+    assert count.total() > 12 * 1e6  # 12 tokens times a million weights
+    assert count.unsupported_ops()["metala::gated_linear_attention"] == 6
+
+
+def test_an_empty_batch_has_empty_logits():
+    """As timm's ViT: what is left of a batch when every image was dropped."""
+    assert timm.create_model("metala_vit_nano", num_classes=7)(torch.randn(0, 3, 64, 64)).shape == (0, 7)
