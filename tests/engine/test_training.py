@@ -117,6 +117,16 @@ def test_amp_on_cpu(run_small, dtype):
     assert np.isfinite([record["train/loss"] for record in history(runner)]).all()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_amp_resumes(run_small, tmp_path, dtype):
+    """Without naming the precision again, and with float16's loss scale where it was."""
+    run_small(amp=dtype, work_dir=str(tmp_path / "straight"))
+    run_small({"train_cfg.max_epochs": 1}, amp=dtype, work_dir=str(tmp_path / "parts"))
+    resumed, _ = run_small(work_dir=str(tmp_path / "parts"), resume="auto")
+    assert resumed.optim_wrapper.dtype == getattr(torch, dtype)
+    assert_same_checkpoint(tmp_path / "straight" / "last.pth", tmp_path / "parts" / "last.pth")
+
+
 def test_weight_decay_spares_vectors(finished):
     runner, _ = finished
     groups = runner.optim_wrapper.optimizer.param_groups
