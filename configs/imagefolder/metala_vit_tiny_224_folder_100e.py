@@ -4,6 +4,7 @@ The folder may hold train/, val/ and test/; train/ and val/ as ImageNet has them
 
 Command:  python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py \
               --data-root FOLDER --cfg-options model.backbone.num_classes=N
+Cost and accuracy: those of your folder; not measured on a public one.
 """
 
 _base_ = "../_base_/classification.py"
