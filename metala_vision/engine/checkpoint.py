@@ -124,6 +124,9 @@ class LastBestCheckpointHook(Hook):
         interval: epochs between two `last.pth`; the last epoch always writes one.
         save_best: validation metric that decides, or None for no `best.pth`.
         rule: "greater" or "less".
+
+    Raises:
+        InputError: an argument out of range, a metric that validation does not give, a file that cannot be written.
     """
 
     priority = "VERY_LOW"
@@ -161,7 +164,7 @@ class LastBestCheckpointHook(Hook):
             self._save(runner, LAST, epoch)
 
     def _save(self, runner: Runner, name: str, epoch: int) -> None:
-        # Within after_train_epoch the running iteration is counted, within after_val_epoch too.
+        # mmengine would count one epoch more: it expects to be called before the loop counts this one.
         try:
             runner.save_checkpoint(
                 runner.work_dir, name, meta=dict(epoch=epoch, iter=runner.iter), backend_args=dict(backend="atomic")

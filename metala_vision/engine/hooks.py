@@ -38,6 +38,9 @@ class HistoryHook(Hook):
     """Writes `history.json`, one record per epoch, and draws it as `curves.png`.
 
     The records travel in the checkpoint, so that the curves of a resumed run are whole.
+
+    Raises:
+        InputError: at the end of an epoch with a loss that is not finite, before its checkpoint is written.
     """
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -95,6 +98,9 @@ class UnreadableImagesHook(Hook):
 
     Args:
         max_share: of the images of a split, in [0, 1].
+
+    Raises:
+        InputError: a share out of range, and during the run more unreadable images than it allows.
     """
 
     def __init__(self, max_share: float = 0.01):

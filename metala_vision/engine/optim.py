@@ -20,6 +20,9 @@ class TimmOptimConstructor:
 
     Args:
         optim_wrapper_cfg: type (default "OptimWrapper") and arguments of the wrapper, with `optimizer`.
+
+    Raises:
+        InputError: a paramwise_cfg, which belongs to mmengine's own constructor.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -46,6 +49,9 @@ class AutocastOptimWrapper(OptimWrapper):
 
     Args:
         dtype: "bfloat16" or "float16".
+
+    Raises:
+        InputError: another dtype.
     """
 
     def __init__(self, dtype: str = "bfloat16", **kwargs):

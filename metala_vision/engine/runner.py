@@ -82,6 +82,11 @@ class ClassificationRunner(Runner):
         with _config_errors():
             return super().from_cfg(cfg)
 
+    @property
+    def classifier(self) -> nn.Module:
+        """The model without the wrapper of distributed training."""
+        return getattr(self.model, "module", self.model)
+
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         super().register_default_hooks({**DEFAULT_HOOKS, **(hooks or {})})
 
@@ -113,7 +118,7 @@ class ClassificationRunner(Runner):
         if self.optim_wrapper is not None:
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
         datasets = [loop.dataloader.dataset for loop in loops]
-        model = getattr(self.model, "module", self.model).backbone
+        model = self.classifier.backbone
         for dataset in datasets:
             where = f"{type(dataset).__name__} ({dataset.split})"
             if len(dataset.classes) != model.num_classes:
@@ -149,10 +154,9 @@ class ClassificationRunner(Runner):
             InputError: no such file, no checkpoint, or one of another model, with the keys.
         """
         checkpoint = read_checkpoint(filename)
-        model = getattr(self.model, "module", self.model)
-        from_portable(checkpoint, model)
+        from_portable(checkpoint, self.classifier)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        model.load_state_dict(checkpoint["state_dict"])
+        self.classifier.load_state_dict(checkpoint["state_dict"])
         self._has_loaded = True
         print_log(f"loaded {filename}", logger="current", level=logging.INFO)
         return checkpoint
@@ -170,7 +174,7 @@ class ClassificationRunner(Runner):
     def evaluate(self) -> dict:
         """Tests the weights at hand and draws `confusion_matrix.png`; returns the result as plain values."""
         metrics = self.test()
-        model = getattr(self.model, "module", self.model).backbone
+        model = self.classifier.backbone
         dataset = self.test_dataloader.dataset
         picture = Path(self.work_dir) / "confusion_matrix.png"
         plot_confusion(self.test_evaluator.metrics[0].confusion, dataset.classes, picture)
@@ -190,7 +194,7 @@ class ClassificationRunner(Runner):
         """Tests a checkpoint, at another image size than the model was built for if one is given."""
         self.prepare()
         self.load_checkpoint(checkpoint)
-        model = getattr(self.model, "module", self.model).backbone
+        model = self.classifier.backbone
         if img_size is not None and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=(img_size, img_size))
         return {**self.evaluate(), "img_size": img_size}
