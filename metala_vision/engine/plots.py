@@ -27,7 +27,8 @@ def plot_history(records: Sequence[dict], path: str | Path) -> None:
             if points:
                 panel.plot(*zip(*points), label=label, marker="." if len(points) < 50 else None)
         panel.set(title=title, xlabel="epoch")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_xlim(0.5, records[-1]["epoch"] + 0.5)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.grid(alpha=0.3)
         if len(lines) > 1 and panel.lines:
             panel.legend()
