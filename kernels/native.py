@@ -1,0 +1,187 @@
+"""The C kernels as a shared library: compiled at first use, kept in a per-user cache, loaded through ctypes.
+
+The library knows nothing of Python or torch, so one binary serves every version of both. It must be loaded after torch,
+whose OpenMP runtime it then shares.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+import torch
+
+SOURCES = ("scan.c", "scan_backward.c", "tokens.c")
+HEADERS = ("simd.h", "scan.h")
+# Not -ffast-math: a shared library linked with it would flush denormals to zero in the whole process.
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+OPENMP = ("-fopenmp",)
+INSTRUCTIONS = {
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+SECONDS_TO_COMPILE = 120
+
+_logger = logging.getLogger(__name__)
+
+
+class NativeError(RuntimeError):
+    """The C kernels cannot run here; the message says why."""
+
+
+class _Loader:
+    """Builds and loads once per process, whichever thread comes first; a failure is remembered too."""
+
+    def __init__(self):
+        self.reset()
+        self.forked = False
+
+    def reset(self) -> None:
+        self.lock = threading.Lock()
+        self.library: ctypes.CDLL | None = None
+        self.error: str | None = None
+
+    def after_fork(self) -> None:
+        # A lock that another thread held stays locked in the child; the pool of OpenMP threads does not come along.
+        self.lock = threading.Lock()
+        self.forked = True
+
+
+_loader = _Loader()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_loader.after_fork)
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library.
+
+    Raises:
+        NativeError: no compiler, or the compiler or the loader failed.
+    """
+    if _loader.library is None:
+        with _loader.lock:
+            if _loader.library is None and _loader.error is None:
+                try:
+                    _loader.library = _load(cache_folder())
+                except NativeError as error:
+                    _loader.error = str(error)
+            if _loader.error is not None:
+                raise NativeError(_loader.error)
+    return _loader.library
+
+
+def available() -> bool:
+    """Whether `library()` works; compiles on the first call."""
+    try:
+        library()
+    except NativeError:
+        return False
+    return True
+
+
+def num_threads() -> int:
+    """torch's number of threads; one after a fork, where the parent's OpenMP threads no longer exist."""
+    return 1 if _loader.forked else torch.get_num_threads()
+
+
+def instruction_set() -> str:
+    """ "AVX512", "AVX2" or "" (the compiler's baseline): what torch found on this processor."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return capability if capability in INSTRUCTIONS else ""
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $XDG_CACHE_HOME/metala_vision, by default ~/.cache/metala_vision."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return Path(root if root else Path.home() / ".cache") / "metala_vision"
+
+
+def _load(cache: Path) -> ctypes.CDLL:
+    compiler = _compiler()
+    folder = Path(__file__).resolve().parent
+    instructions = instruction_set()
+    flags = FLAGS + INSTRUCTIONS.get(instructions, ())
+    status = os.stat(compiler)
+    key = hashlib.sha256(repr((flags, OPENMP, compiler, status.st_size, status.st_mtime_ns)).encode())
+    for name in HEADERS + SOURCES:
+        key.update((folder / name).read_bytes())
+    path = cache / f"metala-{platform.machine()}-{instructions or 'baseline'}-{key.hexdigest()[:16]}.so"
+    if _is_intact(path):
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            _logger.warning("%s does not load (%s): compiled anew", path, error)
+    sources = [str(folder / name) for name in SOURCES]
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _compile(compiler, flags, sources, path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        _logger.warning("kernels cannot be kept in %s (%s): compiled for this process alone", cache, error)
+    with tempfile.TemporaryDirectory(prefix="metala_vision-") as private:  # a loaded library outlives its file
+        path = Path(private) / path.name
+        try:
+            _compile(compiler, flags, sources, path)
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NativeError(f"the C kernels do not load: {error}") from error
+
+
+def _compiler() -> str:
+    candidates = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "cc", "clang"]
+    for name in candidates:
+        if path := shutil.which(name):
+            return os.path.realpath(path)
+    raise NativeError(f"no C compiler: looked for {', '.join(candidates)}")
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_intact(path: Path) -> bool:
+    """A file cut short would not fail to load: it would end the process."""
+    try:
+        return _checksum(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return False
+
+
+def _compile(compiler: str, flags: tuple[str, ...], sources: list[str], path: Path) -> None:
+    """Compiles into `path`, whole or not at all. OSError if the folder does not take it."""
+    descriptor, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
+    try:
+        error = _run([compiler, *flags, *OPENMP, *sources, "-o", temporary])
+        if error:
+            without = _run([compiler, *flags, *sources, "-o", temporary])
+            if without:
+                raise NativeError(f"{compiler} failed: {error}")
+            _logger.warning("%s has no OpenMP (%s): the C kernels run on one thread", compiler, error)
+        digest = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    descriptor, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(digest)
+    os.replace(temporary, _checksum(path))
+
+
+def _run(command: list[str]) -> str:
+    """The last line of what a failing compiler says, or nothing."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS_TO_COMPILE)
+    except subprocess.TimeoutExpired:
+        return f"no result after {SECONDS_TO_COMPILE} s"
+    if result.returncode == 0:
+        return ""
+    lines = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
+    return lines[0] if lines else f"exit code {result.returncode}"

@@ -1,0 +1,246 @@
+/* What the forward and the backward scan share: the arguments, the walk over the grid, packed chunks, inner loops.
+
+   A task is one (image, head, scan order). It walks its tokens in chunks: the inputs of a chunk are packed into small
+   float buffers (index map, bfloat16 and padding happen there and nowhere else), and the state stays in registers
+   for as long as a block of it sees the chunk. Shapes in brackets: T tokens of a chunk, K key and V value channels. */
+
+#ifndef METALA_SCAN_H
+#define METALA_SCAN_H
+
+#include <stdlib.h>
+
+#include "simd.h"
+
+#define CHUNK 16   /* tokens packed at a time; with K = 32, V = 64 buffers and state take half of a 48 kB L1 */
+#define SEGMENT 64 /* tokens between two states that the backward pass keeps */
+#define ROWS 8     /* rows of the state kept in registers at a time */
+#define PADDED (LANES > ROWS ? LANES : ROWS) /* channels are padded to whole vectors and whole blocks of ROWS */
+#define GATE_FLOOR (-5.0f)
+
+enum { ROW, ROW_REVERSE, COLUMN, COLUMN_REVERSE };
+
+/* A tensor [batch, token, head, channel], float or bfloat16, channels contiguous; strides in elements. */
+typedef struct {
+    void *data;
+    int64_t batch, token, head;
+} tensor;
+
+/* The first part of every call; kernels/cpu.py mirrors it field by field. */
+typedef struct {
+    int64_t batch, heads, rows, cols, key, value;
+    int64_t orders, order[4];
+    int64_t threads;
+    int64_t half;      /* q, decay, k, v, z and out are bfloat16; accumulators always float */
+    int64_t logits;    /* `decay` holds logits: log_decay = logsigmoid(logits) * root */
+    int64_t gated;     /* self-augmentation, LayerNorm and gate follow the scan */
+    float scale, root, eps;
+    tensor q, decay, k, v, z;
+    const float *gate_bias;  /* [H * V] */
+    const float *aug_weight; /* [H * K] */
+} problem;
+
+INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+INLINE int64_t key_width(const problem *p) { return round_up(p->key, PADDED); }
+INLINE int64_t value_width(const problem *p) { return round_up(p->value, PADDED); }
+INLINE int64_t tokens_of(const problem *p) { return p->rows * p->cols; }
+INLINE int64_t at_token(const tensor *x, int64_t b, int64_t token, int64_t h)
+{
+    return b * x->batch + token * x->token + h * x->head;
+}
+
+/* Row-major index of the token that `order` visits at `step`. */
+INLINE int64_t token_at(const problem *p, int order, int64_t step)
+{
+    if (order == ROW_REVERSE || order == COLUMN_REVERSE)
+        step = tokens_of(p) - 1 - step;
+    if (order == ROW || order == ROW_REVERSE)
+        return step;
+    return step % p->rows * p->cols + step / p->rows;
+}
+
+/* Orders that may run at once. The two directions of an axis start at opposite ends and touch disjoint halves of the
+   tokens, first their own (part 0), then the other's (part 1): they add into one output without a lock or a copy. */
+typedef struct {
+    int first, count;
+} phase_orders;
+
+INLINE phase_orders next_phase(const problem *p, int first)
+{
+    int pair = first + 1 < p->orders && p->order[first] / 2 == p->order[first + 1] / 2;
+    return (phase_orders){first, pair ? 2 : 1};
+}
+
+/* Steps [0, split) are part 0 of an order, the rest part 1. */
+INLINE int64_t split_of(const problem *p, phase_orders phase, int order)
+{
+    int64_t n = tokens_of(p), half = n / 2 / SEGMENT * SEGMENT;
+    if (phase.count == 1)
+        return n;
+    return order == phase.first ? half : n - half;
+}
+
+/* ---- packed chunks: rows of [K] or [V] floats, padded with zeros */
+
+typedef struct {
+    int64_t token[CHUNK];
+    int length;
+    float *q, *a, *k; /* [T, K]: query times scale, decay, key */
+    float *x;         /* [T, K]: q * a, the query of the state before the token */
+    float *v;         /* [T, V] */
+} chunk;
+
+INLINE void fetch(const tensor *x, int64_t at, int64_t half, int64_t n)
+{
+    const char *from = (const char *)x->data + (half ? 2 : 4) * at;
+    for (int64_t i = 0; i < (half ? 2 : 4) * n; i += 64)
+        __builtin_prefetch(from + i);
+}
+
+/* a = exp(g) and the key 1 - exp(g), from one exponential and without cancellation. */
+INLINE void gate(const problem *p, vec x, vec *a, vec *k)
+{
+    x = p->logits ? log_sigmoid(x) * p->root : at_most(x, 0.0f);
+    exp_parts e = split_exp(at_least(x, GATE_FLOOR));
+    *a = e.power * e.rest + e.power;
+    *k = -(e.power * e.rest + (e.power - 1.0f));
+}
+
+/* Copies first, arithmetic after: one long loop of independent exponentials keeps the processor busy, where token by
+   token it would wait for each. */
+INLINE void pack(const problem *p, chunk *c, int64_t b, int64_t h, int order, int64_t begin, int64_t end)
+{
+    int64_t kw = key_width(p), vw = value_width(p), n = tokens_of(p), half = p->half;
+    c->length = (int)(end - begin);
+    for (int t = 0; t < c->length; t++) {
+        int64_t token = c->token[t] = token_at(p, order, begin + t);
+        load_row(c->q + t * kw, p->q.data, at_token(&p->q, b, token, h), half, p->key, kw);
+        load_row(c->a + t * kw, p->decay.data, at_token(&p->decay, b, token, h), half, p->key, kw);
+        load_row(c->v + t * vw, p->v.data, at_token(&p->v, b, token, h), half, p->value, vw);
+        if (p->k.data)
+            load_row(c->k + t * kw, p->k.data, at_token(&p->k, b, token, h), half, p->key, kw);
+        if (begin + t + CHUNK < n) { /* a token's row is far from the next one's: no hardware sees it coming */
+            int64_t next = token_at(p, order, begin + t + CHUNK);
+            fetch(&p->q, at_token(&p->q, b, next, h), half, p->key);
+            fetch(&p->decay, at_token(&p->decay, b, next, h), half, p->key);
+            fetch(&p->v, at_token(&p->v, b, next, h), half, p->value);
+        }
+    }
+    for (int64_t i = 0; i < c->length * kw; i += LANES) {
+        vec q = load(c->q + i) * p->scale, a, k;
+        gate(p, load(c->a + i), &a, &k);
+        store(c->q + i, q);
+        store(c->a + i, a);
+        store(c->x + i, q * a);
+        if (!p->k.data)
+            store(c->k + i, k);
+    }
+    for (int t = 0; t < c->length && p->logits && p->key < kw; t++)
+        memset(c->k + t * kw + p->key, 0, (size_t)(kw - p->key) * 4); /* the gate of a padding logit is no zero */
+}
+
+/* Mean and 1 / standard deviation of a head's V outputs, for its LayerNorm; the padding of `o` is zero. */
+INLINE void moments(const problem *p, const float *o, float *mean, float *scale)
+{
+    int64_t n = p->value, whole = n / LANES * LANES;
+    vec total = {0}, squares = {0};
+    for (int64_t i = 0; i < n; i += LANES)
+        total += load(o + i);
+    float m = sum(total) / n, rest = 0.0f;
+    for (int64_t i = 0; i < whole; i += LANES)
+        squares += (load(o + i) - m) * (load(o + i) - m);
+    for (int64_t i = whole; i < n; i++)
+        rest += (o[i] - m) * (o[i] - m);
+    *mean = m;
+    *scale = 1.0f / __builtin_sqrtf((sum(squares) + rest) / n + p->eps);
+}
+
+/* ---- inner loops: read the state, decay it, add the token. `reverse` walks the chunk from its last token.
+
+   scan_rows:  out_t[l] += sum_r x_t[r] S[r, l];   S[r, l] = a_t[r] S[r, l] + y_t[r] w_t[l]
+   scan_lanes: out_t[l] += sum_r x_t[r] S[r, l];   S[r, l] = a_t[l] S[r, l] + w_t[r] y_t[l]
+   S is [rows, lanes], both padded; x, w of rows and out of lanes are packed rows of the chunk. */
+
+#define WIDE 2 /* vectors of a row kept in registers at a time */
+
+INLINE void rows_block(int length, int64_t rows, int64_t lanes, int wide, const float *x, const float *a,
+                       const float *y, const float *w, float *out, float *state, int reverse)
+{
+    vec s[ROWS][WIDE];
+    for (int r = 0; r < ROWS; r++)
+        for (int l = 0; l < wide; l++)
+            s[r][l] = load(state + r * lanes + l * LANES);
+    for (int i = 0; i < length; i++) {
+        int t = reverse ? length - 1 - i : i;
+        const float *xt = x + t * rows, *at = a + t * rows, *yt = y + t * rows;
+        vec o[WIDE], wt[WIDE];
+        for (int l = 0; l < wide; l++) {
+            o[l] = load(out + t * lanes + l * LANES);
+            wt[l] = load(w + t * lanes + l * LANES);
+        }
+        for (int r = 0; r < ROWS; r++)
+            for (int l = 0; l < wide; l++) {
+                o[l] += xt[r] * s[r][l];
+                s[r][l] = at[r] * s[r][l] + yt[r] * wt[l];
+            }
+        for (int l = 0; l < wide; l++)
+            store(out + t * lanes + l * LANES, o[l]);
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int l = 0; l < wide; l++)
+            store(state + r * lanes + l * LANES, s[r][l]);
+}
+
+static void scan_rows(int length, int64_t rows, int64_t lanes, const float *x, const float *a, const float *y,
+                      const float *w, float *out, float *state, int reverse)
+{
+    for (int64_t l = 0; l < lanes; l += WIDE * LANES)
+        for (int64_t r = 0; r < rows; r += ROWS)
+            if (l + WIDE * LANES <= lanes)
+                rows_block(length, rows, lanes, WIDE, x + r, a + r, y + r, w + l, out + l, state + r * lanes + l, reverse);
+            else
+                rows_block(length, rows, lanes, 1, x + r, a + r, y + r, w + l, out + l, state + r * lanes + l, reverse);
+}
+
+INLINE void lanes_block(int length, int64_t rows, int64_t lanes, int wide, const float *x, const float *a,
+                        const float *y, const float *w, float *out, float *state, int reverse)
+{
+    vec s[ROWS][WIDE];
+    for (int r = 0; r < ROWS; r++)
+        for (int l = 0; l < wide; l++)
+            s[r][l] = load(state + r * lanes + l * LANES);
+    for (int i = 0; i < length; i++) {
+        int t = reverse ? length - 1 - i : i;
+        const float *xt = x + t * rows, *wt = w + t * rows;
+        vec o[WIDE], at[WIDE], yt[WIDE];
+        for (int l = 0; l < wide; l++) {
+            o[l] = load(out + t * lanes + l * LANES);
+            at[l] = load(a + t * lanes + l * LANES);
+            yt[l] = load(y + t * lanes + l * LANES);
+        }
+        for (int r = 0; r < ROWS; r++)
+            for (int l = 0; l < wide; l++) {
+                o[l] += xt[r] * s[r][l];
+                s[r][l] = at[l] * s[r][l] + wt[r] * yt[l];
+            }
+        for (int l = 0; l < wide; l++)
+            store(out + t * lanes + l * LANES, o[l]);
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int l = 0; l < wide; l++)
+            store(state + r * lanes + l * LANES, s[r][l]);
+}
+
+static void scan_lanes(int length, int64_t rows, int64_t lanes, const float *x, const float *a, const float *y,
+                       const float *w, float *out, float *state, int reverse)
+{
+    for (int64_t l = 0; l < lanes; l += WIDE * LANES)
+        for (int64_t r = 0; r < rows; r += ROWS)
+            if (l + WIDE * LANES <= lanes)
+                lanes_block(length, rows, lanes, WIDE, x + r, a + l, y + l, w + r, out + l, state + r * lanes + l, reverse);
+            else
+                lanes_block(length, rows, lanes, 1, x + r, a + l, y + l, w + r, out + l, state + r * lanes + l, reverse);
+}
+
+INLINE float *floats(int64_t n) { return aligned_alloc(64, (size_t)round_up(n * 4, 64)); }
+
+#endif

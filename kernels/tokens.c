@@ -1,0 +1,184 @@
+/* Element-wise work around the matrix products, on tokens with their channels side by side:
+   SiLU of a depthwise 3x3 convolution, and SwiGLU's product. */
+
+#include <stdlib.h>
+
+#include "simd.h"
+
+/* One vector of a row that ends after `n` more values: the tail is zero. */
+INLINE vec load_some(const void *base, int64_t at, int64_t half, int64_t n)
+{
+    if (n >= LANES)
+        return half ? load_half((const uint16_t *)base + at) : load((const float *)base + at);
+    float x[LANES];
+    load_row(x, base, at, half, n, LANES);
+    return load(x);
+}
+
+INLINE void store_some(void *base, int64_t at, vec x, int64_t half, int64_t n)
+{
+    float values[LANES];
+    if (n >= LANES && half) {
+        store_half((uint16_t *)base + at, x);
+    } else if (n >= LANES) {
+        store((float *)base + at, x);
+    } else {
+        store(values, x);
+        store_row(base, at, values, half, n);
+    }
+}
+
+typedef struct {
+    int64_t batch, rows, cols, channels, threads;
+    int64_t half, out_half;  /* x and dx, out and dout are bfloat16 */
+    const void *x;           /* [B, rows, cols, C] */
+    const float *weight;     /* [9, C], taps row by row */
+    void *out;               /* [B, rows, cols, C] = SiLU(convolution) */
+    const void *dout;
+    void *dx;
+    float *dweight;          /* [B, 9, C], to be summed */
+} conv_call;
+
+/* The 3x3 neighbourhood of one vector of channels, sliding along a row of the grid; zero outside of the grid. */
+typedef struct {
+    vec x[9];
+    const void *base;
+    int64_t at[3], token, column, columns, half, n;
+    int inside[3];
+} window;
+
+INLINE void slide(window *w)
+{
+    for (int r = 0; r < 3; r++) {
+        w->x[3 * r] = w->x[3 * r + 1];
+        w->x[3 * r + 1] = w->x[3 * r + 2];
+        int inside = w->inside[r] && w->column + 2 < w->columns;
+        w->x[3 * r + 2] = inside ? load_some(w->base, w->at[r], w->half, w->n) : (vec){0};
+        w->at[r] += w->token;
+    }
+    w->column++;
+}
+
+/* At column 0 of `row`. `token` is the distance of two tokens, `n` how many channels are left. */
+INLINE window window_at(const conv_call *c, const void *base, int64_t half, int64_t token, int64_t n, int64_t row)
+{
+    window w = {.base = base, .token = token, .column = -2, .columns = c->cols, .half = half, .n = n};
+    for (int r = 0; r < 3; r++) {
+        w.inside[r] = row + r >= 1 && row + r <= c->rows;
+        w.at[r] = (row + r - 1) * c->cols * token;
+    }
+    slide(&w);
+    slide(&w);
+    return w;
+}
+
+INLINE vec convolve(const window *w, const vec weight[9])
+{
+    vec rows[3] = {{0}};
+    for (int i = 0; i < 9; i++)
+        rows[i / 3] += w->x[i] * weight[i];
+    return rows[0] + rows[1] + rows[2];
+}
+
+INLINE void load_taps(const conv_call *c, int64_t i, int flipped, vec weight[9])
+{
+    for (int tap = 0; tap < 9; tap++)
+        weight[tap] = load_some(c->weight, (flipped ? 8 - tap : tap) * c->channels + i, 0, c->channels - i);
+}
+
+static void conv_row(const conv_call *c, int64_t b, int64_t row)
+{
+    int64_t plane = c->rows * c->cols * c->channels;
+    for (int64_t i = 0; i < c->channels; i += LANES) {
+        const char *x = (const char *)c->x + (c->half ? 2 : 4) * (b * plane + i);
+        vec weight[9];
+        load_taps(c, i, 0, weight);
+        int64_t at = b * plane + row * c->cols * c->channels + i;
+        for (window w = window_at(c, x, c->half, c->channels, c->channels - i, row); w.column < c->cols; slide(&w)) {
+            store_some(c->out, at, silu(convolve(&w, weight)), c->out_half, w.n);
+            at += c->channels;
+        }
+    }
+}
+
+int metala_conv(const conv_call *c)
+{
+#pragma omp parallel for schedule(dynamic, 1) num_threads((int)c->threads)
+    for (int64_t i = 0; i < c->batch * c->rows; i++)
+        conv_row(c, i / c->rows, i % c->rows);
+    return 0;
+}
+
+/* One vector of channels of one image. `grad` [rows * cols, LANES] takes the gradient of the convolution's output. */
+static void conv_backward(const conv_call *c, int64_t b, int64_t i, float *grad)
+{
+    int64_t plane = c->rows * c->cols * c->channels, n = c->channels - i;
+    const char *x = (const char *)c->x + (c->half ? 2 : 4) * (b * plane + i);
+    vec weight[9], dweight[9] = {{0}};
+    load_taps(c, i, 0, weight);
+    for (int64_t row = 0, token = 0; row < c->rows; row++)
+        for (window w = window_at(c, x, c->half, c->channels, n, row); w.column < c->cols; slide(&w), token++) {
+            vec y = convolve(&w, weight), s = sigmoid(y);
+            vec d = load_some(c->dout, b * plane + token * c->channels + i, c->out_half, n) * s * (1.0f + y * (1.0f - s));
+            store(grad + token * LANES, d);
+            for (int tap = 0; tap < 9; tap++)
+                dweight[tap] += d * w.x[tap];
+        }
+    for (int tap = 0; tap < 9; tap++)
+        store_some(c->dweight, (b * 9 + tap) * c->channels + i, dweight[tap], 0, n);
+    load_taps(c, i, 1, weight);
+    for (int64_t row = 0, token = 0; row < c->rows; row++)
+        for (window w = window_at(c, grad, 0, LANES, LANES, row); w.column < c->cols; slide(&w), token++)
+            store_some(c->dx, b * plane + token * c->channels + i, convolve(&w, weight), c->half, n);
+}
+
+int metala_conv_backward(const conv_call *c)
+{
+    int64_t vectors = (c->channels + LANES - 1) / LANES;
+    int failed = 0;
+#pragma omp parallel num_threads((int)c->threads) reduction(| : failed)
+    {
+        float *grad = aligned_alloc(64, (size_t)(c->rows * c->cols + 1) * 4 * LANES / 64 * 64 + 64);
+        failed |= !grad;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < c->batch * vectors; task++)
+            if (grad)
+                conv_backward(c, task / vectors, task % vectors * LANES, grad);
+        free(grad);
+    }
+    return failed;
+}
+
+typedef struct {
+    int64_t tokens, width, threads, half;
+    const void *x; /* [tokens, 2 * width]: gate, value */
+    void *out;     /* [tokens, width] = SiLU(gate) * value */
+    const void *dout;
+    void *dx;
+} swiglu_call;
+
+int metala_swiglu(const swiglu_call *c)
+{
+#pragma omp parallel for schedule(static) num_threads((int)c->threads)
+    for (int64_t t = 0; t < c->tokens; t++)
+        for (int64_t i = 0; i < c->width; i += LANES) {
+            int64_t at = t * 2 * c->width + i, n = c->width - i;
+            vec gate = load_some(c->x, at, c->half, n), value = load_some(c->x, at + c->width, c->half, n);
+            store_some(c->out, t * c->width + i, silu(gate) * value, c->half, n);
+        }
+    return 0;
+}
+
+int metala_swiglu_backward(const swiglu_call *c)
+{
+#pragma omp parallel for schedule(static) num_threads((int)c->threads)
+    for (int64_t t = 0; t < c->tokens; t++)
+        for (int64_t i = 0; i < c->width; i += LANES) {
+            int64_t at = t * 2 * c->width + i, n = c->width - i;
+            vec gate = load_some(c->x, at, c->half, n), value = load_some(c->x, at + c->width, c->half, n);
+            vec d = load_some(c->dout, t * c->width + i, c->half, n), s = sigmoid(gate);
+            store_some(c->dx, at, d * value * s * (1.0f + gate * (1.0f - s)), c->half, n);
+            store_some(c->dx, at + c->width, d * gate * s, c->half, n);
+        }
+    return 0;
+}
