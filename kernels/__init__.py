@@ -1,13 +1,20 @@
-"""Gated linear attention, the operator under every MetaLA layer. Needs torch alone."""
+"""Gated linear attention, the operator under every MetaLA layer, and what is fused around it. Needs torch alone."""
 
-from .ops import GATE_FLOOR, SCAN_ORDERS, available_backends, gated_linear_attention
-from .reference import attention_map, scan_order
+from . import flops
+from .ops import available_backends, conv_silu, gated_linear_attention, mixer, swiglu, swiglu_mlp
+from .reference import GATE_FLOOR, GATE_TEMPERATURE, SCAN_ORDERS, attention_map, scan_order
 
 __all__ = [
     "GATE_FLOOR",
+    "GATE_TEMPERATURE",
     "SCAN_ORDERS",
     "attention_map",
     "available_backends",
+    "conv_silu",
+    "flops",
     "gated_linear_attention",
+    "mixer",
     "scan_order",
+    "swiglu",
+    "swiglu_mlp",
 ]

@@ -1,28 +1,41 @@
-"""The one door to gated linear attention: checks the arguments, chooses the backend, owns the dtypes."""
+"""The one door to the operators: checks the arguments, chooses the backend, owns the dtypes.
 
+Five operators, each CompositeImplicitAutograd: TorchScript, FX, jit.trace and torch.compile see one call, and the
+choice below is made where it is decomposed, by device, dtype and what runs on this machine.
+"""
+
+import importlib.util
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from . import library, native, unfused
 from .chunked import chunked
-from .reference import recurrence
+from .reference import GATE_FLOOR, SCAN_ORDERS, recurrence
 
-SCAN_ORDERS = ("row", "row_reverse", "column", "column_reverse")
-GATE_FLOOR = -5.0  # decay 0.0067 per token; part of the definition, so that every backend can factor its exponentials
-
-# Best first. A backend maps (q, log_decay, v, k, grid, scan, scale), all checked and of one dtype, to [B, N, H, V].
-BACKENDS: dict[str, Callable[..., Tensor]] = {"chunked": chunked, "reference": recurrence}
+# Plain PyTorch, for any device and dtype: (q, log_decay, v, k, grid, scan, scale), all checked and of one dtype.
+COMPOSED: dict[str, Callable[..., Tensor]] = {"chunked": chunked, "reference": recurrence}
 
 _logger = logging.getLogger(__name__)
 _announced: set[str] = set()
 
 
-def available_backends() -> tuple[str, ...]:
-    """Names that `gated_linear_attention(backend=...)` takes on this machine, the automatic choice first."""
-    return tuple(BACKENDS)
+def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
+    """Names that `gated_linear_attention(backend=...)` takes for tensors on `device`, the automatic choice first.
+
+    On the CPU the first call of a process may compile the C kernel, a second or two.
+    """
+    kernels = {"cpu": ("cpu", native.available), "cuda": ("triton", _has_triton)}
+    name, available = kernels.get(torch.device(device).type, ("", bool))
+    return (name, *COMPOSED) if available() else tuple(COMPOSED)
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def gated_linear_attention(
@@ -43,13 +56,14 @@ def gated_linear_attention(
 
     Args:
         q: [B, N, H, K], float64, float32, bfloat16 or float16; any strides.
-        log_decay: [B, N, H, K], clamped to [-5, 0]; its gradient is zero where it was clamped.
+        log_decay: [B, N, H, K], clamped to [-5, 0]; its gradient is zero where it was clamped, the ends included.
         v: [B, N, H, V].
         k: [B, N, H, K], or None for MetaLA's 1 - exp(log_decay).
         grid: (rows, cols) with rows * cols == N, tokens row-major; None is (1, N).
         scan: non-empty, out of "row", "row_reverse", "column" and "column_reverse", none twice.
         scale: None is K ** -0.5.
-        backend: None for the best one available, or a name out of `available_backends()`.
+        backend: None for the best one available, or a name: "cpu" (C) and "triton" on their devices, in float32 or
+            lower, differentiable once; "chunked" and "reference" anywhere. See `available_backends`.
 
     Returns:
         [B, N, H, V] in the dtype of `v`. State and sums are float32, or float64 where an input is float64.
@@ -85,38 +99,184 @@ def _gated_linear_attention(
     """
     orders = tuple(scan.split(",")) if scan else ()
     _check(q, log_decay, v, k, rows, cols, orders)
-    run = _choose(backend)
     compute = torch.float32
     for x in (q, log_decay, v, v if k is None else k):
         compute = torch.promote_types(compute, x.dtype)
-    # Autocast would turn the products of rescaled q and k into half precision, where their range does not fit.
-    device = v.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+    name = _choose(backend, v.device, compute)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    with _without_autocast(v.device):
+        if name not in COMPOSED:
+            arguments = (q, log_decay, v, k, rows, cols, scan, scale)
+            return _differentiable(library.Scan, torch.ops.metala.scan_forward, arguments)
         gate = log_decay.to(compute).clamp(GATE_FLOOR, 0.0)
         # -expm1 and not 1 - exp: near zero the difference would keep no digits.
         key = -torch.expm1(gate) if k is None else k.to(compute)
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        out = run(q.to(compute), gate, v.to(compute), key, (rows, cols), orders, scale)
-        return out.to(v.dtype)
+        return COMPOSED[name](q.to(compute), gate, v.to(compute), key, (rows, cols), orders, scale).to(v.dtype)
 
 
-_library = torch.library.Library("metala", "DEF")
-_library.define(
-    "gated_linear_attention(Tensor q, Tensor log_decay, Tensor v, Tensor? k, int rows, int cols, str scan,"
-    " float? scale, str? backend) -> Tensor"
-)
-_library.impl("gated_linear_attention", _gated_linear_attention, "CompositeImplicitAutograd")
+def mixer(
+    projected: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    num_heads: int,
+    rows: int,
+    cols: int,
+    scan: str,
+    backend: str | None = None,
+) -> Tensor:
+    """From the fused projection of a MetaLA layer to its gated output, the input of the last projection.
+
+    With q, logits, v, z = projected and g = logsigmoid(logits) / 16, k = 1 - exp(g), all float32 or better inside:
+    o = gated_linear_attention(q, g, v) + sigmoid((q . (aug_weight * k)) v), and the result is
+    SiLU(z + gate_bias) * LayerNorm_per_head(o), without affine, eps 1e-5 (MetaLA, arXiv 2411.10741, eq. A31 to A37).
+
+    Args:
+        projected: [B, N, 3 C]: q (C / 2), logits (C / 2), v (C) and z (C), in each the channels of a head side by side.
+        gate_bias: [C].
+        aug_weight: [C / 2].
+        num_heads: heads H.
+        rows, cols: the grid of the N tokens, row-major.
+        scan: orders joined by commas.
+        backend: as `gated_linear_attention`.
+
+    Returns:
+        [B, N, C] in the dtype of `projected`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    orders = tuple(scan.split(",")) if scan else ()
+    dim = projected.shape[-1] // 3
+    if projected.dim() != 3 or dim < 1 or projected.shape[2] != 3 * dim or dim % (2 * num_heads):
+        raise ValueError(
+            f"projected: got shape {tuple(projected.shape)}, expected [B, N, 3 C] with C a multiple of {2 * num_heads}"
+        )
+    if gate_bias.shape != (dim,) or aug_weight.shape != (dim // 2,):
+        raise ValueError(
+            f"gate_bias, aug_weight: got shapes {tuple(gate_bias.shape)}, {tuple(aug_weight.shape)},"
+            f" expected ({dim},), ({dim // 2},)"
+        )
+    _check_grid(projected.shape[1], rows, cols, orders)
+    name = _choose(backend, projected.device, projected.dtype)
+    with _without_autocast(projected.device):
+        if name in COMPOSED:
+            grid = (rows, cols)
+            return unfused.mixer(COMPOSED[name], projected, gate_bias, aug_weight, num_heads, grid, orders)
+        arguments = (projected, gate_bias, aug_weight, num_heads, rows, cols, scan)
+        if _needs_gradient(arguments):
+            return library.Mixer.apply(*arguments)
+        return torch.ops.metala.mixer_forward(*arguments, False)[0]
 
 
-def _choose(backend: str | None) -> Callable[..., Tensor]:
-    if backend is None:
-        backend = next(iter(BACKENDS))
-        if backend not in _announced and not torch.compiler.is_compiling():
-            _announced.add(backend)
-            _logger.info("gated_linear_attention: backend %r", backend)
-    elif backend not in BACKENDS:
-        raise ValueError(f"backend: got {backend!r}, expected None or one of {available_backends()}")
-    return BACKENDS[backend]
+def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
+    """SiLU of a depthwise 3x3 convolution on a grid of tokens.
+
+    x is [B, N, C], row-major, weight [C, 1, 3, 3]; the result is [B, N, C] in the dtype of `x`, or in that of autocast
+    where it is on. ValueError if the grid does not have N tokens.
+    """
+    _check_grid(x.shape[1], rows, cols, SCAN_ORDERS)
+    if not _runs_in_c(x):
+        return unfused.conv_silu(x, weight, rows, cols)
+    lowers = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
+    out_dtype = torch.get_autocast_dtype("cpu") if lowers else x.dtype
+    if out_dtype not in (torch.float32, torch.bfloat16):
+        return unfused.conv_silu(x, weight, rows, cols)
+    with _without_autocast(x.device):
+        arguments = (x, weight, rows, cols, out_dtype)
+        return _differentiable(library.ConvSiLU, torch.ops.metala.conv_silu_forward, arguments)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """SiLU(gate) * value of x = (gate, value): [..., 2 D] -> [..., D], in the dtype of `x`."""
+    if not _runs_in_c(x):
+        return unfused.swiglu(x)
+    return _differentiable(library.SwiGLU, torch.ops.metala.swiglu_forward, (x,))
+
+
+def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
+    """swiglu(x weight_in^T) weight_out^T: [..., C] -> [..., C']; weight_in is [2 D, C], weight_out [C', D].
+
+    Without gradients the C kernels take the tokens in tiles; otherwise it is the three operators it says.
+    """
+    if _needs_gradient((x, weight_in, weight_out)) or not _runs_in_c(x):
+        return F.linear(swiglu(F.linear(x, weight_in)), weight_out)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    with _without_autocast(x.device):
+        return torch.ops.metala.swiglu_mlp_forward(x.to(dtype), weight_in.to(dtype), weight_out.to(dtype))
+
+
+_OPERATORS = {
+    "gated_linear_attention(Tensor q, Tensor log_decay, Tensor v, Tensor? k, SymInt rows, SymInt cols, str scan,"
+    " float? scale, str? backend) -> Tensor": _gated_linear_attention,
+    "mixer(Tensor projected, Tensor gate_bias, Tensor aug_weight, int num_heads, SymInt rows, SymInt cols, str scan,"
+    " str? backend=None) -> Tensor": mixer,
+    "conv_silu(Tensor x, Tensor weight, SymInt rows, SymInt cols) -> Tensor": conv_silu,
+    "swiglu(Tensor x) -> Tensor": swiglu,
+    "swiglu_mlp(Tensor x, Tensor weight_in, Tensor weight_out) -> Tensor": swiglu_mlp,
+}
+for _schema, _run in _OPERATORS.items():
+    library.LIBRARY.define(_schema)
+    library.LIBRARY.impl(_schema.split("(")[0], _run, "CompositeImplicitAutograd")
+
+
+def _differentiable(
+    function: type[torch.autograd.Function], operator: Callable[..., Tensor], arguments: tuple
+) -> Tensor:
+    return function.apply(*arguments) if _needs_gradient(arguments) else operator(*arguments)
+
+
+def _needs_gradient(arguments: tuple) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager:
+    """Autocast would turn products of rescaled q and k into half precision, where their range does not fit."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
+def _runs_in_c(x: Tensor) -> bool:
+    """Whether the C kernels take an element-wise operator; on a GPU they are composed, or fused by torch.compile."""
+    return x.dtype in (torch.float32, torch.bfloat16) and _choose(None, x.device, x.dtype) == "cpu"
+
+
+def _choose(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The name of the backend for tensors of a device and (promoted) dtype.
+
+    Only the automatic choice falls back, and says so once.
+    """
+    if backend in COMPOSED:
+        return backend
+    kernel = {"cpu": "cpu", "meta": "cpu", "cuda": "triton"}.get(device.type, "chunked")
+    reason = ""  # why the kernel of this device does not run
+    if dtype == torch.float64:
+        reason = "kernels compute in float32, the input is float64"
+    elif device.type == "cuda" and not _has_triton():
+        reason = "Triton is not installed"
+    elif device.type == "cpu":
+        try:
+            native.library()
+        except native.NativeError as error:
+            reason = str(error)
+    if backend is not None:
+        known = ("cpu", "triton", "chunked", "reference")
+        if backend not in known:
+            raise ValueError(f"backend: got {backend!r}, expected None or one of {known}")
+        if backend != kernel or reason:
+            reason = reason if backend == kernel else f"it does not run on {device.type}"
+            expected = f"expected None or one of {tuple(COMPOSED)}"
+            raise ValueError(f"backend: got {backend!r}, which cannot run here: {reason}; {expected}")
+        return backend
+    if torch.onnx.is_in_onnx_export():
+        return "chunked"
+    if reason and dtype != torch.float64 and kernel not in _announced:
+        _announced.add(kernel)
+        _logger.warning("%s: the chunked PyTorch form runs instead of the kernel, 3 to 10 times slower", reason)
+    chosen = "chunked" if reason else kernel
+    if chosen not in _announced:
+        _announced.add(chosen)
+        _logger.info("gated_linear_attention: backend %r", chosen)
+    return chosen
 
 
 def _check(
@@ -140,6 +300,10 @@ def _check(
         raise ValueError("q: got 0 tokens, expected at least 1")
     if q.shape[3] < 1:
         raise ValueError(f"q: got shape {tuple(q.shape)}, expected at least 1 channel")
+    _check_grid(tokens, rows, cols, scan)
+
+
+def _check_grid(tokens: int, rows: int, cols: int, scan: tuple[str, ...]) -> None:
     if rows < 1 or cols < 1 or rows * cols != tokens:
         raise ValueError(f"grid: got ({rows}, {cols}), expected (rows, cols) with rows * cols == {tokens} tokens")
     if not scan or len(set(scan)) != len(scan) or not set(scan) <= set(SCAN_ORDERS):

@@ -8,6 +8,11 @@ Shapes: B batch, N tokens (rows * cols of the grid, row-major), H heads, K key c
 import torch
 from torch import Tensor
 
+SCAN_ORDERS = ("row", "row_reverse", "column", "column_reverse")
+GATE_FLOOR = -5.0  # decay 0.0067 per token; part of the definition, so that every backend can factor its exponentials
+# The root of a MetaLA layer's decay, sigmoid(logit) ** (1 / 16): logits of zero remember about 24 tokens.
+GATE_TEMPERATURE = 16.0
+
 
 def scan_order(order: str, rows: int, cols: int, device: torch.device | None = None) -> Tensor:
     """Token indices [N] of a rows x cols grid, in the sequence in which a scan order visits them."""

@@ -4,30 +4,11 @@ Shapes: B batch, N tokens of the grid, C channels, H heads, K key channels and V
 """
 
 import torch
-from timm.layers import register_notrace_function
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from metala_vision.kernels import GATE_FLOOR, SCAN_ORDERS
+from metala_vision.kernels import SCAN_ORDERS
 
 from .local_conv import CausalConv, GridConv
-
-# The root of the decay (sigmoid(x Wa) ** (1 / 16)): logits of zero remember about 24 tokens.
-GATE_TEMPERATURE = 16.0
-
-
-@register_notrace_function
-def gate_log_decay(logits: Tensor, temperature: float = GATE_TEMPERATURE) -> Tensor:
-    """logsigmoid(logits) / 16, never in half precision: bfloat16 keeps too few digits of a decay near one."""
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    return F.logsigmoid(logits) / temperature
-
-
-@register_notrace_function
-def decay_key(log_decay: Tensor, floor: float = GATE_FLOOR) -> Tensor:
-    """MetaLA's key 1 - exp(log_decay), with the operator's gate floor."""
-    return -torch.expm1(log_decay.clamp(min=floor))
 
 
 class MetaLA(nn.Module):
@@ -73,7 +54,7 @@ class MetaLA(nn.Module):
         self.key_dim = dim // 2 // num_heads
         self.value_dim = dim // num_heads
         self.scan = tuple(scan)
-        self._scan = ",".join(scan)  # what the operator takes
+        self._scan = ",".join(scan)  # what the operator takes: tracers take a string, and no tuple of them
         self.conv = CausalConv(dim, **dd) if causal else GridConv(dim, **dd)
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False, **dd)  # q, decay, v, gate: dim/2, dim/2, dim, dim
         self.gate_bias = nn.Parameter(torch.zeros(dim, **dd))
@@ -83,23 +64,8 @@ class MetaLA(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
-        batch, tokens, dim = x.shape
-        x = F.silu(self.conv(x, grid))
-        q, logits, v, z = self.in_proj(x).split([dim // 2, dim // 2, dim, dim], dim=-1)
-        q = q.reshape(batch, tokens, self.num_heads, self.key_dim)  # [B, N, H, K]
-        log_decay = gate_log_decay(logits).reshape(batch, tokens, self.num_heads, self.key_dim)  # [B, N, H, K]
-        v = v.reshape(batch, tokens, self.num_heads, self.value_dim)  # [B, N, H, V]
-        o = torch.ops.metala.gated_linear_attention(q, log_decay, v, None, grid[0], grid[1], self._scan, None, None)
-        o = o + self._self_augmentation(q, log_decay, v)
-        o = F.layer_norm(o, [self.value_dim], eps=1e-5).reshape(batch, tokens, dim)
-        return self.proj_drop(self.out_proj(F.silu(z + self.gate_bias) * o))
-
-    def _self_augmentation(self, q: Tensor, log_decay: Tensor, v: Tensor) -> Tensor:
-        """sigmoid((q . (w_aug * k)) v) - 0.5, the token's attention to itself (eq. A35), in the dtype of `v`.
-
-        The LayerNorm that follows takes every constant away. Left in, 0.5 would round the small output of a young scan
-        to the few digits that bfloat16 has at 0.5: an error of 40 percent after the norm.
-        """
-        weight = self.aug_weight.reshape(self.num_heads, self.key_dim)
-        y = (q * (weight * decay_key(log_decay))).sum(-1, keepdim=True) * v
-        return (0.5 * torch.tanh(0.5 * y)).type_as(v)
+        x = self.in_proj(self.conv(x, grid))
+        x = torch.ops.metala.mixer(
+            x, self.gate_bias, self.aug_weight, self.num_heads, grid[0], grid[1], self._scan, None
+        )
+        return self.proj_drop(self.out_proj(x))

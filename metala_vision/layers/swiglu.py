@@ -1,7 +1,9 @@
 """The channel mixer of a MetaLA block."""
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+import metala_vision.kernels  # noqa: F401  (registers the operator)
 
 
 class SwiGLU(nn.Module):
@@ -15,5 +17,17 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.drop(self.fc2(F.silu(gate) * value))
+        plain = True
+        if not torch.jit.is_scripting():
+            plain = _is_plain(self.fc1) and _is_plain(self.fc2)
+        if plain:
+            x = torch.ops.metala.swiglu_mlp(x, self.fc1.weight, self.fc2.weight)
+        else:
+            x = self.fc2(torch.ops.metala.swiglu(self.fc1(x)))
+        return self.drop(x)
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether its weight says all: no adapter, quantised or wrapped module, no hook that expects to be called."""
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    return type(linear) is nn.Linear and linear.bias is None and not any(hooks) and "forward" not in vars(linear)

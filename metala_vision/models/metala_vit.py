@@ -197,7 +197,8 @@ class MetaLAViT(nn.Module):
         """Image [B, in_chans, height, width] -> tokens [B, N, C] and their grid."""
         x = self.patch_embed(x)
         batch, rows, cols, dim = x.shape
-        return x.reshape(batch, rows * cols, dim), (rows, cols)
+        # The projection leaves channels first in memory: contiguous once here, not in every norm of every block.
+        return x.reshape(batch, rows * cols, dim).contiguous(), (rows, cols)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Image [B, in_chans, height, width] -> normalised tokens [B, N, C]."""

@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
+from metala_vision.kernels.unfused import gate_log_decay
 from tolerances import relative_rms
 from torch import Tensor
 
 from metala_vision.layers import MetaLA
-from metala_vision.layers.metala import gate_log_decay
 
 EXACT = 1e-10  # a whole layer in float64
 ROWS = ("row", "row_reverse")

@@ -1,0 +1,104 @@
+"""What the operators cost, for fvcore and for torch's FlopCounterMode.
+
+Counted in multiply-accumulates (fvcore's unit); FlopCounterMode gets twice that. A scan counts as its recurrence:
+decay, update and readout of a state [K, V] per token, head and order, 3 K V, and the token's own term, K + V. Matrix
+products and convolutions count as fvcore counts them, element-wise work (SiLU, norms, gates) not at all, as there.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from . import library  # noqa: F401  (registers the operators)
+
+# Recurrence of the states (decay, update) and three products for dq, dk and dv, the states of the gradient included.
+_BACKWARD_PER_STATE = 7
+
+
+def scan_macs(q: tuple[int, ...], v: tuple[int, ...], orders: int) -> int:
+    """Gated linear attention on q [B, N, H, K] and v [B, N, H, V]."""
+    return prod(q[:3]) * (3 * orders * q[3] * v[3] + q[3] + v[3])
+
+
+def mixer_macs(projected: tuple[int, ...], num_heads: int, orders: int) -> int:
+    """The scan of a MetaLA layer and its self-augmentation, q . (w k) v; projected is [B, N, 3 C]."""
+    batch, tokens, width = projected
+    key, value = width // 6 // num_heads, width // 3 // num_heads
+    shape = (batch, tokens, num_heads)
+    return scan_macs((*shape, key), (*shape, value), orders) + prod(shape) * (2 * key + value)
+
+
+def conv_macs(x: tuple[int, ...]) -> int:
+    """Depthwise 3x3 convolution of [B, N, C]."""
+    return 9 * prod(x)
+
+
+def mlp_macs(x: tuple[int, ...], weight_in: tuple[int, ...], weight_out: tuple[int, ...]) -> int:
+    """The two products of a SwiGLU MLP on [..., C]."""
+    return prod(x[:-1]) * (prod(weight_in) + prod(weight_out))
+
+
+def _orders(scan: str) -> int:
+    return scan.count(",") + 1
+
+
+# --- torch.utils.flop_counter.FlopCounterMode: arguments of the operators, tensors as their shapes
+
+_ops = torch.ops.metala
+
+
+@register_flop_formula(_ops.scan_forward)
+def _(q, log_decay, v, k, rows, cols, scan, scale, *, out_shape=None, **kwargs) -> int:
+    return 2 * scan_macs(q, v, _orders(scan))
+
+
+@register_flop_formula(_ops.scan_backward)
+def _(dout, q, log_decay, v, k, rows, cols, scan, scale, *, out_shape=None, **kwargs) -> int:
+    return 2 * prod(q[:3]) * (_BACKWARD_PER_STATE * _orders(scan) * q[3] * v[3] + 2 * (q[3] + v[3]))
+
+
+@register_flop_formula(_ops.mixer_forward)
+def _(projected, bias, weight, num_heads, rows, cols, scan, keep, *, out_shape=None, **kwargs) -> int:
+    return 2 * mixer_macs(projected, num_heads, _orders(scan))
+
+
+@register_flop_formula(_ops.mixer_backward)
+def _(dy, o, projected, bias, weight, num_heads, rows, cols, scan, *, out_shape=None, **kwargs) -> int:
+    key, value = projected[2] // 6 // num_heads, projected[2] // 3 // num_heads
+    per_head = _BACKWARD_PER_STATE * _orders(scan) * key * value + 6 * key + 4 * value
+    return 2 * prod(projected[:2]) * num_heads * per_head
+
+
+@register_flop_formula(_ops.conv_silu_forward)
+def _(x, weight, rows, cols, out_dtype, *, out_shape=None, **kwargs) -> int:
+    return 2 * conv_macs(x)
+
+
+@register_flop_formula(_ops.conv_silu_backward)
+def _(dout, x, weight, rows, cols, *, out_shape=None, **kwargs) -> int:
+    return 4 * conv_macs(x)
+
+
+@register_flop_formula(_ops.swiglu_mlp_forward)
+def _(x, weight_in, weight_out, *, out_shape=None, **kwargs) -> int:
+    return 2 * mlp_macs(x, weight_in, weight_out)
+
+
+# --- fvcore: values of a traced graph
+
+
+def fvcore_handles() -> dict[str, Callable | None]:
+    """Handles by operator: `FlopCountAnalysis(model, x).set_op_handle(**fvcore_handles())`."""
+    return {
+        "metala::gated_linear_attention": lambda x, _: scan_macs(_shape(x[0]), _shape(x[2]), _orders(x[6].toIValue())),
+        "metala::mixer": lambda x, _: mixer_macs(_shape(x[0]), x[3].toIValue(), _orders(x[6].toIValue())),
+        "metala::conv_silu": lambda x, _: conv_macs(_shape(x[0])),
+        "metala::swiglu": None,  # element-wise
+        "metala::swiglu_mlp": lambda x, _: mlp_macs(*map(_shape, x[:3])),
+    }
+
+
+def _shape(value) -> tuple[int, ...]:
+    return tuple(value.type().sizes())

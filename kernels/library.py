@@ -1,0 +1,226 @@
+"""The operators that have kernels, registered with torch, and their autograd.
+
+Each is a pair `*_forward`, `*_backward` under one schema for CPU (C) and CUDA (Triton), opaque to compilers, with a
+fake for shapes. An autograd.Function outside of the operators joins a pair: inside of one, autograd cannot be called.
+Choice of backend, checks and dtypes are not here: `ops.py` is the door.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import cpu
+
+LIBRARY = torch.library.Library("metala", "DEF")
+
+_PROBLEM = "SymInt rows, SymInt cols, str scan"  # `scan` is its orders joined by commas
+LIBRARY.define(f"scan_forward(Tensor q, Tensor log_decay, Tensor v, Tensor? k, {_PROBLEM}, float scale) -> Tensor")
+LIBRARY.define(
+    f"scan_backward(Tensor dout, Tensor q, Tensor log_decay, Tensor v, Tensor? k, {_PROBLEM}, float scale)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_MIXER = f"Tensor projected, Tensor gate_bias, Tensor aug_weight, int num_heads, {_PROBLEM}"
+LIBRARY.define(f"mixer_forward({_MIXER}, bool keep) -> (Tensor, Tensor)")
+LIBRARY.define(f"mixer_backward(Tensor dy, Tensor o, {_MIXER}) -> (Tensor, Tensor, Tensor)")
+_CONV = "Tensor x, Tensor weight, SymInt rows, SymInt cols"
+LIBRARY.define(f"conv_silu_forward({_CONV}, ScalarType out_dtype) -> Tensor")
+LIBRARY.define(f"conv_silu_backward(Tensor dout, {_CONV}) -> (Tensor, Tensor)")
+LIBRARY.define("swiglu_forward(Tensor x) -> Tensor")
+LIBRARY.define("swiglu_backward(Tensor dout, Tensor x) -> Tensor")
+LIBRARY.define("swiglu_mlp_forward(Tensor x, Tensor weight_in, Tensor weight_out) -> Tensor")
+
+
+def _kernels(x: Tensor):
+    """The module that has the kernels of a device."""
+    if x.device.type == "cpu":
+        return cpu
+    from . import gpu  # needs Triton
+
+    return gpu
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)  # never torch.empty_like, which copies permuted strides
+
+
+# --- gated linear attention
+
+
+def _scan_forward(q, log_decay, v, k, rows, cols, scan, scale):
+    return _kernels(q).forward(q, log_decay, v, k, (rows, cols), tuple(scan.split(",")), scale).to(v.dtype)
+
+
+def _scan_backward(dout, q, log_decay, v, k, rows, cols, scan, scale):
+    run = _kernels(q).backward
+    *gradients, dk = run(dout, q, log_decay, v, k, (rows, cols), tuple(scan.split(",")), scale)
+    dq, dg, dv = (dx.to(x.dtype) for dx, x in zip(gradients, (q, log_decay, v)))
+    return dq, dg, dv, q.new_empty(0) if k is None else dk.to(k.dtype)
+
+
+class Scan(torch.autograd.Function):
+    """`scan_forward`, differentiable once; arguments as its schema."""
+
+    @staticmethod
+    def forward(ctx, q, log_decay, v, k, *problem):
+        """[B, N, H, V]."""
+        ctx.save_for_backward(q, log_decay, v, k)
+        ctx.problem = problem
+        return torch.ops.metala.scan_forward(q, log_decay, v, k, *problem)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        """Gradients of q, log_decay, v and k."""
+        q, log_decay, v, k = ctx.saved_tensors
+        dq, dg, dv, dk = torch.ops.metala.scan_backward(dout, q, log_decay, v, k, *ctx.problem)
+        return dq, dg, dv, None if k is None else dk, None, None, None, None
+
+
+# --- from the fused projection to the gated output of a MetaLA layer
+
+
+def _mixer_forward(projected, gate_bias, aug_weight, num_heads, rows, cols, scan, keep):
+    run = _kernels(projected).mixer_forward
+    y, o = run(projected, gate_bias, aug_weight, num_heads, (rows, cols), tuple(scan.split(",")), keep)
+    return y.to(projected.dtype), o
+
+
+def _mixer_backward(dy, o, projected, gate_bias, aug_weight, num_heads, rows, cols, scan):
+    run = _kernels(projected).mixer_backward
+    parameters = (projected, gate_bias, aug_weight)
+    gradients = run(dy, *parameters, o, num_heads, (rows, cols), tuple(scan.split(",")))
+    return tuple(dx.to(x.dtype) for dx, x in zip(gradients, parameters))
+
+
+class Mixer(torch.autograd.Function):
+    """`mixer_forward`, differentiable once; arguments as its schema, less `keep`."""
+
+    @staticmethod
+    def forward(ctx, projected, gate_bias, aug_weight, *problem):
+        """[B, N, C]."""
+        y, o = torch.ops.metala.mixer_forward(projected, gate_bias, aug_weight, *problem, True)
+        ctx.save_for_backward(projected, gate_bias, aug_weight, o)
+        ctx.problem = problem
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        """Gradients of projected, gate_bias and aug_weight."""
+        projected, gate_bias, aug_weight, o = ctx.saved_tensors
+        gradients = torch.ops.metala.mixer_backward(dy, o, projected, gate_bias, aug_weight, *ctx.problem)
+        return *gradients, None, None, None, None
+
+
+# --- element-wise work around the matrix products; on CUDA ops.py composes it of torch's own operators
+
+
+def _conv_silu_forward(x, weight, rows, cols, out_dtype):
+    return cpu.conv_silu(x, weight, rows, cols, out_dtype)
+
+
+def _conv_silu_backward(dout, x, weight, rows, cols):
+    dx, dweight = cpu.conv_silu_backward(dout, x, weight, rows, cols)
+    return dx, dweight.to(weight.dtype)
+
+
+class ConvSiLU(torch.autograd.Function):
+    """`conv_silu_forward`, differentiable once; arguments as its schema."""
+
+    @staticmethod
+    def forward(ctx, x, weight, rows, cols, out_dtype):
+        """[B, N, C]."""
+        ctx.save_for_backward(x, weight)
+        ctx.grid = rows, cols
+        return torch.ops.metala.conv_silu_forward(x, weight, rows, cols, out_dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        """Gradients of x and weight."""
+        return *torch.ops.metala.conv_silu_backward(dout, *ctx.saved_tensors, *ctx.grid), None, None, None
+
+
+class SwiGLU(torch.autograd.Function):
+    """`swiglu_forward`, differentiable once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        """[..., 2 D] -> [..., D]."""
+        ctx.save_for_backward(x)
+        return torch.ops.metala.swiglu_forward(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        """Gradient of x."""
+        return torch.ops.metala.swiglu_backward(dout, *ctx.saved_tensors)
+
+
+for _name, _run in {
+    "scan_forward": _scan_forward,
+    "scan_backward": _scan_backward,
+    "mixer_forward": _mixer_forward,
+    "mixer_backward": _mixer_backward,
+}.items():
+    LIBRARY.impl(_name, _run, "CPU")
+    LIBRARY.impl(_name, _run, "CUDA")
+LIBRARY.impl("conv_silu_forward", _conv_silu_forward, "CPU")
+LIBRARY.impl("conv_silu_backward", _conv_silu_backward, "CPU")
+LIBRARY.impl("swiglu_forward", cpu.swiglu, "CPU")
+LIBRARY.impl("swiglu_backward", cpu.swiglu_backward, "CPU")
+LIBRARY.impl("swiglu_mlp_forward", cpu.swiglu_mlp, "CPU")
+
+
+# --- shapes without data
+
+
+def _fake(name: str):
+    return torch.library.register_fake(f"metala::{name}", lib=LIBRARY)
+
+
+@_fake("scan_forward")
+def _(q, log_decay, v, k, rows, cols, scan, scale):
+    return _empty_like(v)
+
+
+@_fake("scan_backward")
+def _(dout, q, log_decay, v, k, rows, cols, scan, scale):
+    dk = q.new_empty(0) if k is None else _empty_like(k)
+    return _empty_like(q), _empty_like(log_decay), _empty_like(v), dk
+
+
+@_fake("mixer_forward")
+def _(projected, gate_bias, aug_weight, num_heads, rows, cols, scan, keep):
+    shape = (projected.shape[0], projected.shape[1], projected.shape[2] // 3)
+    return projected.new_empty(shape), projected.new_empty(shape if keep else (0,), dtype=torch.float32)
+
+
+@_fake("mixer_backward")
+def _(dy, o, projected, gate_bias, aug_weight, num_heads, rows, cols, scan):
+    return _empty_like(projected), _empty_like(gate_bias), _empty_like(aug_weight)
+
+
+@_fake("conv_silu_forward")
+def _(x, weight, rows, cols, out_dtype):
+    return x.new_empty(x.shape, dtype=out_dtype)
+
+
+@_fake("conv_silu_backward")
+def _(dout, x, weight, rows, cols):
+    return _empty_like(x), _empty_like(weight)
+
+
+@_fake("swiglu_forward")
+def _(x):
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+
+@_fake("swiglu_backward")
+def _(dout, x):
+    return _empty_like(x)
+
+
+@_fake("swiglu_mlp_forward")
+def _(x, weight_in, weight_out):
+    return x.new_empty((*x.shape[:-1], weight_out.shape[0]))

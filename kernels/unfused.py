@@ -1,0 +1,62 @@
+"""The fused operators in plain PyTorch: what they compute, and what runs where a device or dtype has no kernel.
+
+Differentiable any number of times. B batch, N tokens of a grid, C channels, H heads, K and V channels of a head.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .reference import GATE_FLOOR, GATE_TEMPERATURE
+
+
+def gate_log_decay(logits: Tensor) -> Tensor:
+    """logsigmoid(logits) / 16, never in half precision: bfloat16 keeps too few digits of a decay near one."""
+    return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / GATE_TEMPERATURE
+
+
+def mixer(
+    attention: Callable[..., Tensor],
+    projected: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    num_heads: int,
+    grid: tuple[int, int],
+    scan: tuple[str, ...],
+) -> Tensor:
+    """SiLU(z + bias) * LayerNorm_per_head(o), o = attention(q, g, v) + self-augmentation; see `ops.mixer`.
+
+    `attention` is a backend of the operator: (q, log_decay, v, k, grid, scan, scale) -> [B, N, H, V].
+    """
+    batch, tokens, width = projected.shape
+    dim = width // 3
+    compute = torch.promote_types(projected.dtype, torch.float32)
+    q, logits, v, z = (
+        x.to(compute).unflatten(-1, (num_heads, -1)) for x in projected.split([dim // 2, dim // 2, dim, dim], dim=-1)
+    )
+    log_decay = gate_log_decay(logits).clamp(min=GATE_FLOOR)
+    k = -torch.expm1(log_decay)
+    o = attention(q, log_decay, v, k, grid, scan, q.shape[-1] ** -0.5)
+    # The self-augmentation sigmoid(y), less the constant 1/2 that the LayerNorm takes away: beside it, the small output
+    # of a young scan would be rounded.
+    y = (q * (aug_weight.to(compute).view(num_heads, -1) * k)).sum(-1, keepdim=True) * v
+    o = o + 0.5 * torch.tanh(0.5 * y)
+    o = F.layer_norm(o, [o.shape[-1]], eps=1e-5)
+    z = z + gate_bias.to(compute).view(num_heads, -1)
+    return (F.silu(z) * o).reshape(batch, tokens, dim).to(projected.dtype)
+
+
+def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
+    """SiLU of a depthwise 3x3 convolution on row-major tokens [B, N, C], which are an NHWC image already."""
+    batch, tokens, dim = x.shape
+    x = x.reshape(batch, rows, cols, dim).permute(0, 3, 1, 2)
+    x = F.conv2d(x, weight, padding=1, groups=dim)
+    return F.silu(x.permute(0, 2, 3, 1).reshape(batch, tokens, dim))
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """SiLU(gate) * value of x = (gate, value): [..., 2 D] -> [..., D]."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
