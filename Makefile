@@ -14,8 +14,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The Triton kernels run in their interpreter, which is chosen when Triton is imported: a process of its own.
 test: lint
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
 
 timm-suite: $(VENV)/.installed
 	$(BIN)/python tools/timm_suite.py

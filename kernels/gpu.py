@@ -1,0 +1,348 @@
+"""Gated linear attention and the fused MetaLA mixer in Triton, for NVIDIA and AMD: the host side.
+
+Plain functions on tensors that share a device; `ops.py` checks the arguments, registers the operators and owns
+autograd. The kernels are in gpu_forward.py and gpu_backward.py. No atomics: equal inputs give equal bits.
+
+Shapes: B batch, N tokens (rows * cols of the grid, row-major), H heads, K key channels, V value channels, C = H * V.
+"""
+
+import contextlib
+import functools
+import os
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .gpu_backward import gated_norm_gradient, key_value_gradients, query_gradients
+from .gpu_forward import combine, outputs, segment_states
+
+AMD = torch.version.hip is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself reads it: when a kernel is defined
+
+
+class Config(NamedTuple):
+    """How a kernel is built: what `gpu_common.dot` takes, Triton's options, V channels of a program."""
+
+    precision: str
+    num_warps: int
+    num_stages: int = 1
+    BV: int = 64
+
+
+# Tokens of a chunk. exp() reaches 16 / 2 * |gate floor| = 40 nats; 32 tokens spill registers in most kernels.
+CHUNK = 16
+# By kernel; half: q, k and v have 16 bits; wide: K * V > 32 * 64, both padded.
+# float32 keeps exact products. In half precision the gradients take TF32: bfloat16 would cost the gate's gradient its
+# second digit. None of these spills registers on any of the targets of tests/kernels/test_gpu_compile.py.
+CONFIGS = {
+    ("segment_states", False, False): Config("ieee", 8),
+    ("segment_states", False, True): Config("ieee", 8),
+    ("segment_states", True, False): Config("tf32", 4),
+    ("segment_states", True, True): Config("tf32", 4, BV=32),
+    ("outputs", False, False): Config("ieee", 8),
+    ("outputs", False, True): Config("ieee", 8),
+    ("outputs", True, False): Config("bf16", 4, 2),
+    ("outputs", True, True): Config("bf16", 4, 2, BV=32),
+    ("query_gradients", False, False): Config("ieee", 8),
+    ("query_gradients", False, True): Config("ieee", 8),
+    ("query_gradients", True, False): Config("tf32", 4),
+    ("query_gradients", True, True): Config("tf32", 8),
+    ("key_value_gradients", False, False): Config("ieee", 8),
+    ("key_value_gradients", False, True): Config("ieee", 8),
+    ("key_value_gradients", True, False): Config("tf32", 4),
+    ("key_value_gradients", True, True): Config("ieee", 8),  # TF32 operands would spill on sm_80
+}
+# What one launch of `key_value_gradients` computes, by (half, wide).
+PARTS = {
+    (False, False): (("keys",), ("values",)),
+    (False, True): (("keys",), ("values",)),
+    (True, False): (("keys", "values"),),
+    (True, True): (("keys",), ("values",)),
+}
+COMBINE = {"BE": 128, "BS": 8, "num_warps": 4}
+NORM = {"BT": 16, "num_warps": 4}  # of `gated_norm_gradient`
+
+
+def forward(
+    q: Tensor,
+    log_decay: Tensor,
+    v: Tensor,
+    k: Tensor | None,
+    grid: tuple[int, int],
+    scan: tuple[str, ...],
+    scale: float,
+) -> Tensor:
+    """`reference.recurrence` with the clamp of `log_decay` inside, and `k` None for 1 - exp(log_decay).
+
+    q, log_decay, k [B, N, H, K] and v [B, N, H, V], float32 or half and any strides -> [B, N, H, V], dtype of `v`.
+    """
+    q, log_decay, v, k = (x if x is None else _rows(x) for x in (q, log_decay, v, k))
+    out = v.new_empty(v.shape)
+    single = v.dtype == torch.float32 or len(scan) == 1
+    partial = out if single else v.new_empty(v.shape, dtype=torch.float32)
+    with _device(v):
+        _scan(q, log_decay, v, k, grid, scan, scale, partial, out)
+    return out
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    log_decay: Tensor,
+    v: Tensor,
+    k: Tensor | None,
+    grid: tuple[int, int],
+    scan: tuple[str, ...],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, log_decay, v and k (None where it was None), contiguous, each in the dtype of its input."""
+    inputs = [x if x is None else _rows(x) for x in (q, log_decay, v, k)]
+    grads = [x if x is None else x.new_empty(x.shape) for x in (q, log_decay, v, k)]
+    sums = [x if x is None or x.dtype == torch.float32 else x.new_empty(x.shape, dtype=torch.float32) for x in grads]
+    with _device(v):
+        _scan_backward(_rows(grad_out), *inputs, grid, scan, scale, sums, grads)
+    return tuple(grads)
+
+
+def mixer_forward(
+    projected: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    num_heads: int,
+    grid: tuple[int, int],
+    scan: tuple[str, ...],
+    keep: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Everything between MetaLA's two projections.
+
+    q, logits, v, z = split of `projected` [B, N, 3C] into C/2, C/2, C, C channels; g = logsigmoid(logits) / 16
+    o = gated_linear_attention(q, g, v) + sigmoid((q . (aug_weight * k)) v) - 1/2
+    y = SiLU(z + gate_bias) * LayerNorm_per_head(o)
+
+    Args:
+        projected: [B, N, 3C].
+        gate_bias: [C].
+        aug_weight: [C/2].
+        num_heads: H.
+        grid: (rows, cols).
+        scan: scan orders.
+        keep: whether `mixer_backward` will need o.
+
+    Returns:
+        y [B, N, C] in the dtype of `projected`, and o [B, N, C] in float32, empty without `keep`.
+    """
+    projected = _rows(projected)
+    q, logits, v, z = _parts(projected, num_heads)
+    y = projected.new_empty(*projected.shape[:2], z.shape[2] * z.shape[3])
+    o = projected.new_empty(y.shape if keep or len(scan) > 1 else (0,), dtype=torch.float32)
+    with _device(projected):
+        mixer = (z, gate_bias.contiguous(), aug_weight.contiguous())
+        _scan(q, logits, v, None, grid, scan, q.shape[-1] ** -0.5, o, y, mixer, keep)
+    return y, o if keep else o.new_empty(0)
+
+
+def mixer_backward(
+    grad_y: Tensor,
+    projected: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    o: Tensor,
+    num_heads: int,
+    grid: tuple[int, int],
+    scan: tuple[str, ...],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `mixer_forward`: of projected in its dtype, of gate_bias [C] and aug_weight [C/2] in float32."""
+    projected, grad_y, o = _rows(projected), _rows(grad_y), o.contiguous()
+    q, logits, v, z = _parts(projected, num_heads)
+    batch, tokens, heads, value = v.shape
+    grad_projected = projected.new_empty(projected.shape)
+    if projected.dtype != torch.float32:
+        # The sums have the strides of what they become. Their gate part is free: the gradient of o goes there.
+        sums = projected.new_empty(projected.shape, dtype=torch.float32)
+        grad_o = _parts(sums, heads)[3]
+    else:
+        sums = grad_projected
+        grad_o = projected.new_empty(v.shape)
+    rows = batch * tokens
+    row_blocks = max(1, min(8, rows * heads // (1024 * NORM["BT"])))
+    programs = triton.cdiv(rows, row_blocks * NORM["BT"])
+    grad_bias = o.new_empty(programs, heads * value)
+    grad_z = _parts(grad_projected, heads)[3]
+    grad_y = grad_y.unflatten(-1, (heads, value))
+    with _device(projected):
+        gated_norm_gradient[(programs * heads,)](
+            grad_y, o, z, gate_bias.contiguous(), grad_o, grad_z, grad_bias, tokens, batch, heads, row_blocks,
+            *_strides(z, grad_y, grad_o), *grad_z.stride()[:2], V=value, VP=_padded(value), **NORM,
+        )  # fmt: skip
+        grad_weight = _scan_backward(
+            grad_o, q, logits, v, None, grid, scan, q.shape[-1] ** -0.5,
+            [*_parts(sums, heads)[:3], None], [*_parts(grad_projected, heads)[:3], None], aug_weight.contiguous(),
+        )  # fmt: skip
+    return grad_projected, grad_bias.sum(0), grad_weight.sum((0, 1)).flatten()
+
+
+def choose_segments(sequences: int, chunks: int, units: int) -> int:
+    """Into how many segments to cut each of `sequences` (batch * heads) of `chunks` chunks for `units` processors.
+
+    One where the sequences alone occupy the device: every cut costs a second pass over k, v and the gates. Else about
+    two programs for each unit, of at least four chunks.
+    """
+    if 2 * sequences > units:
+        return 1
+    return max(1, min(triton.cdiv(2 * units, sequences), chunks // 4))
+
+
+@functools.cache
+def _units(device: torch.device) -> int:
+    """Multiprocessors (compute units) of the device; a large GPU's number where there is none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def _device(x: Tensor) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device, which may be another one than that of the tensors."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The kernels take any strides but that of the channels: those lie side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _parts(x: Tensor, heads: int) -> list[Tensor]:
+    """[B, N, 3C] -> views of its q [B, N, H, K], logits [B, N, H, K], v [B, N, H, V] and z [B, N, H, V]."""
+    half = x.shape[-1] // 6
+    return [part.unflatten(-1, (heads, -1)) for part in x.split([half, half, 2 * half, 2 * half], dim=-1)]
+
+
+def _padded(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """Batch, token and head strides of each."""
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+class _Plan:
+    """What the launches of one call share: sizes, segments, axes and how each kernel is built."""
+
+    def __init__(self, q: Tensor, gate: Tensor, v: Tensor, k: Tensor | None, grid, scale: float):
+        batch, tokens, heads, key = q.shape
+        value = v.shape[-1]
+        self.half = all(x is None or x.dtype.itemsize <= 2 for x in (q, v, k))
+        self.wide = _padded(key) * _padded(value) > 32 * 64
+        self.chunks = triton.cdiv(tokens, CHUNK)
+        wanted = choose_segments(batch * heads, self.chunks, _units(v.device))
+        self.segment_chunks = triton.cdiv(self.chunks, wanted)
+        self.segments = triton.cdiv(self.chunks, self.segment_chunks)  # none is empty
+        self.sequences = batch * heads
+        self.inputs = (q, gate, v if k is None else k, v)  # kernels that derive k never read theirs
+        self.sizes = (float(scale), tokens, *grid, heads, self.segments, self.segment_chunks)
+        self.widths = {"K": key, "V": value, "KP": _padded(key), "VP": _padded(value)}
+        self.state = (self.widths["KP"], self.widths["VP"])
+        self.derived = k is None
+
+    def config(self, kernel: str) -> dict:
+        """The kernel's compile-time arguments and options, but for those of the scan order."""
+        config = CONFIGS[kernel, self.half, self.wide]
+        precision, num_warps = config.precision, config.num_warps
+        if INTERPRETED:
+            precision = "ieee"  # bfloat16 arithmetic is silently wrong there
+        elif AMD:
+            # Few of its devices have TF32; exact products run on its matrix cores too. A warp has 64 lanes.
+            precision, num_warps = precision.replace("tf32", "ieee"), min(4, num_warps)
+        return self.widths | {
+            "BT": CHUNK,
+            "DERIVED": self.derived,
+            "PRECISION": precision,
+            "num_warps": num_warps,
+            "num_stages": config.num_stages,
+        }
+
+    def tile(self, kernel: str) -> int:
+        return min(CONFIGS[kernel, self.half, self.wide].BV, self.widths["VP"])
+
+    def states(self, orders: int, column: bool, reverse: bool, logits: bool, grad_out: Tensor | None = None) -> Tensor:
+        """Running states [B * H, orders, 1 or 2, segments, KP, VP]; with `grad_out` the second is the adjoint state.
+
+        A placeholder where there is one segment: no state enters it.
+        """
+        v, adjoint = self.inputs[3], grad_out is not None
+        if self.segments == 1:
+            return v.new_empty(1, dtype=torch.float32)
+        states = v.new_empty(self.sequences, orders, 1 + adjoint, self.segments, *self.state, dtype=torch.float32)
+        totals = v.new_empty(self.sequences, orders, self.segments, self.state[0], dtype=torch.float32)
+        grad_out = grad_out if adjoint else v  # not read then
+        tile = self.tile("segment_states")
+        segment_states[(self.sequences * self.segments * orders * (self.state[1] // tile),)](
+            *self.inputs, grad_out, states, totals, *self.sizes, *_strides(*self.inputs, grad_out), BV=tile,
+            LOGITS=logits, COLUMN=column, REVERSE=reverse, ORDERS=orders, ADJOINT=adjoint,
+            **self.config("segment_states"),
+        )  # fmt: skip
+        tiles = triton.cdiv(self.state[0] * self.state[1], COMBINE["BE"])
+        combine[(self.sequences * orders * (1 + adjoint) * tiles,)](
+            states, totals, self.segments, KP=self.state[0], VP=self.state[1],
+            REVERSE=reverse, ORDERS=orders, ADJOINT=adjoint, **COMBINE,
+        )  # fmt: skip
+        return states
+
+
+def _scan(
+    q,
+    gate,
+    v,
+    k,
+    grid,
+    scan,
+    scale: float,
+    partial: Tensor,
+    out: Tensor,
+    mixer: tuple | None = None,
+    keep: bool = False,
+) -> None:
+    """Fills `out`, and `partial` on the way; `mixer` is (z, gate_bias, aug_weight) of the fused mixer."""
+    plan = _Plan(q, gate, v, k, grid, scale)
+    tile = plan.state[1] if mixer else plan.tile("outputs")  # the norm needs all of V
+    axes = [(axis, [order for order in scan if order.startswith(axis)]) for axis in ("row", "column")]
+    axes = [(axis == "column", orders == [f"{axis}_reverse"], len(orders)) for axis, orders in axes if orders]
+    for i, (column, reverse, orders) in enumerate(axes):
+        last = i == len(axes) - 1
+        states = plan.states(orders, column, reverse, mixer is not None)
+        z, gate_bias, aug_weight = mixer or (v, v, v)
+        outputs[(plan.sequences * plan.segments * (plan.state[1] // tile),)](
+            *plan.inputs, states, partial, out, z, gate_bias, aug_weight, *plan.sizes, *_strides(*plan.inputs, z),
+            BV=tile, MIXER=mixer is not None, COLUMN=column, REVERSE=reverse, ORDERS=orders, FIRST=i == 0, LAST=last,
+            SEGMENTED=plan.segments > 1, KEEP=keep or not last, **plan.config("outputs"),
+        )  # fmt: skip
+
+
+def _scan_backward(
+    grad_out, q, gate, v, k, grid, scan, scale: float, sums: list, grads: list, aug_weight: Tensor | None = None
+) -> Tensor | None:
+    """Fills `grads`, of q, gate, v and k, by way of `sums`; in the mixer returns aug_weight's, [B, segments, H, K]."""
+    plan = _Plan(q, gate, v, k, grid, scale)
+    batch, _, heads, key = q.shape
+    mixer = aug_weight is not None
+    chunk_states = v.new_empty(plan.sequences, plan.chunks, *plan.state, dtype=torch.float32)
+    grad_weight = v.new_empty(batch, plan.segments, heads, key, dtype=torch.float32) if mixer else chunk_states
+    (dq_sum, dgate_sum, dv_sum, dk_sum), (dq, dgate, dv, dk) = sums, grads
+    if k is None:
+        dk_sum, dk = dq_sum, dq  # not written then
+    for i, order in enumerate(scan):
+        column, reverse = order.startswith("column"), order.endswith("_reverse")
+        states = plan.states(1, column, reverse, mixer, grad_out)
+        shared = (*plan.inputs, grad_out, states, chunk_states, aug_weight if mixer else v)
+        sizes = (*plan.sizes, *_strides(*plan.inputs, grad_out), *dq.stride()[:2])
+        constants = dict(COLUMN=column, REVERSE=reverse, FIRST=i == 0, LAST=i == len(scan) - 1)
+        constants |= dict(MIXER=mixer, SEGMENTED=plan.segments > 1)
+        query_gradients[(plan.sequences * plan.segments,)](
+            *shared, dq_sum, dq, dgate_sum, grad_weight, *sizes, **constants, **plan.config("query_gradients")
+        )
+        for parts in PARTS[plan.half, plan.wide]:
+            key_value_gradients[(plan.sequences * plan.segments,)](
+                *shared, dgate_sum, dgate, dk_sum, dk, dv_sum, dv, *sizes, *dv.stride()[:2],
+                KEYS="keys" in parts, VALUES="values" in parts, **constants, **plan.config("key_value_gradients"),
+            )  # fmt: skip
+    return grad_weight if mixer else None
