@@ -7,6 +7,7 @@ Shapes: B batch, N tokens (rows * cols, row-major), H heads, K key channels, V v
 """
 
 import ctypes
+import threading
 from ctypes import Structure, byref, c_float, c_int64, c_void_p
 
 import torch
@@ -16,7 +17,8 @@ from . import native
 from .reference import GATE_TEMPERATURE, SCAN_ORDERS
 
 EPS = 1e-5  # of the LayerNorm per head
-MLP_TILE_BYTES = 8 << 20  # hidden channels of the tokens that go through an MLP at a time
+MLP_TILE = 1024  # tokens that go through an MLP at a time: fewer starve the products, more leave the cache
+SCRATCH_BYTES = 40 << 20  # of each thread that calls, kept between calls
 
 
 class _Tensor(Structure):
@@ -77,8 +79,7 @@ def forward(
     q, log_decay, v, k = _of_one_dtype(q, log_decay, v, k)
     problem = _problem(q, log_decay, v, k, grid, scan, scale)
     out = v.new_empty(v.shape)
-    o = v.new_empty(v.shape if len(scan) > 1 else (0,), dtype=torch.float32)
-    _run_forward(_Forward(problem, _tensor(out), o.data_ptr(), 0), q)
+    _run_forward(problem, out, _tensor(out), None)
     return out
 
 
@@ -100,7 +101,7 @@ def backward(
     dk = None if k is None else k.new_empty(k.shape, dtype=torch.float32)
     call = _Backward(problem, _tensor(dout), _is_half(dout))
     call.dq, call.ddecay, call.dv, call.dk = _tensor(dq), _tensor(dg), _tensor(dv), _tensor(dk)
-    _run_backward(call, q)
+    _run_backward(call)
     return dq, dg, dv, dk
 
 
@@ -117,14 +118,13 @@ def mixer_forward(
 
     With `keep` the second result is the LayerNorm's input, float32 [B, N, C], which `mixer_backward` needs.
     """
+    problem, projected, *parameters = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan)
     batch, tokens, width = projected.shape
-    q, logits, v, z, problem, kept = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan)
-    out = v.new_empty(v.shape)
-    o = v.new_empty(v.shape if keep or len(scan) > 1 else (0,), dtype=torch.float32)
-    _run_forward(_Forward(problem, _tensor(out), o.data_ptr(), keep), v)
-    del kept
     shape = (batch, tokens, width // 3)
-    return out.view(shape), o.view(shape) if keep else o.new_empty(0)
+    out = projected.new_empty(shape)
+    o = projected.new_empty(shape if keep else (0,), dtype=torch.float32)
+    _run_forward(problem, out, _by_head(out, num_heads), o if keep else None)
+    return out, o
 
 
 def mixer_backward(
@@ -138,19 +138,18 @@ def mixer_backward(
     scan: tuple[str, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of projected [B, N, 3 C], gate_bias [C] and aug_weight [C / 2], float32."""
+    problem, projected, *parameters = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan)
     batch, tokens, width = projected.shape
-    q, logits, v, z, problem, kept = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan)
-    dy = (dy if _is_half(dy) else dy.float()).contiguous().view(v.shape)
+    dim = width // 3
+    dy = (dy if _is_half(dy) else dy.float()).contiguous()
     dprojected = projected.new_empty(projected.shape, dtype=torch.float32)
-    call = _Backward(problem, _tensor(dy), _is_half(dy), o.data_ptr())
-    call.dq, call.ddecay, call.dv, call.dz = map(_tensor, _split(dprojected, num_heads))
-    blocks = _function("metala_backward_blocks", c_int64)(byref(problem))
-    dbias = o.new_empty(batch * blocks, width // 3)
-    daug = o.new_empty(batch, num_heads, len(scan), q.shape[3])
-    scanned = o.new_empty(v.shape)
+    call = _Backward(problem, _by_head(dy, num_heads), _is_half(dy), o.data_ptr())
+    call.dq, call.ddecay, call.dv, call.dz = _parts(dprojected, num_heads)
+    dbias = o.new_empty(batch * _function("metala_backward_blocks", c_int64)(byref(problem)), dim)
+    daug = o.new_empty(batch, num_heads, len(scan), dim // 2 // num_heads)
+    scanned = o.new_empty(batch, tokens, dim)
     call.dbias, call.daug, call.scanned = dbias.data_ptr(), daug.data_ptr(), scanned.data_ptr()
-    _run_backward(call, o)
-    del kept
+    _run_backward(call)
     return dprojected, dbias.sum(0), daug.sum((0, 2)).flatten()
 
 
@@ -174,17 +173,21 @@ def conv_silu_backward(dout: Tensor, x: Tensor, weight: Tensor, rows: int, cols:
     call = _conv(x, taps, rows, cols, dout.dtype)
     call.dout, call.dx, call.dweight = dout.data_ptr(), dx.data_ptr(), dtaps.data_ptr()
     _check(_function("metala_conv_backward")(byref(call)))
-    return dx, dtaps.sum(0).t().reshape(weight.shape)
+    return dx, dtaps.sum(0).t().contiguous().view(weight.shape)
 
 
 def swiglu(x: Tensor) -> Tensor:
     """SiLU(gate) * value of x = (gate, value): [..., 2 D] -> [..., D]."""
     x = x.contiguous()
     out = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+    _swiglu_into(x, out)
+    return out
+
+
+def _swiglu_into(x: Tensor, out: Tensor) -> None:
     call = _SwiGLU(out.numel() // max(out.shape[-1], 1), out.shape[-1], native.num_threads(), _is_half(x))
     call.x, call.out = x.data_ptr(), out.data_ptr()
     _check(_function("metala_swiglu")(byref(call)))
-    return out
 
 
 def swiglu_backward(dout: Tensor, x: Tensor) -> Tensor:
@@ -206,14 +209,17 @@ def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
     tokens = x.reshape(-1, x.shape[-1])
     count = tokens.shape[0]
     hidden = weight_in.shape[0]
-    tiles = max(1, -(-count * hidden * x.element_size() // MLP_TILE_BYTES))
-    size = -(-count // tiles)
+    tiles = max(1, round(count / MLP_TILE))
+    size = max(1, -(-count // tiles))
     out = x.new_empty(count, weight_out.shape[0])
-    inner = x.new_empty(size, hidden)
+    scratch = _scratch(size * hidden * 3 // 2, x.dtype)
+    inner, product = scratch[: size * hidden].view(size, hidden), scratch[size * hidden :].view(size, hidden // 2)
     for begin in range(0, count, size):
         end = min(begin + size, count)
-        torch.mm(tokens[begin:end], weight_in.t(), out=inner[: end - begin])
-        torch.mm(swiglu(inner[: end - begin]), weight_out.t(), out=out[begin:end])
+        used = end - begin
+        torch.mm(tokens[begin:end], weight_in.t(), out=inner[:used])
+        _swiglu_into(inner[:used], product[:used])
+        torch.mm(product[:used], weight_out.t(), out=out[begin:end])
     return out.view(*x.shape[:-1], weight_out.shape[0])
 
 
@@ -247,46 +253,80 @@ def _tensor(x: Tensor | None) -> _Tensor:
     return _Tensor() if x is None else _Tensor(x.data_ptr(), *x.stride()[:3])
 
 
+def _by_head(x: Tensor, num_heads: int) -> _Tensor:
+    """[B, N, H * X], contiguous, as [B, N, H, X]."""
+    _, tokens, dim = x.shape
+    return _Tensor(x.data_ptr(), tokens * dim, dim, dim // num_heads)
+
+
+def _parts(projected: Tensor, num_heads: int) -> list[_Tensor]:
+    """[B, N, 3 C], contiguous -> q, logits [B, N, H, K] and v, z [B, N, H, V]."""
+    _, tokens, width = projected.shape
+    start, size, half = projected.data_ptr(), projected.element_size(), width // 6
+    key, value = half // num_heads, 2 * half // num_heads
+    offsets = ((0, key), (half, key), (2 * half, value), (4 * half, value))
+    return [_Tensor(start + at * size, tokens * width, width, head) for at, head in offsets]
+
+
 def _problem(
     q: Tensor, decay: Tensor, v: Tensor, k: Tensor | None, grid: tuple[int, int], scan: tuple[str, ...], scale: float
 ) -> _Problem:
     batch, _, heads, key = q.shape
-    orders = (c_int64 * 4)(*(SCAN_ORDERS.index(order) for order in scan))
+    orders = (c_int64 * 4)(*map(SCAN_ORDERS.index, scan))
     problem = _Problem(batch, heads, *grid, key, v.shape[3], len(scan), orders, native.num_threads(), _is_half(q))
     problem.scale, problem.eps = scale, EPS
     problem.q, problem.decay, problem.k, problem.v = _tensor(q), _tensor(decay), _tensor(k), _tensor(v)
     return problem
 
 
-def _split(projected: Tensor, num_heads: int) -> list[Tensor]:
-    """[B, N, 3 C] -> views q, logits [B, N, H, K] and v, z [B, N, H, V]."""
-    dim = projected.shape[2] // 3
-    parts = projected.split([dim // 2, dim // 2, dim, dim], dim=2)
-    return [part.unflatten(2, (num_heads, -1)) for part in parts]
-
-
-def _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan) -> tuple:
+def _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan) -> tuple[_Problem, Tensor, Tensor, Tensor]:
+    """The problem of a gated scan, and the tensors it points into: to be kept alive during the call."""
     projected = (projected if _is_half(projected) else projected.float()).contiguous()
-    q, logits, v, z = _split(projected, num_heads)
-    problem = _problem(q, logits, v, None, grid, scan, q.shape[3] ** -0.5)
     gate_bias, aug_weight = gate_bias.float().contiguous(), aug_weight.float().contiguous()
-    problem.logits = problem.gated = 1
-    problem.root, problem.z = 1 / GATE_TEMPERATURE, _tensor(z)
+    half = projected.shape[2] // 6
+    key, value = half // num_heads, 2 * half // num_heads
+    orders = (c_int64 * 4)(*map(SCAN_ORDERS.index, scan))
+    threads, is_half = native.num_threads(), _is_half(projected)
+    problem = _Problem(projected.shape[0], num_heads, *grid, key, value, len(scan), orders, threads, is_half, 1, 1)
+    problem.scale, problem.root, problem.eps = key**-0.5, 1 / GATE_TEMPERATURE, EPS
+    problem.q, problem.decay, problem.v, problem.z = _parts(projected, num_heads)
     problem.gate_bias, problem.aug_weight = gate_bias.data_ptr(), aug_weight.data_ptr()
-    return q, logits, v, z, problem, (gate_bias, aug_weight)  # the last: to be kept alive during the call
+    return problem, projected, gate_bias, aug_weight
 
 
-def _run_forward(call: _Forward, like: Tensor) -> None:
-    size = _function("metala_forward_states", c_int64)(byref(call.p))
-    states = like.new_empty(size, dtype=torch.float32)
-    call.states = states.data_ptr()
+class _Scratch(threading.local):
+    """Memory for one call at a time, kept by each thread: fresh pages in every call would cost more than their use."""
+
+    memory: Tensor | None = None
+
+
+_kept = _Scratch()
+
+
+def _scratch(size: int, dtype: torch.dtype) -> Tensor:
+    """`size` uninitialised elements, valid until the next call of this function in this thread."""
+    count = size * dtype.itemsize
+    if _kept.memory is None or _kept.memory.numel() < count:
+        memory = torch.empty(count, dtype=torch.uint8, device="cpu")
+        if count > SCRATCH_BYTES:
+            return memory.view(dtype)
+        _kept.memory = memory
+    return _kept.memory[:count].view(dtype)
+
+
+def _run_forward(problem: _Problem, out: Tensor, layout: _Tensor, o: Tensor | None) -> None:
+    """`o` takes the sums over the orders if they are to be kept; until they are complete they need a place anyhow."""
+    states = _function("metala_forward_states", c_int64)(byref(problem))
+    summed = 0 if o is not None or out.dtype == torch.float32 or problem.orders == 1 else out.numel()
+    scratch = _scratch(states + summed, torch.float32)
+    place = out if out.dtype == torch.float32 else scratch[states:]
+    call = _Forward(problem, layout, (place if o is None else o).data_ptr(), o is not None, scratch.data_ptr())
     _check(_function("metala_forward")(byref(call)))
 
 
-def _run_backward(call: _Backward, like: Tensor) -> None:
-    size = _function("metala_backward_states", c_int64)(byref(call.p))
-    states = like.new_empty(size, dtype=torch.float32)
-    call.states = states.data_ptr()
+def _run_backward(call: _Backward) -> None:
+    scratch = _scratch(_function("metala_backward_states", c_int64)(byref(call.p)), torch.float32)
+    call.states = scratch.data_ptr()
     _check(_function("metala_backward")(byref(call)))
 
 

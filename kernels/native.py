@@ -137,7 +137,7 @@ def _compiler() -> str:
     candidates = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "cc", "clang"]
     for name in candidates:
         if path := shutil.which(name):
-            return os.path.realpath(path)
+            return path  # as it is called: what is behind a link may go by its name
     raise NativeError(f"no C compiler: looked for {', '.join(candidates)}")
 
 

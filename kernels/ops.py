@@ -20,6 +20,9 @@ from .reference import GATE_FLOOR, SCAN_ORDERS, recurrence
 # Plain PyTorch, for any device and dtype: (q, log_decay, v, k, grid, scan, scale), all checked and of one dtype.
 COMPOSED: dict[str, Callable[..., Tensor]] = {"chunked": chunked, "reference": recurrence}
 
+C_DTYPES = (torch.float32, torch.bfloat16)  # of element-wise operators; scans take any, and sum in float32
+MAX_TRITON_WIDTH = 64  # K and V of a head; beyond it the kernels would spill
+
 _logger = logging.getLogger(__name__)
 _announced: set[str] = set()
 
@@ -102,7 +105,7 @@ def _gated_linear_attention(
     compute = torch.float32
     for x in (q, log_decay, v, v if k is None else k):
         compute = torch.promote_types(compute, x.dtype)
-    name = _choose(backend, v.device, compute)
+    name = _choose(backend, v.device, compute, max(q.shape[-1], v.shape[-1]))
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     with _without_autocast(v.device):
         if name not in COMPOSED:
@@ -146,6 +149,8 @@ def mixer(
         ValueError: shapes that do not fit.
     """
     orders = tuple(scan.split(",")) if scan else ()
+    if num_heads < 1:
+        raise ValueError(f"num_heads: got {num_heads}, expected at least 1")
     dim = projected.shape[-1] // 3
     if projected.dim() != 3 or dim < 1 or projected.shape[2] != 3 * dim or dim % (2 * num_heads):
         raise ValueError(
@@ -156,8 +161,10 @@ def mixer(
             f"gate_bias, aug_weight: got shapes {tuple(gate_bias.shape)}, {tuple(aug_weight.shape)},"
             f" expected ({dim},), ({dim // 2},)"
         )
+    _check_device("gate_bias", gate_bias, projected)
+    _check_device("aug_weight", aug_weight, projected)
     _check_grid(projected.shape[1], rows, cols, orders)
-    name = _choose(backend, projected.device, projected.dtype)
+    name = _choose(backend, projected.device, projected.dtype, dim // num_heads)
     with _without_autocast(projected.device):
         if name in COMPOSED:
             grid = (rows, cols)
@@ -172,14 +179,19 @@ def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
     """SiLU of a depthwise 3x3 convolution on a grid of tokens.
 
     x is [B, N, C], row-major, weight [C, 1, 3, 3]; the result is [B, N, C] in the dtype of `x`, or in that of autocast
-    where it is on. ValueError if the grid does not have N tokens.
+    where it is on. ValueError for shapes that do not fit.
     """
+    if x.dim() != 3:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, N, C]")
+    if weight.shape != (x.shape[2], 1, 3, 3):
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected ({x.shape[2]}, 1, 3, 3)")
+    _check_device("weight", weight, x)
     _check_grid(x.shape[1], rows, cols, SCAN_ORDERS)
     if not _runs_in_c(x):
         return unfused.conv_silu(x, weight, rows, cols)
     lowers = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
     out_dtype = torch.get_autocast_dtype("cpu") if lowers else x.dtype
-    if out_dtype not in (torch.float32, torch.bfloat16):
+    if out_dtype not in C_DTYPES:
         return unfused.conv_silu(x, weight, rows, cols)
     with _without_autocast(x.device):
         arguments = (x, weight, rows, cols, out_dtype)
@@ -187,7 +199,12 @@ def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """SiLU(gate) * value of x = (gate, value): [..., 2 D] -> [..., D], in the dtype of `x`."""
+    """SiLU(gate) * value of x = (gate, value): [..., 2 D] -> [..., D], in the dtype of `x`.
+
+    ValueError for an odd number of channels.
+    """
+    if x.dim() == 0 or x.shape[-1] % 2:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected an even number of channels, gate and value")
     if not _runs_in_c(x):
         return unfused.swiglu(x)
     return _differentiable(library.SwiGLU, torch.ops.metala.swiglu_forward, (x,))
@@ -198,9 +215,11 @@ def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
 
     Without gradients the C kernels take the tokens in tiles; otherwise it is the three operators it says.
     """
-    if _needs_gradient((x, weight_in, weight_out)) or not _runs_in_c(x):
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    fits = dtype in C_DTYPES and (autocast or weight_in.dtype == weight_out.dtype == dtype)
+    if not fits or _needs_gradient((x, weight_in, weight_out)) or not _runs_in_c(x):
         return F.linear(swiglu(F.linear(x, weight_in)), weight_out)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     with _without_autocast(x.device):
         return torch.ops.metala.swiglu_mlp_forward(x.to(dtype), weight_in.to(dtype), weight_out.to(dtype))
 
@@ -231,17 +250,18 @@ def _needs_gradient(arguments: tuple) -> bool:
 
 def _without_autocast(device: torch.device) -> AbstractContextManager:
     """Autocast would turn products of rescaled q and k into half precision, where their range does not fit."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 def _runs_in_c(x: Tensor) -> bool:
     """Whether the C kernels take an element-wise operator; on a GPU they are composed, or fused by torch.compile."""
-    return x.dtype in (torch.float32, torch.bfloat16) and _choose(None, x.device, x.dtype) == "cpu"
+    return x.dtype in C_DTYPES and _choose(None, x.device, x.dtype, 0) == "cpu"
 
 
-def _choose(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """The name of the backend for tensors of a device and (promoted) dtype.
+def _choose(backend: str | None, device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """The name of the backend for tensors of a device and (promoted) dtype, with heads of at most `width` channels.
 
     Only the automatic choice falls back, and says so once.
     """
@@ -253,6 +273,8 @@ def _choose(backend: str | None, device: torch.device, dtype: torch.dtype) -> st
         reason = "kernels compute in float32, the input is float64"
     elif device.type == "cuda" and not _has_triton():
         reason = "Triton is not installed"
+    elif device.type == "cuda" and width > MAX_TRITON_WIDTH:
+        reason = f"the Triton kernels take heads of up to {MAX_TRITON_WIDTH} channels, the input has {width}"
     elif device.type == "cpu":
         try:
             native.library()
@@ -289,8 +311,7 @@ def _check(
             raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected 4 dimensions [B, N, H, channels]")
         if not x.is_floating_point():
             raise ValueError(f"{name}: got {x.dtype}, expected a floating point dtype")
-        if x.device != v.device:
-            raise ValueError(f"{name}: got device {x.device}, expected {v.device}, the device of v")
+        _check_device(name, x, v)
         if name in ("log_decay", "k") and x.shape != q.shape:
             raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {tuple(q.shape)}, the shape of q")
     if v.shape[:3] != q.shape[:3]:
@@ -301,6 +322,11 @@ def _check(
     if q.shape[3] < 1:
         raise ValueError(f"q: got shape {tuple(q.shape)}, expected at least 1 channel")
     _check_grid(tokens, rows, cols, scan)
+
+
+def _check_device(name: str, x: Tensor, other: Tensor) -> None:
+    if x.device != other.device:
+        raise ValueError(f"{name}: got device {x.device}, expected {other.device}, the device of the other input")
 
 
 def _check_grid(tokens: int, rows: int, cols: int, scan: tuple[str, ...]) -> None:

@@ -84,9 +84,8 @@ INLINE int64_t split_of(const problem *p, phase_orders phase, int order)
 typedef struct {
     int64_t token[CHUNK];
     int length;
-    float *q, *a, *k; /* [T, K]: query times scale, decay, key */
-    float *x;         /* [T, K]: q * a, the query of the state before the token */
-    float *v;         /* [T, V] */
+    float *q, *a, *k, *x; /* [T, K]: see apply_gates */
+    float *v;             /* [T, V] */
 } chunk;
 
 INLINE void fetch(const tensor *x, int64_t at, int64_t half, int64_t n)
@@ -105,9 +104,10 @@ INLINE void gate(const problem *p, vec x, vec *a, vec *k)
     *k = -(e.power * e.rest + (e.power - 1.0f));
 }
 
-/* Copies first, arithmetic after: one long loop of independent exponentials keeps the processor busy, where token by
-   token it would wait for each. */
-INLINE void pack(const problem *p, chunk *c, int64_t b, int64_t h, int order, int64_t begin, int64_t end)
+/* Gathers the inputs as they are: `a` holds log-decays or logits, `k` is filled if it is given. The next chunk is `ahead`
+   steps further, CHUNK or -CHUNK. Arithmetic comes after, in long loops of independent exponentials that keep the
+   processor busy, where token by token it would wait for each. */
+static void gather(const problem *p, chunk *c, int64_t b, int64_t h, int order, int64_t begin, int64_t end, int ahead)
 {
     int64_t kw = key_width(p), vw = value_width(p), n = tokens_of(p), half = p->half;
     c->length = (int)(end - begin);
@@ -118,14 +118,27 @@ INLINE void pack(const problem *p, chunk *c, int64_t b, int64_t h, int order, in
         load_row(c->v + t * vw, p->v.data, at_token(&p->v, b, token, h), half, p->value, vw);
         if (p->k.data)
             load_row(c->k + t * kw, p->k.data, at_token(&p->k, b, token, h), half, p->key, kw);
-        if (begin + t + CHUNK < n) { /* a token's row is far from the next one's: no hardware sees it coming */
-            int64_t next = token_at(p, order, begin + t + CHUNK);
+        int64_t next = begin + t + ahead;
+        if (next >= 0 && next < n) { /* a token's row is far from the next one's: no hardware sees it coming */
+            next = token_at(p, order, next);
             fetch(&p->q, at_token(&p->q, b, next, h), half, p->key);
             fetch(&p->decay, at_token(&p->decay, b, next, h), half, p->key);
             fetch(&p->v, at_token(&p->v, b, next, h), half, p->value);
         }
     }
-    for (int64_t i = 0; i < c->length * kw; i += LANES) {
+}
+
+/* The gate of a padding logit is no zero, and its key must be one. */
+INLINE void clear_padding(const problem *p, const chunk *c, float *k)
+{
+    for (int t = 0; t < c->length && p->logits && p->key < key_width(p); t++)
+        memset(k + t * key_width(p) + p->key, 0, (size_t)(key_width(p) - p->key) * 4);
+}
+
+/* Query times scale, decay, key, and x = q a, the query of the state before the token. */
+static void apply_gates(const problem *p, const chunk *c)
+{
+    for (int64_t i = 0; i < c->length * key_width(p); i += LANES) {
         vec q = load(c->q + i) * p->scale, a, k;
         gate(p, load(c->a + i), &a, &k);
         store(c->q + i, q);
@@ -134,8 +147,7 @@ INLINE void pack(const problem *p, chunk *c, int64_t b, int64_t h, int order, in
         if (!p->k.data)
             store(c->k + i, k);
     }
-    for (int t = 0; t < c->length && p->logits && p->key < kw; t++)
-        memset(c->k + t * kw + p->key, 0, (size_t)(kw - p->key) * 4); /* the gate of a padding logit is no zero */
+    clear_padding(p, c, c->k);
 }
 
 /* Mean and 1 / standard deviation of a head's V outputs, for its LayerNorm; the padding of `o` is zero. */

@@ -103,14 +103,20 @@ INLINE int64_t scratch_floats(const problem *p)
     return chunks > gating ? chunks : gating;
 }
 
-static void pack_with_gradient(const backward_call *f, backward_scratch *s, int64_t b, int64_t h, int order,
-                               int64_t begin, int64_t end)
+static void gather_with_gradient(const backward_call *f, backward_scratch *s, int64_t b, int64_t h, int order,
+                               int64_t begin, int64_t end, int ahead)
 {
     const problem *p = &f->p;
-    pack(p, &s->c, b, h, (int)p->order[order], begin, end);
-    for (int t = 0; t < s->c.length; t++)
+    gather(p, &s->c, b, h, (int)p->order[order], begin, end, ahead);
+    apply_gates(p, &s->c);
+    for (int t = 0; t < s->c.length; t++) {
+        if (begin + t + ahead >= 0 && begin + t + ahead < tokens_of(p)) {
+            int64_t next = token_at(p, (int)p->order[order], begin + t + ahead);
+            fetch(&f->dout, at_token(&f->dout, b, next, h), f->dout_half, p->value);
+        }
         load_row(s->dout + t * value_width(p), f->dout.data, at_token(&f->dout, b, s->c.token[t], h), f->dout_half,
                  p->value, value_width(p));
+    }
 }
 
 /* First sweep, in scan order: keeps the state at the start of each segment, and a_t (S_{t-1} do_t) of each token. */
@@ -126,7 +132,7 @@ static void sweep_forwards(const backward_call *f, int64_t b, int64_t h, int ord
         end = end < n ? end : n;
         memcpy(task + i * area, state, (size_t)area * 4);
         for (int64_t at = begin; at < end; at += CHUNK) {
-            pack_with_gradient(f, s, b, h, order, at, at + CHUNK < end ? at + CHUNK : end);
+            gather_with_gradient(f, s, b, h, order, at, at + CHUNK < end ? at + CHUNK : end, CHUNK);
             int64_t length = s->c.length;
             memset(dq + at * kw, 0, (size_t)(length * kw) * 4);
             scan_lanes((int)length, vw, kw, s->dout, s->c.a, s->c.k, s->c.v, dq + at * kw, state, 0);
@@ -196,7 +202,7 @@ static void sweep_backwards(const backward_call *f, int64_t b, int64_t h, int or
             for (int64_t l = 0; l < kw; l += LANES)
                 store(s->sum_k + l, load(s->sum_k + l) + load(task + (i + 1) * area + r * kw + l) * load(by_key + r * kw + l));
         for (int64_t at = begin + (end - begin - 1) / CHUNK * CHUNK; at >= begin; at -= CHUNK) {
-            pack_with_gradient(f, s, b, h, order, at, at + CHUNK < end ? at + CHUNK : end);
+            gather_with_gradient(f, s, b, h, order, at, at + CHUNK < end ? at + CHUNK : end, -CHUNK);
             const chunk *c = &s->c;
             int length = c->length;
             memset(s->dk, 0, (size_t)(length * kw) * 4);

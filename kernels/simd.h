@@ -60,7 +60,7 @@ INLINE float sum(vec x)
 }
 #endif
 
-/* 1 / x to 1e-7 for x in [1, 2^125]; the division of 16 floats takes four times as long. */
+/* 1 / x to 1e-7 for |x| in [2^-125, 2^125]; the division of 16 floats takes four times as long. */
 #if defined(__AVX512F__)
 INLINE vec reciprocal(vec x)
 {
@@ -141,8 +141,8 @@ INLINE void store_row(void *base, int64_t at, const float *from, int64_t half, i
     }
 }
 
-/* exp(x) = power * (1 + rest) with power = 2^n and |rest| small: exp and expm1 both come from it without loss.
-   For x in [-87, 88]. */
+/* exp(x) = power * (1 + rest) with power = 2^n and |rest| < 0.42: exp and expm1 both come from it without loss.
+   For x in [-87, 87]; rest is a polynomial in base 2, to 1e-8 of itself. */
 typedef struct {
     vec power, rest;
 } exp_parts;
@@ -151,16 +151,15 @@ INLINE exp_parts split_exp(vec x)
 {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
     vec shifted = x * 1.44269504f + magic;
-    vec n = shifted - magic;
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec tail = 1.9841270e-4f * r + 1.3888889e-3f;
-    tail = tail * r + 8.3333333e-3f;
-    tail = tail * r + 4.1666667e-2f;
-    tail = tail * r + 1.6666667e-1f;
-    tail = tail * r + 0.5f;
+    vec f = x * 1.44269504f - (shifted - magic);
+    vec tail = 1.54035122e-4f * f + 1.33907353e-3f;
+    tail = tail * f + 9.61823761e-3f;
+    tail = tail * f + 5.55035733e-2f;
+    tail = tail * f + 0.240226492f;
+    tail = tail * f + 0.693147182f;
     exp_parts parts;
-    parts.rest = tail * r * r + r;
-    parts.power = (vec)(((ivec)shifted << 23) + 0x3f800000);
+    parts.rest = tail * f;
+    parts.power = (vec)(((uvec)shifted << 23) + 0x3f800000);
     return parts;
 }
 

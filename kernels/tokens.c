@@ -43,8 +43,8 @@ typedef struct {
 typedef struct {
     vec x[9];
     const void *base;
-    int64_t at[3], token, column, columns, half, n;
-    int inside[3];
+    int64_t at[3], token, column, columns, n;
+    int inside[3], half;
 } window;
 
 INLINE void slide(window *w)
@@ -60,7 +60,7 @@ INLINE void slide(window *w)
 }
 
 /* At column 0 of `row`. `token` is the distance of two tokens, `n` how many channels are left. */
-INLINE window window_at(const conv_call *c, const void *base, int64_t half, int64_t token, int64_t n, int64_t row)
+INLINE window window_at(const conv_call *c, const void *base, int half, int64_t token, int64_t n, int64_t row)
 {
     window w = {.base = base, .token = token, .column = -2, .columns = c->cols, .half = half, .n = n};
     for (int r = 0; r < 3; r++) {
@@ -86,16 +86,17 @@ INLINE void load_taps(const conv_call *c, int64_t i, int flipped, vec weight[9])
         weight[tap] = load_some(c->weight, (flipped ? 8 - tap : tap) * c->channels + i, 0, c->channels - i);
 }
 
-static void conv_row(const conv_call *c, int64_t b, int64_t row)
+/* `whole`: all vectors are full. With constants for it and the dtypes the compiler leaves no branch inside the row. */
+INLINE void conv_row(const conv_call *c, int64_t b, int64_t row, int half, int out_half, int whole)
 {
     int64_t plane = c->rows * c->cols * c->channels;
     for (int64_t i = 0; i < c->channels; i += LANES) {
-        const char *x = (const char *)c->x + (c->half ? 2 : 4) * (b * plane + i);
+        const char *x = (const char *)c->x + (half ? 2 : 4) * (b * plane + i);
+        int64_t n = whole ? LANES : c->channels - i, at = b * plane + row * c->cols * c->channels + i;
         vec weight[9];
         load_taps(c, i, 0, weight);
-        int64_t at = b * plane + row * c->cols * c->channels + i;
-        for (window w = window_at(c, x, c->half, c->channels, c->channels - i, row); w.column < c->cols; slide(&w)) {
-            store_some(c->out, at, silu(convolve(&w, weight)), c->out_half, w.n);
+        for (window w = window_at(c, x, half, c->channels, n, row); w.column < c->cols; slide(&w)) {
+            store_some(c->out, at, silu(convolve(&w, weight)), out_half, n);
             at += c->channels;
         }
     }
@@ -103,9 +104,19 @@ static void conv_row(const conv_call *c, int64_t b, int64_t row)
 
 int metala_conv(const conv_call *c)
 {
-#pragma omp parallel for schedule(dynamic, 1) num_threads((int)c->threads)
-    for (int64_t i = 0; i < c->batch * c->rows; i++)
-        conv_row(c, i / c->rows, i % c->rows);
+    /* Static: a thread finds the rows that it wrote itself, in the norm before, in its own cache. */
+#pragma omp parallel for schedule(static) num_threads((int)c->threads)
+    for (int64_t i = 0; i < c->batch * c->rows; i++) {
+        int64_t b = i / c->rows, row = i % c->rows;
+        if (c->channels % LANES || (c->half && !c->out_half))
+            conv_row(c, b, row, (int)c->half, (int)c->out_half, 0);
+        else if (c->half)
+            conv_row(c, b, row, 1, 1, 1);
+        else if (c->out_half)
+            conv_row(c, b, row, 0, 1, 1);
+        else
+            conv_row(c, b, row, 0, 0, 1);
+    }
     return 0;
 }
 
@@ -117,7 +128,7 @@ static void conv_backward(const conv_call *c, int64_t b, int64_t i, float *grad)
     vec weight[9], dweight[9] = {{0}};
     load_taps(c, i, 0, weight);
     for (int64_t row = 0, token = 0; row < c->rows; row++)
-        for (window w = window_at(c, x, c->half, c->channels, n, row); w.column < c->cols; slide(&w), token++) {
+        for (window w = window_at(c, x, (int)c->half, c->channels, n, row); w.column < c->cols; slide(&w), token++) {
             vec y = convolve(&w, weight), s = sigmoid(y);
             vec d = load_some(c->dout, b * plane + token * c->channels + i, c->out_half, n) * s * (1.0f + y * (1.0f - s));
             store(grad + token * LANES, d);
@@ -157,28 +168,46 @@ typedef struct {
     void *dx;
 } swiglu_call;
 
+INLINE void swiglu_row(const swiglu_call *c, int64_t t, int half, int whole)
+{
+    for (int64_t i = 0; i < c->width; i += LANES) {
+        int64_t at = t * 2 * c->width + i, n = whole ? LANES : c->width - i;
+        vec gate = load_some(c->x, at, half, n), value = load_some(c->x, at + c->width, half, n);
+        store_some(c->out, t * c->width + i, silu(gate) * value, half, n);
+    }
+}
+
+INLINE void swiglu_row_backward(const swiglu_call *c, int64_t t, int half, int whole)
+{
+    for (int64_t i = 0; i < c->width; i += LANES) {
+        int64_t at = t * 2 * c->width + i, n = whole ? LANES : c->width - i;
+        vec gate = load_some(c->x, at, half, n), value = load_some(c->x, at + c->width, half, n);
+        vec d = load_some(c->dout, t * c->width + i, half, n), s = sigmoid(gate);
+        store_some(c->dx, at, d * value * s * (1.0f + gate * (1.0f - s)), half, n);
+        store_some(c->dx, at + c->width, d * gate * s, half, n);
+    }
+}
+
+/* The row function with constant dtype and whole vectors, where they hold. */
+#define FOR_TOKENS(ROW_FUNCTION)                                                                                       \
+    _Pragma("omp parallel for schedule(static) num_threads((int)c->threads)") for (int64_t t = 0; t < c->tokens; t++)  \
+    {                                                                                                                  \
+        if (c->width % LANES)                                                                                          \
+            ROW_FUNCTION(c, t, (int)c->half, 0);                                                                       \
+        else if (c->half)                                                                                              \
+            ROW_FUNCTION(c, t, 1, 1);                                                                                  \
+        else                                                                                                           \
+            ROW_FUNCTION(c, t, 0, 1);                                                                                  \
+    }
+
 int metala_swiglu(const swiglu_call *c)
 {
-#pragma omp parallel for schedule(static) num_threads((int)c->threads)
-    for (int64_t t = 0; t < c->tokens; t++)
-        for (int64_t i = 0; i < c->width; i += LANES) {
-            int64_t at = t * 2 * c->width + i, n = c->width - i;
-            vec gate = load_some(c->x, at, c->half, n), value = load_some(c->x, at + c->width, c->half, n);
-            store_some(c->out, t * c->width + i, silu(gate) * value, c->half, n);
-        }
+    FOR_TOKENS(swiglu_row)
     return 0;
 }
 
 int metala_swiglu_backward(const swiglu_call *c)
 {
-#pragma omp parallel for schedule(static) num_threads((int)c->threads)
-    for (int64_t t = 0; t < c->tokens; t++)
-        for (int64_t i = 0; i < c->width; i += LANES) {
-            int64_t at = t * 2 * c->width + i, n = c->width - i;
-            vec gate = load_some(c->x, at, c->half, n), value = load_some(c->x, at + c->width, c->half, n);
-            vec d = load_some(c->dout, t * c->width + i, c->half, n), s = sigmoid(gate);
-            store_some(c->dx, at, d * value * s * (1.0f + gate * (1.0f - s)), c->half, n);
-            store_some(c->dx, at + c->width, d * gate * s, c->half, n);
-        }
+    FOR_TOKENS(swiglu_row_backward)
     return 0;
 }
