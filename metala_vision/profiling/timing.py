@@ -1,0 +1,40 @@
+"""Times taken side by side: on a shared machine only ratios within one interleaved run mean anything."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """Seconds of the rounds of one candidate."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median of the rounds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def relative_range(self) -> float:
+        """Distance of the quartiles over the median; 0 for a single round."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / self.median
+
+
+def interleaved(
+    candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 1
+) -> Iterator[dict[str, Spread]]:
+    """Runs every candidate once per round, in turn; yields the times so far after each round, the warm-up left out."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(-warmup, rounds):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - start
+            if number >= 0:
+                seconds[name].append(elapsed)
+        yield {name: Spread(tuple(values)) for name, values in seconds.items()}

@@ -1,0 +1,97 @@
+"""Benchmarks: what they count, what they print, and what they refuse."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from metala_vision.errors import InputError
+from metala_vision.profiling import interleaved, matrix_products, replay
+from metala_vision.profiling.bench import Cell, bench_models, create, make_step, parse_cell, render
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def products_macs(dim: int, tokens: int, classes: int, depth: int, per_block: int) -> int:
+    """Patch embedding, `per_block` dim^2 in every block, and the head."""
+    return tokens * (3 * 16 * 16 * dim + depth * per_block * dim**2) + classes * dim
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "enable_grad"])
+@pytest.mark.parametrize(("name", "dim", "depth", "per_block"), [("metala_vit_nano", 128, 6, 13)])
+def test_products_of_a_forward_pass(name, dim, depth, per_block, mode):
+    """Catches a projection that hides in an operator, or a depthwise convolution taken for a product."""
+    model, x = timm.create_model(name, num_classes=7).eval(), torch.randn(2, 3, 48, 64)
+    with getattr(torch, mode)():
+        found = matrix_products(lambda: model(x))
+    assert sum(p.macs for p in found) == 2 * products_macs(dim, 12, 7, depth, per_block)
+
+
+def test_products_of_a_softmax_model_and_of_a_training_step():
+    """Catches attention counted as a floor that a linear model has no part in, and a backward pass left out."""
+    model = create("deit_tiny_patch16_224", 64).train()
+    forward = 17 * 12 * 12 * 192**2 + 16 * 768 * 192 + 1000 * 192
+    with torch.no_grad():
+        assert sum(p.macs for p in matrix_products(lambda: model(torch.randn(1, 3, 64, 64)))) == forward
+    step = matrix_products(make_step(model, Cell(64, 1, "float32", "train")))
+    assert 2.7 * forward <= sum(p.macs for p in step) <= 3 * forward
+
+
+def test_replay_runs_the_same_products(monkeypatch):
+    """Catches a floor of other shapes, layouts or dtypes than the model has."""
+    model, x = timm.create_model("metala_vit_nano", num_classes=7).eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = matrix_products(lambda: model(x))
+    again = matrix_products(replay(found))
+    assert again == found
+    assert {p.left.dtype for p in found} == {torch.bfloat16}
+
+
+def test_rounds_are_interleaved():
+    """Catches candidates timed one after the other: a slow minute would hit one of them alone."""
+    calls = []
+    *_, last = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warmup=1)
+    assert calls == ["a", "b"] * 4
+    assert [len(spread.seconds) for spread in last.values()] == [3, 3]
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_rows(mode):
+    """Catches a ratio upside down, and a row without its floor."""
+    cells = [Cell(32, 2, "float32", mode), Cell(32, 1, "bfloat16", mode)]
+    rows = bench_models(["metala_vit_nano", "metala_vit_tiny"], cells, rounds=2)
+    assert [(r["model"], r["size"], r["batch"]) for r in rows] == [
+        (name, cell.size, cell.batch) for cell in cells for name in ("metala_vit_nano", "metala_vit_tiny")
+    ]
+    for first, other in (rows[:2], rows[2:]):
+        assert first["times_faster"] == 1.0
+        assert other["times_faster"] == pytest.approx(first["milliseconds"] / other["milliseconds"])
+        assert other["floor_share"] == pytest.approx(other["floor_milliseconds"] / other["milliseconds"])
+    assert "metala_vit_tiny" in render({"environment": {"threads": 2}, "rows": rows})
+
+
+@pytest.mark.parametrize("text", ["0", "x8", "224x", "224x0", "-224", "2.5", "224x8x3", ""])
+def test_bad_cell(text):
+    """Catches a crash in the middle of a run for what the command line could have told."""
+    with pytest.raises(InputError, match="^--cells: got "):
+        parse_cell(text)
+
+
+def test_unknown_model_lists_near_matches():
+    with pytest.raises(InputError, match="unknown model 'metala_vit_tny' .did you mean metala_vit_tiny"):
+        create("metala_vit_tny", 32)
+
+
+def test_tool():
+    """Catches output on stdout that is no JSON, and an exit code 0 for an error."""
+    tool = [sys.executable, str(ROOT / "tools" / "bench_model.py"), "--cells", "32", "--rounds", "1", "--json"]
+    good = subprocess.run([*tool, "--models", "metala_vit_nano"], capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stderr
+    assert json.loads(good.stdout)["rows"][0]["model"] == "metala_vit_nano"
+    bad = subprocess.run([*tool, "--models", "metala_vit_nan"], capture_output=True, text=True, check=False)
+    assert bad.returncode != 0
+    assert bad.stderr.strip().splitlines()[-1].startswith("error: --models: unknown model")

@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+"""Time gated linear attention: each backend beside softmax attention of the same heads, forward and backward.
+
+First every backend is compared with the float64 definition; where one is wrong no time is reported, and the exit code
+is 1. Then all candidates run in turns, round by round, so that a slow moment of the machine hits all of them alike.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+EXAMPLES = """examples:
+  python tools/bench_kernels.py
+  python tools/bench_kernels.py --shapes 8x14x14 1x64x64 --threads 1
+  python tools/bench_kernels.py --device cuda --dtype bfloat16 --shapes 256x14x14 1x128x128 --json
+"""
+# RMS(error) / RMS(reference) at most, as the tests have it: output and gradients; the gate's gradient in bfloat16.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 5e-3}
+BFLOAT16_GATE_GRADIENT = 2e-2
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shapes", nargs="+", default=["8x14x14", "1x64x64"], metavar="BxRxC", help="batch x grid")
+    parser.add_argument("--heads", type=int, default=3, help="heads H (default: 3)")
+    parser.add_argument("--key", type=int, default=32, help="key channels K of a head (default: 32)")
+    parser.add_argument("--value", type=int, default=64, help="value channels V of a head (default: 64)")
+    parser.add_argument(
+        "--scan", nargs="+", default=["row", "row_reverse"], metavar="ORDER", help="scan orders (default: rows, both)"
+    )
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help="default: every one that the device has")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--dtype", default="float32", choices=list(TOLERANCE), help="of q, k, v (default: float32)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: 15)")
+    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout")
+    return parser.parse_args()
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """ "8x14x14" -> (8, 14, 14).
+
+    Raises:
+        InputError: anything but three positive integers.
+    """
+    from metala_vision.errors import InputError
+
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
+        raise InputError(f"--shapes: got {text!r}, expected batch x rows x columns, like 8x14x14")
+    return tuple(int(part) for part in parts)
+
+
+def make_inputs(batch: int, tokens: int, args: argparse.Namespace, device, dtype) -> tuple[dict, object]:
+    """q, log_decay and v as leaves, and the upstream gradient."""
+    import torch
+    from torch.nn import functional as F
+
+    shape = (batch, tokens, args.heads, args.key)
+    inputs = {"q": torch.randn(shape), "log_decay": F.logsigmoid(torch.randn(shape)) / 16}
+    inputs["v"] = torch.randn(*shape[:3], args.value)
+    inputs = {name: x.to(device, dtype).requires_grad_() for name, x in inputs.items()}
+    return inputs, torch.randn(inputs["v"].shape).to(device, dtype)
+
+
+def wrong_backends(backends: list[str], args: argparse.Namespace, device, dtype) -> dict[str, dict[str, float]]:
+    """Relative RMS errors beyond the tolerances against the float64 reference, by backend; empty if all is well."""
+    import torch
+    from metala_vision.kernels import gated_linear_attention
+
+    grid, orders = (15, 17), tuple(args.scan)
+    inputs, upstream = make_inputs(2, 15 * 17, args, device, dtype)
+
+    def results(backend: str, dtype) -> dict:
+        leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in inputs.items()}
+        out = gated_linear_attention(**leaves, grid=grid, scan=orders, backend=backend)
+        gradients = torch.autograd.grad(out, list(leaves.values()), upstream.to(dtype))
+        return {"out": out.detach()} | dict(zip(leaves, gradients))
+
+    expected, wrong = results("reference", torch.float64), {}
+    for backend in backends:
+        errors = {}
+        for name, x in results(backend, dtype).items():
+            error = ((x.double() - expected[name]).norm() / expected[name].norm()).item()
+            gate = args.dtype == "bfloat16" and name == "log_decay"
+            if not error <= (BFLOAT16_GATE_GRADIENT if gate else TOLERANCE[args.dtype]):
+                errors[name] = error
+        if errors:
+            wrong[backend] = errors
+    return wrong
+
+
+def candidates(backends: list[str], shape: tuple[int, int, int], args, device, dtype) -> dict[str, tuple]:
+    """(call, leaves, upstream gradient) of each candidate by name."""
+    import torch
+    from metala_vision.kernels import gated_linear_attention
+    from torch.nn import functional as F
+
+    batch, rows, cols = shape
+    inputs, upstream = make_inputs(batch, rows * cols, args, device, dtype)
+
+    def attend(backend: str) -> Callable:
+        return lambda: gated_linear_attention(**inputs, grid=(rows, cols), scan=tuple(args.scan), backend=backend)
+
+    entries = {name: (attend(name), list(inputs.values()), upstream) for name in backends}
+    q, k, v = (torch.randn_like(upstream.transpose(1, 2)).requires_grad_() for _ in range(3))  # [B, H, N, V]
+    entries["softmax (SDPA)"] = (lambda: F.scaled_dot_product_attention(q, k, v), [q, k, v], upstream.transpose(1, 2))
+    if device.type == "cuda":
+        try:
+            from fla.ops.gla import chunk_gla
+        except ImportError:
+            pass
+        else:
+            # One order, and a key to be formed: what it offers that comes nearest.
+            def one_order():
+                k = -torch.expm1(inputs["log_decay"])
+                return chunk_gla(inputs["q"], k, inputs["v"], inputs["log_decay"])[0]
+
+            entries["fla chunk_gla (row)"] = (one_order, list(inputs.values()), upstream)
+    return entries
+
+
+def time_rounds(entries: dict[str, tuple], backward: bool, rounds: int, device, progress) -> dict[str, list[float]]:
+    """Milliseconds of each candidate in every round, the candidates in turns."""
+    import torch
+
+    def once(call, leaves, upstream) -> float:
+        start = time.perf_counter()
+        if backward:
+            torch.autograd.grad(call(), leaves, upstream)
+        else:
+            with torch.inference_mode():
+                call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 1e3 * (time.perf_counter() - start)
+
+    times: dict[str, list[float]] = {name: [] for name in entries}
+    for i in range(rounds + 2):  # the first two compile and warm up
+        for name, entry in entries.items():
+            if (elapsed := once(*entry)) and i >= 2:
+                times[name].append(elapsed)
+        progress()
+    return times
+
+
+class Progress:
+    """A line on stderr: share done and estimate of the time left."""
+
+    def __init__(self, steps: int):
+        self.steps, self.done, self.start = steps, 0, time.monotonic()
+
+    def __call__(self) -> None:
+        self.done += 1
+        left = (time.monotonic() - self.start) / self.done * (self.steps - self.done)
+        end = "\n" if self.done == self.steps else ""
+        print(f"\r{100 * self.done // self.steps:3} percent, {left:.0f} s left  ", end=end, file=sys.stderr, flush=True)
+
+
+def report(results: list[dict]) -> None:
+    """Median, spread and ratio of each candidate as aligned text."""
+    for result in results:
+        print(f"\n{result['shape']}  {result['pass']}")
+        print(f"  {'':22}{'median ms':>11}{'quartiles':>20}{'softmax / this':>16}")
+        for name, x in result["candidates"].items():
+            spread = f"{x['quartiles_ms'][0]:.3f} to {x['quartiles_ms'][1]:.3f}"
+            print(f"  {name:22}{x['median_ms']:11.3f}{spread:>20}{x['speedup_over_softmax']:16.2f}")
+
+
+def main(args: argparse.Namespace) -> dict:
+    import torch
+    from metala_vision.kernels import SCAN_ORDERS, available_backends
+
+    from metala_vision.errors import InputError
+
+    shapes = [parse_shape(text) for text in args.shapes]
+    for name, least in {"heads": 1, "key": 1, "value": 1, "threads": 1, "rounds": 2}.items():
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise InputError(f"--{name}: got {getattr(args, name)}, expected at least {least}")
+    if set(args.scan) - set(SCAN_ORDERS) or len(set(args.scan)) < len(args.scan):
+        raise InputError(f"--scan: got {' '.join(args.scan)}, expected out of {', '.join(SCAN_ORDERS)}, none twice")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.device not in ("cpu", "cuda"):
+        raise InputError(f"--device: got {args.device!r}, expected auto, cpu or cuda")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: got cuda, but torch sees no CUDA device here; use --device cpu")
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    known = available_backends(device)
+    if unknown := set(args.backends or ()) - set(known):
+        raise InputError(f"--backends: got {', '.join(sorted(unknown))}, expected out of {', '.join(known)}")
+    backends = args.backends or [name for name in known if name != "reference"]
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+
+    print(f"comparing {', '.join(backends)} with the float64 reference", file=sys.stderr)
+    if wrong := wrong_backends(backends, args, device, dtype):
+        for name, errors in wrong.items():
+            listed = ", ".join(f"{x} {error:.1e}" for x, error in errors.items())
+            print(f"error: backend {name!r} is beyond the tolerances: {listed}; nothing is timed", file=sys.stderr)
+        raise SystemExit(1)
+
+    progress, results = Progress(2 * len(shapes) * (args.rounds + 2)), []
+    for text, shape in zip(args.shapes, shapes):
+        entries = candidates(backends, shape, args, device, dtype)
+        for backward in (False, True):
+            times = time_rounds(entries, backward, args.rounds, device, progress)
+            softmax = statistics.median(times["softmax (SDPA)"])
+            rows = {}
+            for name, values in times.items():
+                median, quartiles = statistics.median(values), statistics.quantiles(values, n=4)
+                rows[name] = {"median_ms": median, "quartiles_ms": [quartiles[0], quartiles[2]]}
+                rows[name]["speedup_over_softmax"] = softmax / median
+            results.append({"shape": text, "pass": "forward and backward" if backward else "forward"})
+            results[-1]["candidates"] = rows
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    settings = {x: getattr(args, x) for x in ("heads", "key", "value", "scan", "dtype", "rounds")}
+    report(results)
+    return {"device": name, **settings, "torch": torch.__version__, "results": results}
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    # Not above: torch takes seconds to import, and --help should not.
+    from metala_vision.engine.cli import run_tool
+
+    sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Time models side by side, in one process and in turn, against the first one and against their matrix products alone.
+
+A cell is a resolution with a batch size. Every round runs each model once, and its matrix products once ("floor": what
+no implementation of the rest can beat); the table shows medians, the spread (distance of the quartiles over the
+median), how many times faster than the first model, and the share of the time that the matrix products alone take.
+Softmax models run timm's fused attention. CPU only.
+"""
+
+import argparse
+import json
+import sys
+
+EXAMPLES = """examples:
+  python tools/bench_model.py --models deit_tiny_patch16_224 metala_vit_tiny --cells 224x8 512 1024 2048
+  python tools/bench_model.py --models deit_tiny_patch16_224 metala_vit_tiny --cells 224x8 512 --mode train
+  python tools/bench_model.py --models metala_vit_small --cells 1024 --dtype float32 bfloat16 --json
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=["deit_tiny_patch16_224", "metala_vit_tiny"], metavar="NAME")
+    parser.add_argument("--cells", nargs="+", default=["224x8", "512", "1024"], metavar="SIZE[xBATCH]")
+    parser.add_argument("--mode", choices=("infer", "train"), default="infer", help="train: step of AdamW included")
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"], help="by autocast")
+    parser.add_argument("--compile", action="store_true", help="torch.compile every model")
+    parser.add_argument("--threads", type=int, default=None, help="default: torch's")
+    parser.add_argument("--rounds", type=int, default=15, help="at most, per cell")
+    parser.add_argument("--seconds", type=float, default=60.0, help="per cell; three rounds are run in any case")
+    parser.add_argument("--no-floor", action="store_true", help="leave out the matrix products")
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout; the table goes to stderr")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> dict:
+    from metala_vision.profiling.bench import Cell, bench_models, environment, parse_cell, render
+
+    cells = [parse_cell(text) for text in args.cells]
+    results = bench_models(
+        args.models,
+        [Cell(size, batch, dtype, args.mode) for size, batch in cells for dtype in args.dtype],
+        compiled=args.compile,
+        threads=args.threads,
+        rounds=args.rounds,
+        seconds=args.seconds,
+        floor=not args.no_floor,
+    )
+    report = {"environment": environment(), "compiled": args.compile, "rows": results}
+    print(render(report), file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(report))
+    return report
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    # Not above: torch and timm take seconds to import, and --help should not.
+    from metala_vision.errors import InputError
+
+    try:
+        main(arguments)
+    except InputError as error:
+        sys.exit(f"error: {error}")
