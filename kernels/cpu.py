@@ -169,7 +169,7 @@ def conv_silu_backward(dout: Tensor, x: Tensor, weight: Tensor, rows: int, cols:
     x, dout = x.contiguous(), dout.contiguous()
     taps = _taps(weight)
     dx = x.new_empty(x.shape)
-    dtaps = taps.new_empty(x.shape[0], *taps.shape)
+    dtaps = taps.new_empty(x.shape[0], 9, x.shape[2])
     call = _conv(x, taps, rows, cols, dout.dtype)
     call.dout, call.dx, call.dweight = dout.data_ptr(), dx.data_ptr(), dtaps.data_ptr()
     _check(_function("metala_conv_backward")(byref(call)))
@@ -331,8 +331,7 @@ def _run_backward(call: _Backward) -> None:
 
 
 def _taps(weight: Tensor) -> Tensor:
-    """[C, 1, 3, 3] -> float32 [9, C]."""
-    return weight.detach().float().reshape(-1, 9).t().contiguous()
+    return weight.detach().float().contiguous()
 
 
 def _conv(x: Tensor, taps: Tensor, rows: int, cols: int, out_dtype: torch.dtype) -> _Conv:

@@ -32,7 +32,7 @@ typedef struct {
     int64_t batch, rows, cols, channels, threads;
     int64_t half, out_half;  /* x and dx, out and dout are bfloat16 */
     const void *x;           /* [B, rows, cols, C] */
-    const float *weight;     /* [9, C], taps row by row */
+    const float *weight;     /* [C, 9], taps row by row */
     void *out;               /* [B, rows, cols, C] = SiLU(convolution) */
     const void *dout;
     void *dx;
@@ -80,21 +80,34 @@ INLINE vec convolve(const window *w, const vec weight[9])
     return rows[0] + rows[1] + rows[2];
 }
 
-INLINE void load_taps(const conv_call *c, int64_t i, int flipped, vec weight[9])
+/* Taps of the vector of channels at `i`, of `taps` [9, C rounded up to vectors]. */
+INLINE void load_taps(const conv_call *c, const float *taps, int64_t i, int flipped, vec weight[9])
 {
+    int64_t width = (c->channels + LANES - 1) / LANES * LANES;
     for (int tap = 0; tap < 9; tap++)
-        weight[tap] = load_some(c->weight, (flipped ? 8 - tap : tap) * c->channels + i, 0, c->channels - i);
+        weight[tap] = load(taps + (flipped ? 8 - tap : tap) * width + i);
+}
+
+/* The weights of all channels, transposed for `load_taps`, with zeros in the padding; NULL if there is no memory. */
+static float *transpose_taps(const conv_call *c)
+{
+    int64_t width = (c->channels + LANES - 1) / LANES * LANES;
+    float *taps = aligned_alloc(64, (size_t)((9 * width * 4 + 63) / 64 * 64));
+    for (int64_t tap = 0; taps && tap < 9; tap++)
+        for (int64_t i = 0; i < width; i++)
+            taps[tap * width + i] = i < c->channels ? c->weight[i * 9 + tap] : 0.0f;
+    return taps;
 }
 
 /* `whole`: all vectors are full. With constants for it and the dtypes the compiler leaves no branch inside the row. */
-INLINE void conv_row(const conv_call *c, int64_t b, int64_t row, int half, int out_half, int whole)
+INLINE void conv_row(const conv_call *c, const float *taps, int64_t b, int64_t row, int half, int out_half, int whole)
 {
     int64_t plane = c->rows * c->cols * c->channels;
     for (int64_t i = 0; i < c->channels; i += LANES) {
         const char *x = (const char *)c->x + (half ? 2 : 4) * (b * plane + i);
         int64_t n = whole ? LANES : c->channels - i, at = b * plane + row * c->cols * c->channels + i;
         vec weight[9];
-        load_taps(c, i, 0, weight);
+        load_taps(c, taps, i, 0, weight);
         for (window w = window_at(c, x, half, c->channels, n, row); w.column < c->cols; slide(&w)) {
             store_some(c->out, at, silu(convolve(&w, weight)), out_half, n);
             at += c->channels;
@@ -102,31 +115,36 @@ INLINE void conv_row(const conv_call *c, int64_t b, int64_t row, int half, int o
     }
 }
 
+/* 0, or 1 if there is no memory. */
 int metala_conv(const conv_call *c)
 {
+    float *taps = transpose_taps(c);
+    if (!taps)
+        return 1;
     /* Static: a thread finds the rows that it wrote itself, in the norm before, in its own cache. */
 #pragma omp parallel for schedule(static) num_threads((int)c->threads)
     for (int64_t i = 0; i < c->batch * c->rows; i++) {
         int64_t b = i / c->rows, row = i % c->rows;
         if (c->channels % LANES || (c->half && !c->out_half))
-            conv_row(c, b, row, (int)c->half, (int)c->out_half, 0);
+            conv_row(c, taps, b, row, (int)c->half, (int)c->out_half, 0);
         else if (c->half)
-            conv_row(c, b, row, 1, 1, 1);
+            conv_row(c, taps, b, row, 1, 1, 1);
         else if (c->out_half)
-            conv_row(c, b, row, 0, 1, 1);
+            conv_row(c, taps, b, row, 0, 1, 1);
         else
-            conv_row(c, b, row, 0, 0, 1);
+            conv_row(c, taps, b, row, 0, 0, 1);
     }
+    free(taps);
     return 0;
 }
 
 /* One vector of channels of one image. `grad` [rows * cols, LANES] takes the gradient of the convolution's output. */
-static void conv_backward(const conv_call *c, int64_t b, int64_t i, float *grad)
+static void conv_backward(const conv_call *c, const float *taps, int64_t b, int64_t i, float *grad)
 {
     int64_t plane = c->rows * c->cols * c->channels, n = c->channels - i;
     const char *x = (const char *)c->x + (c->half ? 2 : 4) * (b * plane + i);
     vec weight[9], dweight[9] = {{0}};
-    load_taps(c, i, 0, weight);
+    load_taps(c, taps, i, 0, weight);
     for (int64_t row = 0, token = 0; row < c->rows; row++)
         for (window w = window_at(c, x, (int)c->half, c->channels, n, row); w.column < c->cols; slide(&w), token++) {
             vec y = convolve(&w, weight), s = sigmoid(y);
@@ -137,26 +155,29 @@ static void conv_backward(const conv_call *c, int64_t b, int64_t i, float *grad)
         }
     for (int tap = 0; tap < 9; tap++)
         store_some(c->dweight, (b * 9 + tap) * c->channels + i, dweight[tap], 0, n);
-    load_taps(c, i, 1, weight);
+    load_taps(c, taps, i, 1, weight);
     for (int64_t row = 0, token = 0; row < c->rows; row++)
         for (window w = window_at(c, grad, 0, LANES, LANES, row); w.column < c->cols; slide(&w), token++)
             store_some(c->dx, b * plane + token * c->channels + i, convolve(&w, weight), c->half, n);
 }
 
+/* 0, or 1 if there is no memory. */
 int metala_conv_backward(const conv_call *c)
 {
     int64_t vectors = (c->channels + LANES - 1) / LANES;
-    int failed = 0;
+    float *taps = transpose_taps(c);
+    int failed = !taps;
 #pragma omp parallel num_threads((int)c->threads) reduction(| : failed)
     {
-        float *grad = aligned_alloc(64, (size_t)(c->rows * c->cols + 1) * 4 * LANES / 64 * 64 + 64);
+        float *grad = aligned_alloc(64, (size_t)((c->rows * c->cols * LANES * 4 + 63) / 64 * 64));
         failed |= !grad;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < c->batch * vectors; task++)
-            if (grad)
-                conv_backward(c, task / vectors, task % vectors * LANES, grad);
+            if (grad && taps)
+                conv_backward(c, taps, task / vectors, task % vectors * LANES, grad);
         free(grad);
     }
+    free(taps);
     return failed;
 }
 
