@@ -2,7 +2,7 @@
 
 Command:  python tools/train.py configs/digits/metala_vit_digits.py
 Cost:     55 seconds on 2 cores
-Accuracy: 98.61, 99.44 and 98.61 percent of the test split (seeds 0, 1, 2)
+Accuracy: 100.00, 98.33 and 99.44 percent of the test split (seeds 0, 1, 2)
 """
 
 _base_ = "../_base_/classification.py"

@@ -9,6 +9,8 @@ import timm
 import torch
 from torch.nn import functional as F
 
+import metala_vision  # noqa: F401  (registers the models)
+
 pytestmark = pytest.mark.slow
 
 FORWARD = """
