@@ -1,7 +1,7 @@
 """MetaLA-ViT on scikit-learn's handwritten digits: 8x8 pixels, 1258 train, 180 val, 359 test images.
 
 Command:  python tools/train.py configs/digits/metala_vit_digits.py
-Cost:     55 seconds on 2 cores
+Cost:     39 seconds on 2 cores
 Accuracy: 100.00, 98.33 and 99.44 percent of the test split (seeds 0, 1, 2)
 """
 
