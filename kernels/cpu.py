@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from . import native
-from .reference import GATE_TEMPERATURE, SCAN_ORDERS
+from .reference import GATE_TEMPERATURE, NORM_EPS, SCAN_ORDERS
 
-EPS = 1e-5  # of the LayerNorm per head
 MLP_TILE = 1024  # tokens that go through an MLP at a time: fewer starve the products, more leave the cache
 SCRATCH_BYTES = 40 << 20  # of each thread that calls, kept between calls
 
@@ -200,6 +199,12 @@ def swiglu_backward(dout: Tensor, x: Tensor) -> Tensor:
     return dx
 
 
+def mlp_tile(tokens: int) -> int:
+    """Tokens of a tile of `swiglu_mlp`; the last tile of all may have fewer."""
+    tiles = max(1, round(tokens / MLP_TILE))
+    return max(1, -(-tokens // tiles))
+
+
 def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
     """swiglu(x weight_in^T) weight_out^T, [..., C] -> [..., C'], in tiles of tokens.
 
@@ -209,8 +214,7 @@ def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
     tokens = x.reshape(-1, x.shape[-1])
     count = tokens.shape[0]
     hidden = weight_in.shape[0]
-    tiles = max(1, round(count / MLP_TILE))
-    size = max(1, -(-count // tiles))
+    size = mlp_tile(count)
     out = x.new_empty(count, weight_out.shape[0])
     scratch = _scratch(size * hidden * 3 // 2, x.dtype)
     inner, product = scratch[: size * hidden].view(size, hidden), scratch[size * hidden :].view(size, hidden // 2)
@@ -274,7 +278,7 @@ def _problem(
     batch, _, heads, key = q.shape
     orders = (c_int64 * 4)(*map(SCAN_ORDERS.index, scan))
     problem = _Problem(batch, heads, *grid, key, v.shape[3], len(scan), orders, native.num_threads(), _is_half(q))
-    problem.scale, problem.eps = scale, EPS
+    problem.scale, problem.eps = scale, NORM_EPS
     problem.q, problem.decay, problem.k, problem.v = _tensor(q), _tensor(decay), _tensor(k), _tensor(v)
     return problem
 
@@ -288,7 +292,7 @@ def _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan) -> tuple[_Pr
     orders = (c_int64 * 4)(*map(SCAN_ORDERS.index, scan))
     threads, is_half = native.num_threads(), _is_half(projected)
     problem = _Problem(projected.shape[0], num_heads, *grid, key, value, len(scan), orders, threads, is_half, 1, 1)
-    problem.scale, problem.root, problem.eps = key**-0.5, 1 / GATE_TEMPERATURE, EPS
+    problem.scale, problem.root, problem.eps = key**-0.5, 1 / GATE_TEMPERATURE, NORM_EPS
     problem.q, problem.decay, problem.v, problem.z = _parts(projected, num_heads)
     problem.gate_bias, problem.aug_weight = gate_bias.data_ptr(), aug_weight.data_ptr()
     return problem, projected, gate_bias, aug_weight

@@ -7,10 +7,12 @@ BT tokens make a chunk; K and V channels are padded to KP and VP, powers of two 
 import triton
 import triton.language as tl
 
-# The operator's gate floor and the layer's gate temperature; kernels can read constexpr globals only.
-FLOOR = tl.constexpr(-5.0)
-TEMPERATURE = tl.constexpr(16.0)
-LN_EPS = tl.constexpr(1e-5)
+from .reference import GATE_FLOOR, GATE_TEMPERATURE, NORM_EPS
+
+# Kernels can read constexpr globals only.
+FLOOR = tl.constexpr(GATE_FLOOR)
+TEMPERATURE = tl.constexpr(GATE_TEMPERATURE)
+LN_EPS = tl.constexpr(NORM_EPS)
 
 
 @triton.jit

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ import torch
 
 SOURCES = ("scan.c", "scan_backward.c", "tokens.c")
 HEADERS = ("simd.h", "scan.h")
-# Not -ffast-math: a shared library linked with it would flush denormals to zero in the whole process.
+# No fast math: linked into a shared library it makes every thread of the process flush denormals to zero.
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 OPENMP = ("-fopenmp",)
 INSTRUCTIONS = {
@@ -107,7 +108,7 @@ def _load(cache: Path) -> ctypes.CDLL:
     folder = Path(__file__).resolve().parent
     instructions = instruction_set()
     flags = FLAGS + INSTRUCTIONS.get(instructions, ())
-    status = os.stat(compiler)
+    status = os.stat(compiler[0])
     key = hashlib.sha256(repr((flags, OPENMP, compiler, status.st_size, status.st_mtime_ns)).encode())
     for name in HEADERS + SOURCES:
         key.update((folder / name).read_bytes())
@@ -133,11 +134,12 @@ def _load(cache: Path) -> ctypes.CDLL:
             raise NativeError(f"the C kernels do not load: {error}") from error
 
 
-def _compiler() -> str:
+def _compiler() -> tuple[str, ...]:
+    """The command: $CC, which may have arguments, or the first of the usual names."""
     candidates = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "cc", "clang"]
-    for name in candidates:
+    for name, *arguments in map(shlex.split, candidates):
         if path := shutil.which(name):
-            return path  # as it is called: what is behind a link may go by its name
+            return path, *arguments  # as it is called: what is behind a link may go by its name
     raise NativeError(f"no C compiler: looked for {', '.join(candidates)}")
 
 
@@ -153,17 +155,17 @@ def _is_intact(path: Path) -> bool:
         return False
 
 
-def _compile(compiler: str, flags: tuple[str, ...], sources: list[str], path: Path) -> None:
+def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[str], path: Path) -> None:
     """Compiles into `path`, whole or not at all. OSError if the folder does not take it."""
     descriptor, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
     os.close(descriptor)
     try:
-        error = _run([compiler, *flags, *OPENMP, *sources, "-o", temporary])
+        error = _run([*compiler, *flags, *OPENMP, *sources, "-o", temporary])
         if error:
-            without = _run([compiler, *flags, *sources, "-o", temporary])
+            without = _run([*compiler, *flags, *sources, "-o", temporary])
             if without:
-                raise NativeError(f"{compiler} failed: {error}")
-            _logger.warning("%s has no OpenMP (%s): the C kernels run on one thread", compiler, error)
+                raise NativeError(f"{compiler[0]} failed: {error}")
+            _logger.warning("%s has no OpenMP (%s): the C kernels run on one thread", compiler[0], error)
         digest = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()
         os.replace(temporary, path)
     except BaseException:

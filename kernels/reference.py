@@ -12,6 +12,7 @@ SCAN_ORDERS = ("row", "row_reverse", "column", "column_reverse")
 GATE_FLOOR = -5.0  # decay 0.0067 per token; part of the definition, so that every backend can factor its exponentials
 # The root of a MetaLA layer's decay, sigmoid(logit) ** (1 / 16): logits of zero remember about 24 tokens.
 GATE_TEMPERATURE = 16.0
+NORM_EPS = 1e-5  # of its LayerNorm per head
 
 
 def scan_order(order: str, rows: int, cols: int, device: torch.device | None = None) -> Tensor:

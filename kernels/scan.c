@@ -40,9 +40,9 @@ static void gate_outputs(const problem *p, int length, float *z, const float *bi
     }
 }
 
-/* scan_rows for the forward pass, a third faster: within STRIDE tokens the state is kept divided by the decay since their
-   first, which saves a multiplication per element. With gates above the floor the divisor stays above exp(-40), and
-   nothing of a later token enters it. Of the chunk, x and a come scaled to it; y is the key over the divisor. */
+/* The scan of the forward pass: within STRIDE tokens the state is kept divided by the decay since their first, which
+   saves a multiplication per element. With gates above the floor the divisor stays above exp(-40), and nothing of a
+   later token enters it. Of the chunk, x and a come scaled to it; y is the key over the divisor. */
 #define STRIDE 8
 
 INLINE void scaled_block(int length, int64_t rows, int64_t lanes, int wide, const float *x, const float *decay,
@@ -78,7 +78,7 @@ INLINE void scaled_block(int length, int64_t rows, int64_t lanes, int wide, cons
             store(state + r * lanes + l * LANES, s[r][l]);
 }
 
-static void scan_rows_scaled(int length, int64_t rows, int64_t lanes, const float *x, const float *decay, const float *y,
+static void scan_scaled(int length, int64_t rows, int64_t lanes, const float *x, const float *decay, const float *y,
                              const float *w, float *out, float *state)
 {
     for (int64_t l = 0; l < lanes; l += WIDE * LANES)
@@ -89,7 +89,7 @@ static void scan_rows_scaled(int length, int64_t rows, int64_t lanes, const floa
                 scaled_block(length, rows, lanes, 1, x + r, decay + r, y + r, w + l, out + l, state + r * lanes + l);
 }
 
-/* apply_gates for scan_rows_scaled: a becomes the divisor, x the query times it, and `y` the key over it.
+/* For scan_scaled: q becomes the query times scale, k the key, a the divisor, x the query times it, y the key over it.
 
    Near 1 the divisor is 1 less the share forgotten, which keeps its digits there: as a product of decays that were each
    rounded beside 1, it would lose two digits over thousands of tokens that hardly forget. */
@@ -165,7 +165,7 @@ static void forward_chunk(const forward_call *f, int64_t b, int64_t h, int order
         memset(out, 0, (size_t)(c->length * vw) * 4);
     for (int t = 0; t < c->length && !first; t++)
         load_row(out + t * vw, f->o, at_token(&o, b, c->token[t], h), 0, p->value, vw);
-    scan_rows_scaled(c->length, kw, vw, c->x, c->a, s->y, c->v, out, state);
+    scan_scaled(c->length, kw, vw, c->x, c->a, s->y, c->v, out, state);
     if (last) {
         if (p->gated)
             load_row(s->aug_weight, p->aug_weight, h * p->key, 0, p->key, kw);

@@ -84,7 +84,7 @@ INLINE int64_t split_of(const problem *p, phase_orders phase, int order)
 typedef struct {
     int64_t token[CHUNK];
     int length;
-    float *q, *a, *k, *x; /* [T, K]: see apply_gates */
+    float *q, *a, *k, *x; /* [T, K]: see the gates of each pass */
     float *v;             /* [T, V] */
 } chunk;
 
@@ -104,9 +104,9 @@ INLINE void gate(const problem *p, vec x, vec *a, vec *k)
     *k = -(e.power * e.rest + (e.power - 1.0f));
 }
 
-/* Gathers the inputs as they are: `a` holds log-decays or logits, `k` is filled if it is given. The next chunk is `ahead`
-   steps further, CHUNK or -CHUNK. Arithmetic comes after, in long loops of independent exponentials that keep the
-   processor busy, where token by token it would wait for each. */
+/* Gathers the inputs as they are: `a` holds log-decays or logits, `k` is filled if it is given. The next chunk is
+   `ahead` steps further, CHUNK or -CHUNK. Arithmetic comes after, in long loops of independent exponentials that keep
+   the processor busy, where token by token it would wait for each. */
 static void gather(const problem *p, chunk *c, int64_t b, int64_t h, int order, int64_t begin, int64_t end, int ahead)
 {
     int64_t kw = key_width(p), vw = value_width(p), n = tokens_of(p), half = p->half;
@@ -135,21 +135,6 @@ INLINE void clear_padding(const problem *p, const chunk *c, float *k)
         memset(k + t * key_width(p) + p->key, 0, (size_t)(key_width(p) - p->key) * 4);
 }
 
-/* Query times scale, decay, key, and x = q a, the query of the state before the token. */
-static void apply_gates(const problem *p, const chunk *c)
-{
-    for (int64_t i = 0; i < c->length * key_width(p); i += LANES) {
-        vec q = load(c->q + i) * p->scale, a, k;
-        gate(p, load(c->a + i), &a, &k);
-        store(c->q + i, q);
-        store(c->a + i, a);
-        store(c->x + i, q * a);
-        if (!p->k.data)
-            store(c->k + i, k);
-    }
-    clear_padding(p, c, c->k);
-}
-
 /* Mean and 1 / standard deviation of a head's V outputs, for its LayerNorm; the padding of `o` is zero. */
 INLINE void moments(const problem *p, const float *o, float *mean, float *scale)
 {
@@ -166,92 +151,8 @@ INLINE void moments(const problem *p, const float *o, float *mean, float *scale)
     *scale = 1.0f / __builtin_sqrtf((sum(squares) + rest) / n + p->eps);
 }
 
-/* ---- inner loops: read the state, decay it, add the token. `reverse` walks the chunk from its last token.
-
-   scan_rows:  out_t[l] += sum_r x_t[r] S[r, l];   S[r, l] = a_t[r] S[r, l] + y_t[r] w_t[l]
-   scan_lanes: out_t[l] += sum_r x_t[r] S[r, l];   S[r, l] = a_t[l] S[r, l] + w_t[r] y_t[l]
-   S is [rows, lanes], both padded; x, w of rows and out of lanes are packed rows of the chunk. */
-
-#define WIDE 2 /* vectors of a row kept in registers at a time */
-
-INLINE void rows_block(int length, int64_t rows, int64_t lanes, int wide, const float *x, const float *a,
-                       const float *y, const float *w, float *out, float *state, int reverse)
-{
-    vec s[ROWS][WIDE];
-    for (int r = 0; r < ROWS; r++)
-        for (int l = 0; l < wide; l++)
-            s[r][l] = load(state + r * lanes + l * LANES);
-    for (int i = 0; i < length; i++) {
-        int t = reverse ? length - 1 - i : i;
-        const float *xt = x + t * rows, *at = a + t * rows, *yt = y + t * rows;
-        vec o[WIDE], wt[WIDE];
-        for (int l = 0; l < wide; l++) {
-            o[l] = load(out + t * lanes + l * LANES);
-            wt[l] = load(w + t * lanes + l * LANES);
-        }
-        for (int r = 0; r < ROWS; r++)
-            for (int l = 0; l < wide; l++) {
-                o[l] += xt[r] * s[r][l];
-                s[r][l] = at[r] * s[r][l] + yt[r] * wt[l];
-            }
-        for (int l = 0; l < wide; l++)
-            store(out + t * lanes + l * LANES, o[l]);
-    }
-    for (int r = 0; r < ROWS; r++)
-        for (int l = 0; l < wide; l++)
-            store(state + r * lanes + l * LANES, s[r][l]);
-}
-
-static void scan_rows(int length, int64_t rows, int64_t lanes, const float *x, const float *a, const float *y,
-                      const float *w, float *out, float *state, int reverse)
-{
-    for (int64_t l = 0; l < lanes; l += WIDE * LANES)
-        for (int64_t r = 0; r < rows; r += ROWS)
-            if (l + WIDE * LANES <= lanes)
-                rows_block(length, rows, lanes, WIDE, x + r, a + r, y + r, w + l, out + l, state + r * lanes + l, reverse);
-            else
-                rows_block(length, rows, lanes, 1, x + r, a + r, y + r, w + l, out + l, state + r * lanes + l, reverse);
-}
-
-INLINE void lanes_block(int length, int64_t rows, int64_t lanes, int wide, const float *x, const float *a,
-                        const float *y, const float *w, float *out, float *state, int reverse)
-{
-    vec s[ROWS][WIDE];
-    for (int r = 0; r < ROWS; r++)
-        for (int l = 0; l < wide; l++)
-            s[r][l] = load(state + r * lanes + l * LANES);
-    for (int i = 0; i < length; i++) {
-        int t = reverse ? length - 1 - i : i;
-        const float *xt = x + t * rows, *wt = w + t * rows;
-        vec o[WIDE], at[WIDE], yt[WIDE];
-        for (int l = 0; l < wide; l++) {
-            o[l] = load(out + t * lanes + l * LANES);
-            at[l] = load(a + t * lanes + l * LANES);
-            yt[l] = load(y + t * lanes + l * LANES);
-        }
-        for (int r = 0; r < ROWS; r++)
-            for (int l = 0; l < wide; l++) {
-                o[l] += xt[r] * s[r][l];
-                s[r][l] = at[l] * s[r][l] + wt[r] * yt[l];
-            }
-        for (int l = 0; l < wide; l++)
-            store(out + t * lanes + l * LANES, o[l]);
-    }
-    for (int r = 0; r < ROWS; r++)
-        for (int l = 0; l < wide; l++)
-            store(state + r * lanes + l * LANES, s[r][l]);
-}
-
-static void scan_lanes(int length, int64_t rows, int64_t lanes, const float *x, const float *a, const float *y,
-                       const float *w, float *out, float *state, int reverse)
-{
-    for (int64_t l = 0; l < lanes; l += WIDE * LANES)
-        for (int64_t r = 0; r < rows; r += ROWS)
-            if (l + WIDE * LANES <= lanes)
-                lanes_block(length, rows, lanes, WIDE, x + r, a + l, y + l, w + r, out + l, state + r * lanes + l, reverse);
-            else
-                lanes_block(length, rows, lanes, 1, x + r, a + l, y + l, w + r, out + l, state + r * lanes + l, reverse);
-}
+/* Vectors of a row of the state kept in registers at a time, beside ROWS rows. */
+#define WIDE 2
 
 INLINE float *floats(int64_t n) { return aligned_alloc(64, (size_t)round_up(n * 4, 64)); }
 

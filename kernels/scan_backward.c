@@ -22,6 +22,53 @@ typedef struct {
 
 #define BLOCK 128
 
+/* out_t[l] += sum_r x_t[r] S[r, l], then S[r, l] = a_t S[r, l] + u_t[r] w_t[l]: a_t[l] if `decay_lanes`, else a_t[r].
+   S is [rows, lanes], both padded; all else are packed rows of the chunk, [T, rows] or [T, lanes]. `reverse` walks from
+   the last token. The flags are constants at every call. */
+INLINE void scan_block(int length, int64_t rows, int64_t lanes, int wide, const float *x, const float *a,
+                       int decay_lanes, const float *u, const float *w, float *out, float *state, int reverse)
+{
+    vec s[ROWS][WIDE];
+    for (int r = 0; r < ROWS; r++)
+        for (int l = 0; l < wide; l++)
+            s[r][l] = load(state + r * lanes + l * LANES);
+    for (int i = 0; i < length; i++) {
+        int t = reverse ? length - 1 - i : i;
+        const float *xt = x + t * rows, *ut = u + t * rows, *at = a + t * (decay_lanes ? lanes : rows);
+        vec o[WIDE], wt[WIDE], decay[WIDE];
+        for (int l = 0; l < wide; l++) {
+            o[l] = load(out + t * lanes + l * LANES);
+            wt[l] = load(w + t * lanes + l * LANES);
+            if (decay_lanes)
+                decay[l] = load(at + l * LANES);
+        }
+        for (int r = 0; r < ROWS; r++)
+            for (int l = 0; l < wide; l++) {
+                o[l] += xt[r] * s[r][l];
+                s[r][l] = (decay_lanes ? decay[l] : splat(at[r])) * s[r][l] + ut[r] * wt[l];
+            }
+        for (int l = 0; l < wide; l++)
+            store(out + t * lanes + l * LANES, o[l]);
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int l = 0; l < wide; l++)
+            store(state + r * lanes + l * LANES, s[r][l]);
+}
+
+INLINE void scan_state(int length, int64_t rows, int64_t lanes, const float *x, const float *a, int decay_lanes,
+                       const float *u, const float *w, float *out, float *state, int reverse)
+{
+    for (int64_t l = 0; l < lanes; l += WIDE * LANES)
+        for (int64_t r = 0; r < rows; r += ROWS) {
+            const float *decay = a + (decay_lanes ? l : r);
+            float *block = state + r * lanes + l;
+            if (l + WIDE * LANES <= lanes)
+                scan_block(length, rows, lanes, WIDE, x + r, decay, decay_lanes, u + r, w + l, out + l, block, reverse);
+            else
+                scan_block(length, rows, lanes, 1, x + r, decay, decay_lanes, u + r, w + l, out + l, block, reverse);
+        }
+}
+
 INLINE int64_t segments_of(const problem *p) { return tokens_of(p) / SEGMENT + 2; }
 
 INLINE int64_t task_floats(const problem *p)
@@ -59,7 +106,7 @@ static void gate_backward(const backward_call *f, int64_t b, int64_t block, floa
             vec mean_dn = {0}, mean_ndn = {0};
             for (int64_t i = 0; i < vw; i += LANES) { /* with dy zero in the padding, so is all that is summed */
                 vec normed = (load(o + i) - mean) * scale, zi = load(z + i) + load(bias + i), s = sigmoid(zi);
-                vec dn = load(dy + i) * zi * s, dz = load(dy + i) * normed * (s * (1.0f + zi * (1.0f - s)));
+                vec dn = load(dy + i) * zi * s, dz = load(dy + i) * normed * silu_slope(zi, s);
                 store(dbias + i, load(dbias + i) + dz);
                 store(z + i, dz);
                 store(o + i, normed);
@@ -103,6 +150,21 @@ INLINE int64_t scratch_floats(const problem *p)
     return chunks > gating ? chunks : gating;
 }
 
+/* Query times scale, decay, key, and x = q a, the query of the state before the token. */
+static void apply_gates(const problem *p, const chunk *c)
+{
+    for (int64_t i = 0; i < c->length * key_width(p); i += LANES) {
+        vec q = load(c->q + i) * p->scale, a, k;
+        gate(p, load(c->a + i), &a, &k);
+        store(c->q + i, q);
+        store(c->a + i, a);
+        store(c->x + i, q * a);
+        if (!p->k.data)
+            store(c->k + i, k);
+    }
+    clear_padding(p, c, c->k);
+}
+
 static void gather_with_gradient(const backward_call *f, backward_scratch *s, int64_t b, int64_t h, int order,
                                int64_t begin, int64_t end, int ahead)
 {
@@ -135,7 +197,7 @@ static void sweep_forwards(const backward_call *f, int64_t b, int64_t h, int ord
             gather_with_gradient(f, s, b, h, order, at, at + CHUNK < end ? at + CHUNK : end, CHUNK);
             int64_t length = s->c.length;
             memset(dq + at * kw, 0, (size_t)(length * kw) * 4);
-            scan_lanes((int)length, vw, kw, s->dout, s->c.a, s->c.k, s->c.v, dq + at * kw, state, 0);
+            scan_state((int)length, vw, kw, s->dout, s->c.a, 1, s->c.v, s->c.k, dq + at * kw, state, 0);
             for (int64_t j = 0; j < length * kw; j += LANES)
                 store(dq + at * kw + j, load(dq + at * kw + j) * load(s->c.a + j));
         }
@@ -198,15 +260,16 @@ static void sweep_backwards(const backward_call *f, int64_t b, int64_t h, int or
         int64_t begin = segment_begin(split, i), end = segment_begin(split, i + 1);
         end = end < n ? end : n;
         memset(s->sum_k, 0, (size_t)kw * 4); /* rowsum(D S) at the end of the segment; D is zero at the end of all */
-        for (int64_t r = 0; r < vw && end < n; r++)
+        const float *state = task + (i + 1) * area;
+        for (int64_t j = 0; j < area && end < n; j += kw)
             for (int64_t l = 0; l < kw; l += LANES)
-                store(s->sum_k + l, load(s->sum_k + l) + load(task + (i + 1) * area + r * kw + l) * load(by_key + r * kw + l));
+                store(s->sum_k + l, load(s->sum_k + l) + load(state + j + l) * load(by_key + j + l));
         for (int64_t at = begin + (end - begin - 1) / CHUNK * CHUNK; at >= begin; at -= CHUNK) {
             gather_with_gradient(f, s, b, h, order, at, at + CHUNK < end ? at + CHUNK : end, -CHUNK);
             const chunk *c = &s->c;
             int length = c->length;
             memset(s->dk, 0, (size_t)(length * kw) * 4);
-            scan_lanes(length, vw, kw, c->v, c->a, c->x, s->dout, s->dk, by_key, 1);
+            scan_state(length, vw, kw, c->v, c->a, 1, s->dout, c->x, s->dk, by_key, 1);
             for (int t = 0; t < length; t++) /* what earlier visits summed */
                 if (first) {
                     memset(s->dv + t * vw, 0, (size_t)vw * 4);
@@ -221,7 +284,7 @@ static void sweep_backwards(const backward_call *f, int64_t b, int64_t h, int or
                     if (p->k.data)
                         load_row(s->acc_k + t * kw, f->dk.data, at_token(&f->dk, b, token, h), 0, p->key, kw);
                 }
-            scan_rows(length, kw, vw, c->k, c->a, c->x, s->dout, s->dv, by_value, 1);
+            scan_state(length, kw, vw, c->k, c->a, 0, c->x, s->dout, s->dv, by_value, 1);
             for (int t = length - 1; t >= 0; t--)
                 for (int64_t l = 0; l < kw; l += LANES) {
                     vec dqi = load(dq + (at + t) * kw + l), dki = load(s->dk + t * kw + l);
@@ -301,12 +364,11 @@ int metala_backward(const backward_call *call)
 #pragma omp for schedule(dynamic, 1)
                 for (int64_t i = 0; i < sequences * phase.count; i++) {
                     int order = first + (int)(i % phase.count);
-                    int64_t sequence = i / phase.count;
+                    int64_t sequence = i / phase.count, split = split_of(p, phase, order);
+                    int64_t low = phase.count == 2 && part == 0 ? split : 0, high = part ? split : n;
                     if (memory)
-                        sweep_backwards(&scanned, sequence / p->heads, sequence % p->heads, order,
-                                        split_of(p, phase, order), phase.count == 2 && part == 0 ? split_of(p, phase, order) : 0,
-                                        part ? split_of(p, phase, order) : n, first + part == 0,
-                                        first + part == p->orders - 1,
+                        sweep_backwards(&scanned, sequence / p->heads, sequence % p->heads, order, split, low, high,
+                                        first + part == 0, first + part == p->orders - 1,
                                         call->states + (sequence * p->orders + order) * task_floats(p), &scratch);
                 }
             }

@@ -1,7 +1,6 @@
 /* Vectors of the widest registers the compiler was told of, and the functions of one variable the kernels need.
 
    Plain C with GCC's vector extension (gcc, clang): the same source is AVX-512, AVX2 or baseline by its flags.
-   No -ffast-math anywhere: linked into a shared library it would flush denormals to zero in the whole process.
    Comparisons are written so that a NaN passes through. */
 
 #ifndef METALA_SIMD_H
@@ -193,6 +192,9 @@ INLINE vec sigmoid(vec x)
 }
 
 INLINE vec silu(vec x) { return x * sigmoid(x); }
+
+/* Derivative of silu at x, with s = sigmoid(x). */
+INLINE vec silu_slope(vec x, vec s) { return s * (1.0f + x * (1.0f - s)); }
 
 /* sigmoid(x) - 1/2, with full relative precision around zero. */
 INLINE vec centred_sigmoid(vec x)

@@ -148,7 +148,7 @@ static void conv_backward(const conv_call *c, const float *taps, int64_t b, int6
     for (int64_t row = 0, token = 0; row < c->rows; row++)
         for (window w = window_at(c, x, (int)c->half, c->channels, n, row); w.column < c->cols; slide(&w), token++) {
             vec y = convolve(&w, weight), s = sigmoid(y);
-            vec d = load_some(c->dout, b * plane + token * c->channels + i, c->out_half, n) * s * (1.0f + y * (1.0f - s));
+            vec d = load_some(c->dout, b * plane + token * c->channels + i, c->out_half, n) * silu_slope(y, s);
             store(grad + token * LANES, d);
             for (int tap = 0; tap < 9; tap++)
                 dweight[tap] += d * w.x[tap];
@@ -204,7 +204,7 @@ INLINE void swiglu_row_backward(const swiglu_call *c, int64_t t, int half, int w
         int64_t at = t * 2 * c->width + i, n = whole ? LANES : c->width - i;
         vec gate = load_some(c->x, at, half, n), value = load_some(c->x, at + c->width, half, n);
         vec d = load_some(c->dout, t * c->width + i, half, n), s = sigmoid(gate);
-        store_some(c->dx, at, d * value * s * (1.0f + gate * (1.0f - s)), half, n);
+        store_some(c->dx, at, d * value * silu_slope(gate, s), half, n);
         store_some(c->dx, at + c->width, d * gate * s, half, n);
     }
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .reference import GATE_FLOOR, GATE_TEMPERATURE
+from .reference import GATE_FLOOR, GATE_TEMPERATURE, NORM_EPS
 
 
 def gate_log_decay(logits: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def mixer(
     # of a young scan would be rounded.
     y = (q * (aug_weight.to(compute).view(num_heads, -1) * k)).sum(-1, keepdim=True) * v
     o = o + 0.5 * torch.tanh(0.5 * y)
-    o = F.layer_norm(o, [o.shape[-1]], eps=1e-5)
+    o = F.layer_norm(o, [o.shape[-1]], eps=NORM_EPS)
     z = z + gate_bias.to(compute).view(num_heads, -1)
     return (F.silu(z) * o).reshape(batch, tokens, dim).to(projected.dtype)
 
