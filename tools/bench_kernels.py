@@ -6,9 +6,8 @@ is 1. Then all candidates run in turns, round by round, so that a slow moment of
 """
 
 import argparse
-import statistics
+import importlib.util
 import sys
-import time
 from collections.abc import Callable
 
 EXAMPLES = """examples:
@@ -19,6 +18,8 @@ EXAMPLES = """examples:
 # RMS(error) / RMS(reference) at most, as the tests have it: output and gradients; the gate's gradient in bfloat16.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 5e-3}
 BFLOAT16_GATE_GRADIENT = 2e-2
+SOFTMAX = "softmax (SDPA)"
+WARMUP = 2  # rounds that compile and warm up
 
 
 def parse_args() -> argparse.Namespace:
@@ -94,88 +95,63 @@ def wrong_backends(backends: list[str], args: argparse.Namespace, device, dtype)
     return wrong
 
 
-def candidates(backends: list[str], shape: tuple[int, int, int], args, device, dtype) -> dict[str, tuple]:
-    """(call, leaves, upstream gradient) of each candidate by name."""
+def candidates(backends: list[str], shape: tuple[int, int, int], backward: bool, args, device, dtype) -> dict:
+    """A call of each candidate by name: forward alone, or forward and backward."""
     import torch
     from metala_vision.kernels import gated_linear_attention
     from torch.nn import functional as F
 
     batch, rows, cols = shape
     inputs, upstream = make_inputs(batch, rows * cols, args, device, dtype)
+    q, k, v = (torch.randn_like(upstream.transpose(1, 2)).requires_grad_() for _ in range(3))  # [B, H, N, V]
+
+    def timed(call: Callable, leaves: list, upstream) -> Callable:
+        def once() -> None:
+            if backward:
+                torch.autograd.grad(call(), leaves, upstream)
+            else:
+                with torch.inference_mode():
+                    call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        return once
 
     def attend(backend: str) -> Callable:
         return lambda: gated_linear_attention(**inputs, grid=(rows, cols), scan=tuple(args.scan), backend=backend)
 
-    entries = {name: (attend(name), list(inputs.values()), upstream) for name in backends}
-    q, k, v = (torch.randn_like(upstream.transpose(1, 2)).requires_grad_() for _ in range(3))  # [B, H, N, V]
-    entries["softmax (SDPA)"] = (lambda: F.scaled_dot_product_attention(q, k, v), [q, k, v], upstream.transpose(1, 2))
-    if device.type == "cuda":
-        try:
-            from fla.ops.gla import chunk_gla
-        except ImportError:
-            pass
-        else:
-            # One order, and a key to be formed: what it offers that comes nearest.
-            def one_order():
-                k = -torch.expm1(inputs["log_decay"])
-                return chunk_gla(inputs["q"], k, inputs["v"], inputs["log_decay"])[0]
+    leaves = list(inputs.values())
+    entries = {name: timed(attend(name), leaves, upstream) for name in backends}
+    entries[SOFTMAX] = timed(lambda: F.scaled_dot_product_attention(q, k, v), [q, k, v], upstream.transpose(1, 2))
+    if device.type == "cuda" and importlib.util.find_spec("fla"):
+        from fla.ops.gla import chunk_gla
 
-            entries["fla chunk_gla (row)"] = (one_order, list(inputs.values()), upstream)
+        # One order, and a key to be formed: what it offers that comes nearest.
+        def one_order():
+            k = -torch.expm1(inputs["log_decay"])
+            return chunk_gla(inputs["q"], k, inputs["v"], inputs["log_decay"])[0]
+
+        entries["fla chunk_gla (row)"] = timed(one_order, leaves, upstream)
     return entries
-
-
-def time_rounds(entries: dict[str, tuple], backward: bool, rounds: int, device, progress) -> dict[str, list[float]]:
-    """Milliseconds of each candidate in every round, the candidates in turns."""
-    import torch
-
-    def once(call, leaves, upstream) -> float:
-        start = time.perf_counter()
-        if backward:
-            torch.autograd.grad(call(), leaves, upstream)
-        else:
-            with torch.inference_mode():
-                call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return 1e3 * (time.perf_counter() - start)
-
-    times: dict[str, list[float]] = {name: [] for name in entries}
-    for i in range(rounds + 2):  # the first two compile and warm up
-        for name, entry in entries.items():
-            if (elapsed := once(*entry)) and i >= 2:
-                times[name].append(elapsed)
-        progress()
-    return times
-
-
-class Progress:
-    """A line on stderr: share done and estimate of the time left."""
-
-    def __init__(self, steps: int):
-        self.steps, self.done, self.start = steps, 0, time.monotonic()
-
-    def __call__(self) -> None:
-        self.done += 1
-        left = (time.monotonic() - self.start) / self.done * (self.steps - self.done)
-        end = "\n" if self.done == self.steps else ""
-        print(f"\r{100 * self.done // self.steps:3} percent, {left:.0f} s left  ", end=end, file=sys.stderr, flush=True)
 
 
 def report(results: list[dict]) -> None:
     """Median, spread and ratio of each candidate as aligned text."""
     for result in results:
         print(f"\n{result['shape']}  {result['pass']}")
-        print(f"  {'':22}{'median ms':>11}{'quartiles':>20}{'softmax / this':>16}")
+        print(f"  {'':22}{'median ms':>11}{'spread':>9}{'softmax / this':>16}")
         for name, x in result["candidates"].items():
-            spread = f"{x['quartiles_ms'][0]:.3f} to {x['quartiles_ms'][1]:.3f}"
-            print(f"  {name:22}{x['median_ms']:11.3f}{spread:>20}{x['speedup_over_softmax']:16.2f}")
+            print(f"  {name:22}{x['median_ms']:11.3f}{x['spread']:9.0%}{x['speedup_over_softmax']:16.2f}")
 
 
 def main(args: argparse.Namespace) -> dict:
     import torch
     from metala_vision.kernels import SCAN_ORDERS, available_backends
+    from rich.console import Console
+    from rich.progress import Progress
 
     from metala_vision.errors import InputError
+    from metala_vision.profiling import interleaved
 
     shapes = [parse_shape(text) for text in args.shapes]
     for name, least in {"heads": 1, "key": 1, "value": 1, "threads": 1, "rounds": 2}.items():
@@ -205,19 +181,22 @@ def main(args: argparse.Namespace) -> dict:
             print(f"error: backend {name!r} is beyond the tolerances: {listed}; nothing is timed", file=sys.stderr)
         raise SystemExit(1)
 
-    progress, results = Progress(2 * len(shapes) * (args.rounds + 2)), []
-    for text, shape in zip(args.shapes, shapes):
-        entries = candidates(backends, shape, args, device, dtype)
-        for backward in (False, True):
-            times = time_rounds(entries, backward, args.rounds, device, progress)
-            softmax = statistics.median(times["softmax (SDPA)"])
-            rows = {}
-            for name, values in times.items():
-                median, quartiles = statistics.median(values), statistics.quantiles(values, n=4)
-                rows[name] = {"median_ms": median, "quartiles_ms": [quartiles[0], quartiles[2]]}
-                rows[name]["speedup_over_softmax"] = softmax / median
-            results.append({"shape": text, "pass": "forward and backward" if backward else "forward"})
-            results[-1]["candidates"] = rows
+    results = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for text, shape in zip(args.shapes, shapes):
+            for backward in (False, True):
+                passes = "forward and backward" if backward else "forward"
+                rounds = interleaved(candidates(backends, shape, backward, args, device, dtype), args.rounds, WARMUP)
+                *_, spreads = progress.track(rounds, args.rounds + WARMUP, description=f"{text} {passes}")
+                rows = {
+                    name: {
+                        "median_ms": 1e3 * spread.median,
+                        "spread": spread.relative_range,
+                        "speedup_over_softmax": spreads[SOFTMAX].median / spread.median,
+                    }
+                    for name, spread in spreads.items()
+                }
+                results.append({"shape": text, "pass": passes, "candidates": rows})
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     settings = {x: getattr(args, x) for x in ("heads", "key", "value", "scan", "dtype", "rounds")}
     report(results)

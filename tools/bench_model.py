@@ -8,7 +8,6 @@ Softmax models run timm's fused attention. CPU only.
 """
 
 import argparse
-import json
 import sys
 
 EXAMPLES = """examples:
@@ -31,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="at most, per cell")
     parser.add_argument("--seconds", type=float, default=60.0, help="per cell; three rounds are run in any case")
     parser.add_argument("--no-floor", action="store_true", help="leave out the matrix products")
-    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout; the table goes to stderr")
+    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout")
     return parser.parse_args()
 
 
@@ -49,18 +48,13 @@ def main(args: argparse.Namespace) -> dict:
         floor=not args.no_floor,
     )
     report = {"environment": environment(), "compiled": args.compile, "rows": results}
-    print(render(report), file=sys.stderr if args.json else sys.stdout)
-    if args.json:
-        print(json.dumps(report))
+    print(render(report))
     return report
 
 
 if __name__ == "__main__":
     arguments = parse_args()
     # Not above: torch and timm take seconds to import, and --help should not.
-    from metala_vision.errors import InputError
+    from metala_vision.engine.cli import run_tool
 
-    try:
-        main(arguments)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metala_vision.kernels.cpu import mlp_tile
+
 
 class Operand(NamedTuple):
     """Shape and memory layout of a matrix."""
@@ -44,7 +46,10 @@ class _Recorder(TorchDispatchMode):
         elif name == "aten.addmm.default":
             self.products.append(Product(_operand(args[1]), _operand(args[2])))
         elif name == "metala.swiglu_mlp_forward.default":
-            self.products += [_linear(prod(args[0].shape[:-1]), weight) for weight in args[1:3]]
+            tokens = prod(args[0].shape[:-1])
+            size = mlp_tile(tokens)
+            for begin in range(0, tokens, size):
+                self.products += [_linear(min(size, tokens - begin), weight) for weight in args[1:3]]
         result = func(*args, **(kwargs or {}))
         if name == "aten.convolution.default" and args[8] == 1:
             self.products.append(_linear(result.numel() // result.shape[1], args[1].flatten(1)))

@@ -93,5 +93,5 @@ def test_tool():
     assert good.returncode == 0, good.stderr
     assert json.loads(good.stdout)["rows"][0]["model"] == "metala_vit_nano"
     bad = subprocess.run([*tool, "--models", "metala_vit_nan"], capture_output=True, text=True, check=False)
-    assert bad.returncode != 0
+    assert bad.returncode == 2
     assert bad.stderr.strip().splitlines()[-1].startswith("error: --models: unknown model")

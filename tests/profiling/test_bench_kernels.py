@@ -1,0 +1,77 @@
+"""The operator's benchmark: the gate before the times, and its tolerances, which are those of the tests."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tolerances
+import torch
+from metala_vision.kernels import ops
+
+from metala_vision.errors import InputError
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "bench_kernels.py"
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """The tool as a module, and a way to run it with a command line."""
+    spec = importlib.util.spec_from_file_location("bench_kernels", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*arguments: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["bench_kernels.py", "--shapes", "2x3x4", "--rounds", "2", *arguments])
+        return module.main(module.parse_args())
+
+    module.run = run
+    return module
+
+
+def test_tolerances_are_the_table(tool):
+    """Catches a gate that lets through what the tests would not."""
+    for name, tolerance in tool.TOLERANCE.items():
+        assert tolerance == tolerances.for_dtype(getattr(torch, name))
+    assert tool.BFLOAT16_GATE_GRADIENT == tolerances.BFLOAT16_GATE_GRADIENT
+
+
+def test_reports_each_backend_beside_softmax(tool, capsys):
+    """Catches a candidate left out, a ratio upside down, and a result that is no JSON."""
+    result = json.loads(json.dumps(tool.run("--key", "8", "--value", "8")))
+    assert [row["pass"] for row in result["results"]] == ["forward", "forward and backward"]
+    for row in result["results"]:
+        rows = row["candidates"]
+        assert {"chunked", tool.SOFTMAX} <= set(rows)
+        for x in rows.values():
+            expected = rows[tool.SOFTMAX]["median_ms"] / x["median_ms"]
+            assert x["speedup_over_softmax"] == pytest.approx(expected)
+    assert "forward and backward" in capsys.readouterr().out
+
+
+def test_a_wrong_backend_is_not_timed(tool, monkeypatch, capsys):
+    """Catches a figure for a kernel that computes something else."""
+    right = ops.COMPOSED["chunked"]
+    monkeypatch.setitem(ops.COMPOSED, "chunked", lambda *arguments: 1.001 * right(*arguments))
+    with pytest.raises(SystemExit) as stopped:
+        tool.run("--backends", "chunked")
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert "backend 'chunked' is beyond the tolerances: out 1.0e-03" in said.err
+    assert "median" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shapes", "14x14"), "--shapes: got '14x14', expected batch x rows x columns"),
+        (("--backends", "fpga"), "--backends: got fpga, expected out of"),
+        (("--scan", "row", "row"), "--scan: got row row, expected out of"),
+        (("--device", "tpu"), "--device: got 'tpu', expected auto, cpu or cuda"),
+        (("--rounds", "1"), "--rounds: got 1, expected at least 2"),
+    ],
+)
+def test_bad_input(tool, arguments, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        tool.run(*arguments)
