@@ -61,8 +61,10 @@ PARTS = {
     (True, False): (("keys", "values"),),
     (True, True): (("keys",), ("values",)),
 }
-COMBINE = {"BE": 128, "BS": 8, "num_warps": 4}
-NORM = {"BT": 16, "num_warps": 4}  # of `gated_norm_gradient`
+# x * y + z in one instruction: said in every launch, since the default is not the same in every Triton.
+FUSED = {"enable_fp_fusion": True}
+COMBINE = {"BE": 128, "BS": 8, "num_warps": 4, **FUSED}
+NORM = {"BT": 16, "num_warps": 4, **FUSED}  # of `gated_norm_gradient`
 
 
 def forward(
@@ -253,7 +255,9 @@ class _Plan:
         elif AMD:
             # Few of its devices have TF32; exact products run on its matrix cores too. A warp has 64 lanes.
             precision, num_warps = precision.replace("tf32", "ieee"), min(4, num_warps)
-        return self.widths | {
+        return {
+            **self.widths,
+            **FUSED,
             "BT": CHUNK,
             "DERIVED": self.derived,
             "PRECISION": precision,

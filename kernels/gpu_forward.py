@@ -113,8 +113,9 @@ def combine(
 def incoming(p_states, i_s, segments, backwards, KP: tl.constexpr, VP: tl.constexpr, o_s):
     """State [KP, BV] that enters segment `i_s`: the one that leaves its predecessor, zero for the first."""
     i_from = tl.where(backwards, i_s + 1, i_s - 1)
-    inside = (i_from >= 0) & (i_from < segments)
-    return tl.load(p_states + i_from.to(tl.int64) * (KP * VP) + o_s, mask=inside & (o_s >= 0), other=0.0)
+    o_from = i_from + tl.zeros_like(o_s)  # Triton 3.9's interpreter makes integers of a scalar mask that it broadcasts
+    m_s = (o_from >= 0) & (o_from < segments)
+    return tl.load(p_states + i_from.to(tl.int64) * (KP * VP) + o_s, mask=m_s, other=0.0)
 
 
 @triton.jit(do_not_specialize=["scale", "tokens", "rows", "cols", "heads", "segments", "segment_chunks"])

@@ -21,6 +21,7 @@ TARGETS = {
 }
 # Bytes of shared memory (LDS) that one program may have.
 SHARED_LIMITS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")  # of Triton, not of a kernel
 KERNELS = ("segment_states", "combine", "outputs", "query_gradients", "key_value_gradients", "gated_norm_gradient")
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
@@ -49,7 +50,7 @@ def record(gpu, call) -> list[Launch]:
 
         def __getitem__(self, grid):
             def launch(*args, **kwargs):
-                options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages") if key in kwargs}
+                options = {key: kwargs.pop(key) for key in OPTIONS if key in kwargs}
                 arguments = dict(zip(self.kernel.arg_names, args)) | kwargs
                 assert set(arguments) == set(self.kernel.arg_names), f"{self.name}: arguments and parameters differ"
                 launches.append(Launch(self.name, self.kernel, grid, arguments, options))
