@@ -17,6 +17,7 @@ from . import native
 from .reference import GATE_TEMPERATURE, NORM_EPS, SCAN_ORDERS
 
 MLP_TILE = 1024  # tokens that go through an MLP at a time: fewer starve the products, more leave the cache
+VALUE_BLOCK = 16  # value channels that a thread takes at least
 SCRATCH_BYTES = 40 << 20  # of each thread that calls, kept between calls
 
 
@@ -28,7 +29,7 @@ class _Problem(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("batch", "heads", "rows", "cols", "key", "value", "orders")),
         ("order", c_int64 * 4),
-        *((name, c_int64) for name in ("threads", "half", "logits", "gated")),
+        *((name, c_int64) for name in ("share", "threads", "half", "logits", "gated")),
         *((name, c_float) for name in ("scale", "root", "eps")),
         *((name, _Tensor) for name in ("q", "decay", "k", "v", "z")),
         ("gate_bias", c_void_p),
@@ -96,11 +97,16 @@ def backward(
     q, log_decay, v, k = _of_one_dtype(q, log_decay, v, k)
     problem = _problem(q, log_decay, v, k, grid, scan, scale)
     dout = _channels_contiguous(dout if _is_half(dout) else dout.float())
-    dq, dg, dv = (x.new_empty(x.shape, dtype=torch.float32) for x in (q, log_decay, v))
-    dk = None if k is None else k.new_empty(k.shape, dtype=torch.float32)
+    dv = v.new_empty(v.shape, dtype=torch.float32)
+    batch, tokens, heads, key = q.shape
+    dq, dg, dk = (
+        None if x is None else x.new_empty(batch, tokens, heads * problem.share, key, dtype=torch.float32)
+        for x in (q, log_decay, k)
+    )
     call = _Backward(problem, _tensor(dout), _is_half(dout))
     call.dq, call.ddecay, call.dv, call.dk = _tensor(dq), _tensor(dg), _tensor(dv), _tensor(dk)
     _run_backward(call)
+    dq, dg, dk = (None if x is None else _sum_blocks(x, problem.share) for x in (dq, dg, dk))
     return dq, dg, dv, dk
 
 
@@ -144,12 +150,20 @@ def mixer_backward(
     dprojected = projected.new_empty(projected.shape, dtype=torch.float32)
     call = _Backward(problem, _by_head(dy, num_heads), _is_half(dy), o.data_ptr())
     call.dq, call.ddecay, call.dv, call.dz = _parts(dprojected, num_heads)
+    blocks = None  # dq and ddecay for each block of V
+    if problem.share > 1:
+        key = dim // 2 // num_heads
+        blocks = o.new_empty(2, batch, tokens, num_heads * problem.share, key)
+        call.dq, call.ddecay = map(_tensor, blocks)
     dbias = o.new_empty(batch * _function("metala_backward_blocks", c_int64)(byref(problem)), dim)
-    daug = o.new_empty(batch, num_heads, len(scan), dim // 2 // num_heads)
+    daug = o.new_empty(batch, num_heads, problem.share, len(scan), dim // 2 // num_heads)
     scanned = o.new_empty(batch, tokens, dim)
     call.dbias, call.daug, call.scanned = dbias.data_ptr(), daug.data_ptr(), scanned.data_ptr()
     _run_backward(call)
-    return dprojected, dbias.sum(0), daug.sum((0, 2)).flatten()
+    if blocks is not None:
+        summed = _sum_blocks(blocks, problem.share).flatten(3)
+        dprojected[..., :dim] = summed.movedim(0, -2).flatten(2)
+    return dprojected, dbias.sum(0), daug.sum((0, 2, 3)).flatten()
 
 
 def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int, out_dtype: torch.dtype) -> Tensor:
@@ -277,7 +291,9 @@ def _problem(
 ) -> _Problem:
     batch, _, heads, key = q.shape
     orders = (c_int64 * 4)(*map(SCAN_ORDERS.index, scan))
-    problem = _Problem(batch, heads, *grid, key, v.shape[3], len(scan), orders, native.num_threads(), _is_half(q))
+    problem = _Problem(batch, heads, *grid, key, v.shape[3], len(scan), orders)
+    _divide(problem, native.num_threads())
+    problem.half = _is_half(q)
     problem.scale, problem.eps = scale, NORM_EPS
     problem.q, problem.decay, problem.k, problem.v = _tensor(q), _tensor(decay), _tensor(k), _tensor(v)
     return problem
@@ -290,12 +306,26 @@ def _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan) -> tuple[_Pr
     half = projected.shape[2] // 6
     key, value = half // num_heads, 2 * half // num_heads
     orders = (c_int64 * 4)(*map(SCAN_ORDERS.index, scan))
-    threads, is_half = native.num_threads(), _is_half(projected)
-    problem = _Problem(projected.shape[0], num_heads, *grid, key, value, len(scan), orders, threads, is_half, 1, 1)
+    problem = _Problem(projected.shape[0], num_heads, *grid, key, value, len(scan), orders)
+    _divide(problem, native.num_threads())
+    problem.half, problem.logits, problem.gated = _is_half(projected), 1, 1
     problem.scale, problem.root, problem.eps = key**-0.5, 1 / GATE_TEMPERATURE, NORM_EPS
     problem.q, problem.decay, problem.v, problem.z = _parts(projected, num_heads)
     problem.gate_bias, problem.aug_weight = gate_bias.data_ptr(), aug_weight.data_ptr()
     return problem, projected, gate_bias, aug_weight
+
+
+def _divide(problem: _Problem, threads: int) -> None:
+    """Cuts V into blocks while there are more threads than tasks; every block computes the gates of its head anew."""
+    problem.threads, problem.share = threads, 1
+    at_once = min(problem.orders, 2)
+    while problem.batch * problem.heads * at_once < threads and problem.value % (2 * VALUE_BLOCK) == 0:
+        problem.share, problem.heads, problem.value = 2 * problem.share, 2 * problem.heads, problem.value // 2
+
+
+def _sum_blocks(x: Tensor, share: int) -> Tensor:
+    """[..., H * share, K] -> [..., H, K]."""
+    return x if share == 1 else x.unflatten(-2, (-1, share)).sum(-2)
 
 
 class _Scratch(threading.local):
@@ -321,7 +351,8 @@ def _scratch(size: int, dtype: torch.dtype) -> Tensor:
 def _run_forward(problem: _Problem, out: Tensor, layout: _Tensor, o: Tensor | None) -> None:
     """`o` takes the sums over the orders if they are to be kept; until they are complete they need a place anyhow."""
     states = _function("metala_forward_states", c_int64)(byref(problem))
-    summed = 0 if o is not None or out.dtype == torch.float32 or problem.orders == 1 else out.numel()
+    in_one_go = problem.orders == 1 and problem.share == 1
+    summed = 0 if o is not None or out.dtype == torch.float32 or in_one_go else out.numel()
     scratch = _scratch(states + summed, torch.float32)
     place = out if out.dtype == torch.float32 else scratch[states:]
     call = _Forward(problem, layout, (place if o is None else o).data_ptr(), o is not None, scratch.data_ptr())

@@ -25,10 +25,15 @@ static void add_own_terms(const problem *p, const chunk *c, const float *aug_wei
         }
 }
 
-/* SiLU(z + bias) * LayerNorm(o) of one head, in place of o in `out` [T, V]; z is packed, and overwritten. */
-static void gate_outputs(const problem *p, int length, float *z, const float *bias, float *out)
+/* SiLU(z + bias) * LayerNorm(o) of one whole head and `length` tokens, in place of o in `out` [T, V]. `z` [T, V] and
+   `bias` are scratch. */
+static void gate_outputs(const problem *p, int64_t b, int64_t h, int length, const int64_t *token, float *z, float *bias,
+                         float *out)
 {
     int64_t vw = value_width(p);
+    for (int t = 0; t < length; t++)
+        load_row(z + t * vw, p->z.data, at_token(&p->z, b, token[t], h), p->half, p->value, vw);
+    load_row(bias, p->gate_bias, h * p->value, 0, p->value, vw);
     for (int64_t t = 0; t < length; t++)
         for (int64_t i = 0; i < vw; i += LANES)
             store(z + t * vw + i, silu(load(z + t * vw + i) + load(bias + i)));
@@ -121,9 +126,10 @@ static void apply_scaled_gates(const problem *p, const chunk *c, float *y)
 typedef struct {
     problem p;
     tensor out; /* as the inputs in dtype: what the operator or the layer returns */
-    float *o;   /* [B, N, H, V]: sums over the orders so far, in the end the LayerNorm's input; NULL if one order */
+    float *o;   /* [B, N, H, V]: sums over the orders so far, in the end the LayerNorm's input; NULL if one order and one
+                   block of V */
     int64_t keep_o;
-    float *states; /* [B, H, orders, K, V], padded */
+    float *states; /* [B, H * share, orders, K, V], padded */
 } forward_call;
 
 /* A thread's buffers: a chunk, its outputs, and padded copies of the parameters of a head. */
@@ -134,12 +140,12 @@ typedef struct {
 
 INLINE int64_t forward_scratch_floats(const problem *p)
 {
-    return CHUNK * (5 * key_width(p) + 2 * value_width(p)) + key_width(p) + value_width(p);
+    return CHUNK * (5 * key_width(p) + 2 * value_width(p) * p->share) + key_width(p) + value_width(p) * p->share;
 }
 
 static forward_scratch forward_layout(const problem *p, float *at)
 {
-    int64_t key = CHUNK * key_width(p), value = CHUNK * value_width(p);
+    int64_t key = CHUNK * key_width(p), value = CHUNK * value_width(p) * p->share; /* whole heads: for gate_chunk */
     forward_scratch s = {.c = {.q = at, .a = at + key, .k = at + 2 * key, .x = at + 3 * key}, .y = at + 4 * key};
     s.c.v = at + 5 * key;
     s.out = s.c.v + value;
@@ -153,10 +159,10 @@ static void forward_chunk(const forward_call *f, int64_t b, int64_t h, int order
                           int first, int last, forward_scratch *s)
 {
     const problem *p = &f->p;
-    int64_t kw = key_width(p), vw = value_width(p), n = tokens_of(p);
+    int64_t kw = key_width(p), vw = value_width(p);
     float *state = f->states + ((b * p->heads + h) * p->orders + order_index) * kw * vw, *out = s->out;
     chunk *c = &s->c;
-    tensor o = {f->o, n * p->heads * p->value, p->heads * p->value, p->value};
+    tensor o = packed_values(p, f->o);
     if (begin == 0)
         memset(state, 0, (size_t)(kw * vw) * 4);
     gather(p, c, b, h, (int)p->order[order_index], begin, end, CHUNK);
@@ -164,25 +170,38 @@ static void forward_chunk(const forward_call *f, int64_t b, int64_t h, int order
     if (first)
         memset(out, 0, (size_t)(c->length * vw) * 4);
     for (int t = 0; t < c->length && !first; t++)
-        load_row(out + t * vw, f->o, at_token(&o, b, c->token[t], h), 0, p->value, vw);
+        load_row(out + t * vw, f->o, at_value(p, &o, b, c->token[t], h), 0, p->value, vw);
     scan_scaled(c->length, kw, vw, c->x, c->a, s->y, c->v, out, state);
     if (last) {
         if (p->gated)
-            load_row(s->aug_weight, p->aug_weight, h * p->key, 0, p->key, kw);
+            load_row(s->aug_weight, p->aug_weight, h / p->share * p->key, 0, p->key, kw);
         add_own_terms(p, c, s->aug_weight, out);
     }
-    for (int t = 0; t < c->length && (!last || f->keep_o); t++)
-        store_row(f->o, at_token(&o, b, c->token[t], h), out + t * vw, 0, p->value);
-    if (!last)
+    int later = p->gated && p->share > 1;
+    for (int t = 0; t < c->length && (!last || f->keep_o || later); t++)
+        store_row(f->o, at_value(p, &o, b, c->token[t], h), out + t * vw, 0, p->value);
+    if (!last || later)
         return;
-    if (p->gated) { /* v has done its work: its buffer takes z */
-        for (int t = 0; t < c->length; t++)
-            load_row(c->v + t * vw, p->z.data, at_token(&p->z, b, c->token[t], h), p->half, p->value, vw);
-        load_row(s->bias, p->gate_bias, h * p->value, 0, p->value, vw);
-        gate_outputs(p, c->length, c->v, s->bias, out);
-    }
+    if (p->gated) /* v has done its work: its buffer takes z */
+        gate_outputs(p, b, h, c->length, c->token, c->v, s->bias, out);
     for (int t = 0; t < c->length; t++)
-        store_row(f->out.data, at_token(&f->out, b, c->token[t], h), out + t * vw, p->half, p->value);
+        store_row(f->out.data, at_value(p, &f->out, b, c->token[t], h), out + t * vw, p->half, p->value);
+}
+
+/* The gate of a chunk of tokens and one whole head, where the scan went by blocks of V. */
+static void gate_chunk(const forward_call *f, const problem *whole, int64_t b, int64_t h, int64_t begin,
+                       forward_scratch *s)
+{
+    int64_t vw = value_width(whole), token[CHUNK];
+    tensor o = packed_values(whole, f->o);
+    int length = 0;
+    for (; length < CHUNK && begin + length < tokens_of(whole); length++) {
+        token[length] = begin + length;
+        load_row(s->out + length * vw, f->o, at_token(&o, b, token[length], h), 0, whole->value, vw);
+    }
+    gate_outputs(whole, b, h, length, token, s->c.v, s->bias, s->out);
+    for (int t = 0; t < length; t++)
+        store_row(f->out.data, at_token(&f->out, b, token[t], h), s->out + t * vw, whole->half, whole->value);
 }
 
 /* Heads that one task takes through the tokens together: their rows lie side by side in memory. As many as leave a task
@@ -204,7 +223,8 @@ int64_t metala_forward_states(const problem *p)
 /* 0, or 1 if there is no memory for the scratch. */
 int metala_forward(const forward_call *f)
 {
-    const problem *p = &f->p;
+    const problem *p = &f->p, whole = with_whole_heads(*p);
+    int64_t chunks = (tokens_of(p) + CHUNK - 1) / CHUNK;
     int failed = 0;
 #pragma omp parallel num_threads((int)p->threads) reduction(| : failed)
     {
@@ -227,6 +247,12 @@ int metala_forward(const forward_call *f)
                                           first + part == p->orders - 1, &scratch);
                 }
             }
+        }
+        if (p->gated && p->share > 1) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < p->batch * chunks; i++)
+                for (int64_t h = 0; h < whole.heads && memory; h++)
+                    gate_chunk(f, &whole, i / chunks, h, i % chunks * CHUNK, &scratch);
         }
         free(memory);
     }

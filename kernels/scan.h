@@ -2,7 +2,10 @@
 
    A task is one (image, head, scan order). It walks its tokens in chunks: the inputs of a chunk are packed into small
    float buffers (index map, bfloat16 and padding happen there and nowhere else), and the state stays in registers
-   for as long as a block of it sees the chunk. Shapes in brackets: T tokens of a chunk, K key and V value channels. */
+   for as long as a block of it sees the chunk. Shapes in brackets: T tokens of a chunk, K key and V value channels.
+
+   Where there are more threads than tasks, a head's value channels are cut into `share` blocks, each a head of its own
+   with the queries, decays and keys of the whole one. Only the LayerNorm needs a whole head, and comes after. */
 
 #ifndef METALA_SCAN_H
 #define METALA_SCAN_H
@@ -29,6 +32,7 @@ typedef struct {
 typedef struct {
     int64_t batch, heads, rows, cols, key, value;
     int64_t orders, order[4];
+    int64_t share;     /* heads that share a query and a key: blocks of V of one head; `heads` and `value` count blocks */
     int64_t threads;
     int64_t half;      /* q, decay, k, v, z and out are bfloat16; accumulators always float */
     int64_t logits;    /* `decay` holds logits: log_decay = logsigmoid(logits) * root */
@@ -46,6 +50,32 @@ INLINE int64_t tokens_of(const problem *p) { return p->rows * p->cols; }
 INLINE int64_t at_token(const tensor *x, int64_t b, int64_t token, int64_t h)
 {
     return b * x->batch + token * x->token + h * x->head;
+}
+
+/* The same where the tensor has whole heads and `h` is a block of one: of its K channels, or its part of V. */
+INLINE int64_t at_key(const problem *p, const tensor *x, int64_t b, int64_t token, int64_t h)
+{
+    return at_token(x, b, token, h / p->share);
+}
+INLINE int64_t at_value(const problem *p, const tensor *x, int64_t b, int64_t token, int64_t h)
+{
+    return at_token(x, b, token, h / p->share) + h % p->share * p->value;
+}
+
+/* Of whole heads, for the LayerNorm. */
+INLINE problem with_whole_heads(problem p)
+{
+    p.heads /= p.share;
+    p.value *= p.share;
+    p.share = 1;
+    return p;
+}
+
+/* [B, N, H * V] of floats. */
+INLINE tensor packed_values(const problem *p, const float *data)
+{
+    int64_t row = p->heads * p->value;
+    return (tensor){(void *)data, tokens_of(p) * row, row, p->share * p->value};
 }
 
 /* Row-major index of the token that `order` visits at `step`. */
@@ -113,17 +143,17 @@ static void gather(const problem *p, chunk *c, int64_t b, int64_t h, int order, 
     c->length = (int)(end - begin);
     for (int t = 0; t < c->length; t++) {
         int64_t token = c->token[t] = token_at(p, order, begin + t);
-        load_row(c->q + t * kw, p->q.data, at_token(&p->q, b, token, h), half, p->key, kw);
-        load_row(c->a + t * kw, p->decay.data, at_token(&p->decay, b, token, h), half, p->key, kw);
-        load_row(c->v + t * vw, p->v.data, at_token(&p->v, b, token, h), half, p->value, vw);
+        load_row(c->q + t * kw, p->q.data, at_key(p, &p->q, b, token, h), half, p->key, kw);
+        load_row(c->a + t * kw, p->decay.data, at_key(p, &p->decay, b, token, h), half, p->key, kw);
+        load_row(c->v + t * vw, p->v.data, at_value(p, &p->v, b, token, h), half, p->value, vw);
         if (p->k.data)
-            load_row(c->k + t * kw, p->k.data, at_token(&p->k, b, token, h), half, p->key, kw);
+            load_row(c->k + t * kw, p->k.data, at_key(p, &p->k, b, token, h), half, p->key, kw);
         int64_t next = begin + t + ahead;
         if (next >= 0 && next < n) { /* a token's row is far from the next one's: no hardware sees it coming */
             next = token_at(p, order, next);
-            fetch(&p->q, at_token(&p->q, b, next, h), half, p->key);
-            fetch(&p->decay, at_token(&p->decay, b, next, h), half, p->key);
-            fetch(&p->v, at_token(&p->v, b, next, h), half, p->value);
+            fetch(&p->q, at_key(p, &p->q, b, next, h), half, p->key);
+            fetch(&p->decay, at_key(p, &p->decay, b, next, h), half, p->key);
+            fetch(&p->v, at_value(p, &p->v, b, next, h), half, p->value);
         }
     }
 }

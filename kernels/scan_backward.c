@@ -13,9 +13,10 @@ typedef struct {
     tensor dout; /* gradient of the operator's or the layer's output */
     int64_t dout_half;
     const float *o;           /* gated: the LayerNorm's input [B, N, H, V] that the forward pass kept */
-    tensor dq, ddecay, dv, dk, dz; /* float; dk only if k is given, dz only if gated */
+    tensor dq, ddecay, dv, dk, dz; /* float; dk only if k is given, dz only if gated; dq, ddecay and dk have a head for
+                                      every block of V, to be summed */
     float *dbias;             /* gated: [B * blocks, H * V], one row for BLOCK tokens, to be summed */
-    float *daug;              /* gated: [B, H, orders, K], to be summed */
+    float *daug;              /* gated: [B, H * share, orders, K], to be summed */
     float *scanned;           /* gated: [B, N, H, V], gradient of o */
     float *states;            /* [B, H, orders]: checkpoints [segments, V, K], two states of D, dq [N, K]; all padded */
 } backward_call;
@@ -89,7 +90,7 @@ INLINE int64_t segment_begin(int64_t split, int64_t i)
 /* y = SiLU(z + bias) * LayerNorm(o): gradients of z, bias and o for one block of tokens of one image. */
 static void gate_backward(const backward_call *f, int64_t b, int64_t block, float *scratch)
 {
-    const problem *p = &f->p;
+    const problem whole = with_whole_heads(f->p), *p = &whole;
     int64_t n = p->value, vw = value_width(p), channels = p->heads * n, tokens = tokens_of(p);
     float *o = scratch, *z = o + vw, *dy = z + vw, *bias = dy + vw, *dbias = bias + vw;
     int64_t begin = block * BLOCK, end = begin + BLOCK < tokens ? begin + BLOCK : tokens;
@@ -146,7 +147,7 @@ static backward_scratch layout(const problem *p, float *at)
 
 INLINE int64_t scratch_floats(const problem *p)
 {
-    int64_t chunks = CHUNK * (9 * key_width(p) + 3 * value_width(p)) + 3 * key_width(p), gating = 5 * value_width(p);
+    int64_t chunks = CHUNK * (9 * key_width(p) + 3 * value_width(p)) + 3 * key_width(p), gating = 5 * value_width(p) * p->share;
     return chunks > gating ? chunks : gating;
 }
 
@@ -174,9 +175,9 @@ static void gather_with_gradient(const backward_call *f, backward_scratch *s, in
     for (int t = 0; t < s->c.length; t++) {
         if (begin + t + ahead >= 0 && begin + t + ahead < tokens_of(p)) {
             int64_t next = token_at(p, (int)p->order[order], begin + t + ahead);
-            fetch(&f->dout, at_token(&f->dout, b, next, h), f->dout_half, p->value);
+            fetch(&f->dout, at_value(p, &f->dout, b, next, h), f->dout_half, p->value);
         }
-        load_row(s->dout + t * value_width(p), f->dout.data, at_token(&f->dout, b, s->c.token[t], h), f->dout_half,
+        load_row(s->dout + t * value_width(p), f->dout.data, at_value(p, &f->dout, b, s->c.token[t], h), f->dout_half,
                  p->value, value_width(p));
     }
 }
@@ -250,7 +251,7 @@ static void sweep_backwards(const backward_call *f, int64_t b, int64_t h, int or
     if (high == n)
         memset(by_key, 0, (size_t)(2 * area) * 4);
     if (p->gated) {
-        load_row(s->aug_weight, p->aug_weight, h * p->key, 0, p->key, kw);
+        load_row(s->aug_weight, p->aug_weight, h / p->share * p->key, 0, p->key, kw);
         memset(s->daug, 0, (size_t)kw * 4);
     }
     int64_t i = 0;
@@ -278,7 +279,7 @@ static void sweep_backwards(const backward_call *f, int64_t b, int64_t h, int or
                     memset(s->acc_k + t * kw, 0, (size_t)kw * 4);
                 } else {
                     int64_t token = c->token[t];
-                    load_row(s->dv + t * vw, f->dv.data, at_token(&f->dv, b, token, h), 0, p->value, vw);
+                    load_row(s->dv + t * vw, f->dv.data, at_value(p, &f->dv, b, token, h), 0, p->value, vw);
                     load_row(s->acc_q + t * kw, f->dq.data, at_token(&f->dq, b, token, h), 0, p->key, kw);
                     load_row(s->acc_g + t * kw, f->ddecay.data, at_token(&f->ddecay, b, token, h), 0, p->key, kw);
                     if (p->k.data)
@@ -304,7 +305,7 @@ static void sweep_backwards(const backward_call *f, int64_t b, int64_t h, int or
                 int64_t token = c->token[t];
                 float *dg = s->acc_g + t * kw, *dqt = s->acc_q + t * kw;
                 if (last) {
-                    load_row(s->dk, p->decay.data, at_token(&p->decay, b, token, h), p->half, p->key, kw);
+                    load_row(s->dk, p->decay.data, at_key(p, &p->decay, b, token, h), p->half, p->key, kw);
                     for (int64_t l = 0; l < kw; l += LANES) {
                         vec x = load(s->dk + l), g = p->logits ? log_sigmoid(x) * p->root : x, d = load(dg + l);
                         if (p->logits)
@@ -313,7 +314,7 @@ static void sweep_backwards(const backward_call *f, int64_t b, int64_t h, int or
                         store(dqt + l, load(dqt + l) * p->scale);
                     }
                 }
-                store_row(f->dv.data, at_token(&f->dv, b, token, h), s->dv + t * vw, 0, p->value);
+                store_row(f->dv.data, at_value(p, &f->dv, b, token, h), s->dv + t * vw, 0, p->value);
                 store_row(f->dq.data, at_token(&f->dq, b, token, h), dqt, 0, p->key);
                 store_row(f->ddecay.data, at_token(&f->ddecay, b, token, h), dg, 0, p->key);
                 if (p->k.data)
@@ -334,7 +335,7 @@ int metala_backward(const backward_call *call)
     const problem *p = &call->p;
     int64_t n = tokens_of(p), sequences = p->batch * p->heads, blocks = metala_backward_blocks(p);
     if (p->gated) {
-        scanned.dout = (tensor){call->scanned, n * p->heads * p->value, p->heads * p->value, p->value};
+        scanned.dout = packed_values(p, call->scanned);
         scanned.dout_half = 0;
     }
     int failed = 0;

@@ -92,7 +92,14 @@ static void call(const char *name, int status)
     }
 }
 
-/* ---- the scan and the mixer */
+/* ---- the scan and the mixer, from problems of whole heads with the `share` that they are to be cut into */
+
+static problem cut(problem p)
+{
+    p.heads *= p.share;
+    p.value /= p.share;
+    return p;
+}
 
 /* [B, N, H, channels] in memory, or as a view of [B, H, N, channels]. */
 static tensor view(void *data, int64_t tokens, int64_t heads, int64_t channels, int swapped)
@@ -112,8 +119,8 @@ static tensor slice(void *data, int64_t at, int64_t tokens, int64_t width, int64
 static void forward(const problem *p, tensor out, void *memory, float *o, int64_t keep)
 {
     int64_t n = p->batch * tokens_of(p) * p->heads * p->value;
-    forward_call f = {.p = *p, .out = out, .o = o, .keep_o = keep};
-    f.states = output(metala_forward_states(p), 0);
+    forward_call f = {.p = cut(*p), .out = out, .o = o, .keep_o = keep};
+    f.states = output(metala_forward_states(&f.p), 0);
     call("metala_forward", metala_forward(&f));
     check("out", memory, n, p->half);
     if (keep)
@@ -136,13 +143,16 @@ static void scan(problem p, int64_t given, int swapped, int64_t dout_half)
     if (given)
         p.k = view(input(keys, p.half, -2, 2), n, h, k, swapped);
     void *out = output(values, p.half);
-    forward(&p, view(out, n, h, v, 0), out, p.orders > 1 ? output(values, 0) : NULL, 0);
-    float *dq = output(keys, 0), *dg = output(keys, 0), *dv = output(values, 0), *dk = given ? output(keys, 0) : NULL;
-    backward_call f = {.p = p, .dout_half = dout_half};
-    f.dout = view(input(values, dout_half, -2, 2), n, h, v, !swapped);
+    forward(&p, view(out, n, h, v, 0), out, p.orders * p.share > 1 ? output(values, 0) : NULL, 0);
+    float *dv = output(values, 0);
+    h *= p.share;
+    keys *= p.share;
+    float *dq = output(keys, 0), *dg = output(keys, 0), *dk = given ? output(keys, 0) : NULL;
+    backward_call f = {.p = cut(p), .dout_half = dout_half};
+    f.dout = view(input(values, dout_half, -2, 2), n, p.heads, v, !swapped);
     f.dq = view(dq, n, h, k, 0);
     f.ddecay = view(dg, n, h, k, 0);
-    f.dv = view(dv, n, h, v, 0);
+    f.dv = view(dv, n, p.heads, v, 0);
     if (given)
         f.dk = view(dk, n, h, k, 0);
     backward(&f);
@@ -171,7 +181,7 @@ static void mixer(problem p, int64_t dout_half)
     p.gate_bias = input(h * v, 0, -2, 2);
     p.aug_weight = input(h * k, 0, -2, 2);
     void *out = output(values, half);
-    forward(&p, view(out, n, h, v, 0), out, p.orders > 1 ? output(values, 0) : NULL, 0);
+    forward(&p, view(out, n, h, v, 0), out, p.orders * p.share > 1 ? output(values, 0) : NULL, 0);
     void *kept = output(values, half);
     float *o = output(values, 0);
     forward(&p, view(kept, n, h, v, 0), kept, o, 1);
@@ -181,19 +191,29 @@ static void mixer(problem p, int64_t dout_half)
     }
     float *dprojected = output(p.batch * n * width, 0);
     int64_t blocks = p.batch * metala_backward_blocks(&p);
-    backward_call f = {.p = p, .dout_half = dout_half, .o = o};
+    backward_call f = {.p = cut(p), .dout_half = dout_half, .o = o};
     f.dout = view(input(values, dout_half, -2, 2), n, h, v, 0);
     f.dq = slice(dprojected, 0, n, width, k, 0);
     f.ddecay = slice(dprojected, h * k, n, width, k, 0);
+    if (p.share > 1) {
+        int64_t keys = p.batch * n * h * p.share * k;
+        memset(dprojected, 0, (size_t)(p.batch * n * width) * 4);
+        f.dq = view(output(keys, 0), n, h * p.share, k, 0);
+        f.ddecay = view(output(keys, 0), n, h * p.share, k, 0);
+    }
     f.dv = slice(dprojected, 2 * h * k, n, width, v, 0);
     f.dz = slice(dprojected, 2 * h * k + h * v, n, width, v, 0);
     f.dbias = output(blocks * h * v, 0);
-    f.daug = output(p.batch * h * p.orders * k, 0);
+    f.daug = output(p.batch * h * p.share * p.orders * k, 0);
     f.scanned = output(values, 0);
     backward(&f);
+    if (p.share > 1) {
+        check("dq", f.dq.data, p.batch * n * h * p.share * k, 0);
+        check("ddecay", f.ddecay.data, p.batch * n * h * p.share * k, 0);
+    }
     check("dprojected", dprojected, p.batch * n * width, 0);
     check("dbias", f.dbias, blocks * h * v, 0);
-    check("daug", f.daug, p.batch * h * p.orders * k, 0);
+    check("daug", f.daug, p.batch * h * p.share * p.orders * k, 0);
 }
 
 /* ---- convolution and SwiGLU */
@@ -256,13 +276,14 @@ int main(int argc, char **argv)
                         p.cols = grids[g][1];
                         p.key = sizes[i];
                         p.value = sizes[j];
+                        p.share = p.value % 2 == 0 && mix / 6 % 2 ? 2 : 1;
                         p.scale = 0.3f;
                         p.orders = 1 + (i + 2 * j + g + mode) % 4;
                         for (int64_t o = 0; o < p.orders; o++) /* each order first at some time, in both senses */
                             p.order[o] = (mix + (mix / 4 % 2 ? 4 - o : o)) % 4;
-                        const char *format = "%dx%d K %d V %d batch %d heads %d orders %d first %d half %d mode %d";
+                        const char *format = "%dx%d K %d V %d share %d batch %d heads %d orders %d first %d half %d mode %d";
                         snprintf(label, sizeof label, format, (int)p.rows, (int)p.cols, (int)p.key,
-                                 (int)p.value, (int)p.batch, (int)p.heads, (int)p.orders, (int)p.order[0], half, mode);
+                                 (int)p.value, (int)p.share, (int)p.batch, (int)p.heads, (int)p.orders, (int)p.order[0], half, mode);
                         if (mode == MIXER)
                             mixer(p, mix / 3 % 2);
                         else

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from metala_vision.kernels import available_backends, gated_linear_attention, native
+from metala_vision.kernels import available_backends, gated_linear_attention, mixer, native
 from native_runs import ALL, GRID, SECONDS, differences, finish, make, results, start
 from tolerances import for_dtype, relative_rms
 
@@ -31,6 +31,41 @@ def test_number_of_threads_changes_no_bit(threads, grid):
         assert native.num_threads() == number
         for dtype, x in expected.items():
             assert not differences(results(inputs, dtype, grid), x)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("scan", [("column_reverse",), ("row", "row_reverse"), ALL], ids=len)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_more_threads_than_heads(threads, dtype, scan):
+    """Where threads take blocks of V of one head: catches a block that reads another's, and a sum that misses one."""
+    grid, n = (7, 9), 63
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+
+    wide = normal(1, 2, n, 64).detach().movedim(1, 2)  # whole heads apart in memory
+    scanned = [normal(1, n, 2, 24), normal(1, n, 2, 24), wide.requires_grad_(), normal(1, n, 2, 24)]
+    gated = [normal(1, n, 384), normal(128), normal(64)]
+
+    def both(backend: str) -> list[torch.Tensor]:
+        q, log_decay, v, k = scanned
+        o = gated_linear_attention(q, log_decay, v, k=k, grid=grid, scan=scan, backend=backend)
+        derived = gated_linear_attention(q, log_decay, v, grid=grid, scan=scan, backend=backend)
+        y = mixer(*gated, 2, *grid, ",".join(scan), backend)
+        outputs, leaves = [o, derived, y], scanned + gated
+        weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype) for x in outputs]
+        return outputs + list(torch.autograd.grad(outputs, leaves, weights))
+
+    expected = both("chunked")
+    threads(1)
+    alone = both("cpu")
+    for number in (3, 8, 64):  # two heads in 1 or 2, 2 or 4, and 4 blocks: orders that run at once, or one alone
+        threads(number)
+        found = both("cpu")
+        assert not [x for x, y in zip(found[:3], alone) if not torch.equal(x, y)], "outputs change with the threads"
+        tolerance = for_dtype(dtype)
+        assert all(relative_rms(x, y) <= tolerance for x, y in zip(found, expected))
 
 
 def hammer(threads, seconds: float) -> None:
