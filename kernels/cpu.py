@@ -12,6 +12,7 @@ from ctypes import Structure, byref, c_float, c_int64, c_void_p
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import native
 from .reference import GATE_TEMPERATURE, NORM_EPS, SCAN_ORDERS
@@ -219,8 +220,17 @@ def mlp_tile(tokens: int) -> int:
     return max(1, -(-tokens // tiles))
 
 
-def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
+def swiglu_mlp(
+    x: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> Tensor:
     """swiglu(x weight_in^T) weight_out^T, [..., C] -> [..., C'], in tiles of tokens.
+
+    With a norm it is taken of LayerNorm(x) and added to x, whose dtype may then be another one than the weights have.
 
     The hidden channels of one tile stay in the cache, and no allocation is so large that the system hands out and takes
     back its pages in every call: at 16384 tokens that costs a quarter of the whole model.
@@ -230,14 +240,23 @@ def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
     hidden = weight_in.shape[0]
     size = mlp_tile(count)
     out = x.new_empty(count, weight_out.shape[0])
-    scratch = _scratch(size * hidden * 3 // 2, x.dtype)
+    dtype = weight_in.dtype
+    scratch = _scratch(size * hidden * 3 // 2, dtype)
     inner, product = scratch[: size * hidden].view(size, hidden), scratch[size * hidden :].view(size, hidden // 2)
     for begin in range(0, count, size):
         end = min(begin + size, count)
         used = end - begin
-        torch.mm(tokens[begin:end], weight_in.t(), out=inner[:used])
+        residual = normed = tokens[begin:end]
+        if norm_weight is not None:
+            normed = F.layer_norm(residual, residual.shape[1:], norm_weight, norm_bias, eps).to(dtype)
+        torch.mm(normed, weight_in.t(), out=inner[:used])
         _swiglu_into(inner[:used], product[:used])
-        torch.mm(product[:used], weight_out.t(), out=out[begin:end])
+        if norm_weight is None:
+            torch.mm(product[:used], weight_out.t(), out=out[begin:end])
+        elif dtype == x.dtype:
+            torch.addmm(residual, product[:used], weight_out.t(), out=out[begin:end])
+        else:
+            torch.add(residual, torch.mm(product[:used], weight_out.t()), out=out[begin:end])
     return out.view(*x.shape[:-1], weight_out.shape[0])
 
 

@@ -82,7 +82,7 @@ def _(dout, x, weight, rows, cols, *, out_shape=None, **kwargs) -> int:
 
 
 @register_flop_formula(_ops.swiglu_mlp_forward)
-def _(x, weight_in, weight_out, *, out_shape=None, **kwargs) -> int:
+def _(x, weight_in, weight_out, norm_weight, norm_bias, eps, *, out_shape=None, **kwargs) -> int:
     return 2 * mlp_macs(x, weight_in, weight_out)
 
 
@@ -97,6 +97,8 @@ def fvcore_handles() -> dict[str, Callable | None]:
         "metala::conv_silu": lambda x, _: conv_macs(_shape(x[0])),
         "metala::swiglu": None,  # element-wise
         "metala::swiglu_mlp": lambda x, _: mlp_macs(*map(_shape, x[:3])),
+        # its LayerNorm as fvcore counts one, which as a layer of its own it would see
+        "metala::add_swiglu_mlp": lambda x, _: 5 * prod(_shape(x[0])) + mlp_macs(*(_shape(x[i]) for i in (0, 4, 5))),
     }
 
 

@@ -27,7 +27,10 @@ LIBRARY.define(f"conv_silu_forward({_CONV}, ScalarType out_dtype) -> Tensor")
 LIBRARY.define(f"conv_silu_backward(Tensor dout, {_CONV}) -> (Tensor, Tensor)")
 LIBRARY.define("swiglu_forward(Tensor x) -> Tensor")
 LIBRARY.define("swiglu_backward(Tensor dout, Tensor x) -> Tensor")
-LIBRARY.define("swiglu_mlp_forward(Tensor x, Tensor weight_in, Tensor weight_out) -> Tensor")
+LIBRARY.define(
+    "swiglu_mlp_forward(Tensor x, Tensor weight_in, Tensor weight_out, Tensor? norm_weight, Tensor? norm_bias,"
+    " float eps) -> Tensor"
+)
 
 
 def _kernels(x: Tensor):
@@ -222,5 +225,5 @@ def _(dout, x):
 
 
 @_fake("swiglu_mlp_forward")
-def _(x, weight_in, weight_out):
+def _(x, weight_in, weight_out, norm_weight, norm_bias, eps):
     return x.new_empty((*x.shape[:-1], weight_out.shape[0]))

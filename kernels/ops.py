@@ -218,13 +218,38 @@ def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
 
     Without gradients the C kernels take the tokens in tiles; otherwise it is the three operators it says.
     """
+    dtype = _tiled_dtype(x, weight_in, weight_out)
+    if dtype is None:
+        return F.linear(swiglu(F.linear(x, weight_in)), weight_out)
+    with _without_autocast(x.device):
+        weights = weight_in.to(dtype), weight_out.to(dtype)
+        return torch.ops.metala.swiglu_mlp_forward(x.to(dtype), *weights, None, None, 0.0)
+
+
+def add_swiglu_mlp(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, weight_in: Tensor, weight_out: Tensor
+) -> Tensor:
+    """x + swiglu_mlp(LayerNorm(x)), the second half of a block: [..., C] -> [..., C].
+
+    Without gradients a tile of tokens goes through all of it while it is in the cache, and the product adds to it.
+    """
+    dtype = _tiled_dtype(x, weight_in, weight_out, norm_weight, norm_bias)
+    if dtype is None:
+        normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+        return x + swiglu_mlp(normed, weight_in, weight_out)
+    with _without_autocast(x.device):
+        weights = weight_in.to(dtype), weight_out.to(dtype)
+        return torch.ops.metala.swiglu_mlp_forward(x, *weights, norm_weight, norm_bias, eps)
+
+
+def _tiled_dtype(x: Tensor, weight_in: Tensor, weight_out: Tensor, *norm: Tensor) -> torch.dtype | None:
+    """The dtype of an MLP's products, that of autocast where it is on; None if it is not to go in tiles."""
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     fits = dtype in C_DTYPES and (autocast or weight_in.dtype == weight_out.dtype == dtype)
-    if not fits or _needs_gradient((x, weight_in, weight_out)) or not _runs_in_c(x):
-        return F.linear(swiglu(F.linear(x, weight_in)), weight_out)
-    with _without_autocast(x.device):
-        return torch.ops.metala.swiglu_mlp_forward(x.to(dtype), weight_in.to(dtype), weight_out.to(dtype))
+    if not fits or _needs_gradient((x, weight_in, weight_out, *norm)) or not _runs_in_c(x):
+        return None
+    return dtype
 
 
 _OPERATORS = {
@@ -235,6 +260,8 @@ _OPERATORS = {
     "conv_silu(Tensor x, Tensor weight, SymInt rows, SymInt cols) -> Tensor": conv_silu,
     "swiglu(Tensor x) -> Tensor": swiglu,
     "swiglu_mlp(Tensor x, Tensor weight_in, Tensor weight_out) -> Tensor": swiglu_mlp,
+    "add_swiglu_mlp(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight_in, Tensor weight_out)"
+    " -> Tensor": add_swiglu_mlp,
 }
 for _schema, _run in _OPERATORS.items():
     library.LIBRARY.define(_schema)

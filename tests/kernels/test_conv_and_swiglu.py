@@ -1,15 +1,13 @@
-"""The element-wise operators and the MLP in C against their formulas in float64."""
+"""The element-wise operators in C against their formulas in float64."""
 
 import re
 
 import pytest
 import torch
 from fused_inputs import GRIDS, conv_formula, conv_inputs, double, errors, name_of, permuted, run, swiglu_formula
-from metala_vision.kernels import available_backends, conv_silu, cpu, swiglu, swiglu_mlp
+from metala_vision.kernels import available_backends, conv_silu, swiglu
 from tolerances import FLOAT32, FLOAT64, HALF, relative_rms
-from torch import Tensor, nn
-
-from metala_vision.layers import SwiGLU
+from torch import Tensor
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C kernels do not run here")
 
@@ -195,124 +193,3 @@ def test_swiglu_of_an_odd_width(width):
     """Catches a result for channels that do not come in pairs of gate and value."""
     with pytest.raises(ValueError, match=rf"^x: got shape \(3, {width}\), expected"):
         swiglu(torch.randn(3, width))
-
-
-# --- the MLP in tiles
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    ("tokens", "tile", "tiles", "ragged"),
-    [(37, 8, 5, True), (13, 8, 2, True), (16, 8, 2, False), (8, 100, 1, False), (1, 8, 1, False), (3, 1, 3, False)],
-    ids=["five", "two", "even", "one-tile", "one-token", "single-tokens"],
-)
-def test_mlp_in_tiles(monkeypatch, tokens, tile, tiles, ragged, dtype):
-    """Catches tokens lost or taken twice at the border of a tile, above all in a last one that is not full."""
-    hidden = 40
-    monkeypatch.setattr(cpu, "MLP_TILE", tile)
-    seen, mm = [], torch.mm
-    monkeypatch.setattr(torch, "mm", lambda x, *rest, **out: (seen.append(x.shape[0]), mm(x, *rest, **out))[1])
-    x = torch.randn(tokens, 12).to(dtype)
-    weight_in, weight_out = (torch.randn(shape).to(dtype) for shape in [(hidden, 12), (10, hidden // 2)])
-    out = swiglu_mlp(x, weight_in, weight_out)
-    sizes = seen[::2]
-    assert seen == [size for size in sizes for _ in range(2)]  # two products for each tile
-    assert (len(sizes), sum(sizes)) == (tiles, tokens)
-    assert (sizes[-1] < sizes[0]) == ragged
-    inner = x.double() @ weight_in.double().t()
-    if dtype == torch.float32:
-        assert relative_rms(out, swiglu_formula(inner) @ weight_out.double().t()) <= FLOAT32
-    else:  # the composed form rounds between the products too
-        assert relative_rms(out, nn.functional.linear(swiglu(nn.functional.linear(x, weight_in)), weight_out)) <= HALF
-    assert out.dtype == dtype
-
-
-@pytest.mark.parametrize("shape", [(2, 37, 12), (12,), (2, 3, 5, 12), (0, 37, 12)], ids=str)
-def test_mlp_with_and_without_gradients(shape):
-    """Catches an inference that is not the training's forward pass, in shape or in numbers."""
-    x, weights = torch.randn(shape), (torch.randn(40, 12), torch.randn(10, 20))
-    expected = swiglu_mlp(x, *(w.clone().requires_grad_() for w in weights))
-    assert expected.requires_grad
-    out = swiglu_mlp(x, *weights)
-    assert not out.requires_grad
-    assert relative_rms(out, expected) <= FLOAT32
-    strided = torch.randn(*shape[:-1], 13)[..., 1:].copy_(x)
-    assert torch.equal(swiglu_mlp(strided, *weights), out)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=["float16", "float64"])
-def test_mlp_in_other_dtypes(dtype):
-    """Catches bytes of a dtype that the C code does not know, read as float32."""
-    x, weights = torch.randn(37, 12).to(dtype), (torch.randn(40, 12).to(dtype), torch.randn(10, 20).to(dtype))
-    expected = swiglu_mlp(x, *(w.clone().requires_grad_() for w in weights))
-    out = swiglu_mlp(x, *weights)
-    assert (out.dtype, expected.dtype) == (dtype, dtype)
-    assert relative_rms(out, expected) <= (HALF if dtype == torch.float16 else FLOAT64)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_mlp_under_autocast(dtype):
-    """Catches an inference that leaves autocast out, or comes back in another dtype than training."""
-    x, weights = torch.randn(37, 12), (torch.randn(40, 12), torch.randn(10, 20))
-    with torch.autocast("cpu", dtype):
-        expected = swiglu_mlp(x, *(w.clone().requires_grad_() for w in weights))
-        out = swiglu_mlp(x, *weights)
-    assert (out.dtype, expected.dtype) == (dtype, dtype)
-    assert relative_rms(out, expected) <= HALF
-
-
-def test_mlp_gradients():
-    """Catches a path that forgets the gradient of one of the two weights."""
-    inputs = {"x": torch.randn(37, 12), "weight_in": torch.randn(40, 12), "weight_out": torch.randn(10, 20)}
-    grad_out = torch.randn(37, 10)
-
-    def formula(leaves):
-        return swiglu_formula(leaves["x"] @ leaves["weight_in"].t()) @ leaves["weight_out"].t()
-
-    expected = run(formula, double(inputs), grad_out)
-    found = errors(run(lambda leaves: swiglu_mlp(**leaves), inputs, grad_out), expected)
-    assert max(found.values()) <= FLOAT32, found
-
-
-class Adapted(nn.Linear):
-    """A linear layer with something added to its output, as an adapter has."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., C] -> [..., C'], shifted."""
-        return super().forward(x) + 1
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize("name", ["fc1", "fc2"])
-@pytest.mark.parametrize("way", ["hook", "pre_hook", "subclass", "bias", "own_forward", "backward_hook"])
-def test_swiglu_layer_calls_what_is_put_in_its_place(way, name, training):
-    """Catches a fused product that reads the weight and passes over a hook, an adapter or a bias."""
-    layer = SwiGLU(12, 20).train(training)
-    linear, calls = getattr(layer, name), []
-    x = torch.randn(2, 7, 12, requires_grad=training)
-    before = layer(x)
-    if way == "hook":
-        linear.register_forward_hook(lambda module, arguments, out: calls.append(1))
-    elif way == "pre_hook":
-        linear.register_forward_pre_hook(lambda module, arguments: calls.append(1))
-    elif way == "backward_hook":
-        linear.register_full_backward_hook(lambda module, inputs, outputs: calls.append(1))
-    elif way == "own_forward":
-        linear.forward = lambda x: (calls.append(1), nn.Linear.forward(linear, x))[1]
-    else:
-        other = (Adapted if way == "subclass" else nn.Linear)(
-            linear.in_features, linear.out_features, bias=way == "bias"
-        )
-        other.weight = linear.weight
-        setattr(layer, name, other)
-    with torch.set_grad_enabled(training):
-        out = layer(x)
-    if way in ("subclass", "bias"):
-        assert relative_rms(out, before) > 0.05
-        return
-    assert relative_rms(out, before) <= FLOAT32
-    if way == "backward_hook":
-        if not training:
-            return
-        out.sum().backward()
-    assert calls == [1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fused_inputs import ALL, LAYOUTS, permuted
 from gla_inputs import ALL_ORDERS
-from metala_vision.kernels import available_backends, conv_silu, mixer, swiglu, swiglu_mlp
+from metala_vision.kernels import add_swiglu_mlp, available_backends, conv_silu, mixer, swiglu, swiglu_mlp
 from tolerances import FLOAT32, relative_rms
 from torch import nn
 
@@ -37,7 +37,8 @@ def raw_calls() -> dict[str, tuple]:
         "conv_silu_backward": ((torch.randn_like(x), x, weight), (7, 9)),
         "swiglu_forward": ((x,), ()),
         "swiglu_backward": ((torch.randn(2, 63, 10), x), ()),
-        "swiglu_mlp_forward": (mlp, ()),
+        "swiglu_mlp_forward": (mlp, (None, None, 0.0)),
+        "swiglu_mlp_forward-norm": ((*mlp[:2], torch.randn(12, 20), torch.randn(12), torch.randn(12)), (1e-6,)),
     }
 
 
@@ -54,7 +55,9 @@ def test_opcheck(name, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["scan_forward-k", "scan_backward-k", "mixer_forward-keep", "swiglu_backward"])
+@pytest.mark.parametrize(
+    "name", ["scan_forward-k", "scan_backward-k", "mixer_forward-keep", "swiglu_backward", "swiglu_mlp_forward-norm"]
+)
 def test_operators_write_no_input(name, layout):
     """Catches a kernel that uses an argument as scratch."""
     tensors, rest = raw_calls()[name]
@@ -113,7 +116,7 @@ def test_calls_leave_nothing_behind():
         assert all(torch.equal(a, b) for a, b in zip(results, in_a_new_thread(lambda call=call: one(*call)))), call
 
 
-@pytest.mark.parametrize("operator", ["mixer", "conv_silu", "swiglu", "swiglu_mlp"])
+@pytest.mark.parametrize("operator", ["mixer", "conv_silu", "swiglu", "swiglu_mlp", "add_swiglu_mlp"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_no_images(operator, training):
     """Catches an empty batch, the last of a data loader or a detector without boxes, that ends in an error."""
@@ -124,6 +127,10 @@ def test_no_images(operator, training):
         "conv_silu": lambda: (conv_silu(x, weight, 2, 3), 24),
         "swiglu": lambda: (swiglu(x), 12),
         "swiglu_mlp": lambda: (swiglu_mlp(x, torch.randn(40, 24), torch.randn(10, 20)), 10),
+        "add_swiglu_mlp": lambda: (
+            add_swiglu_mlp(x, torch.ones(24), torch.zeros(24), 1e-6, torch.randn(40, 24), torch.randn(24, 20)),
+            24,
+        ),
     }[operator]()
     assert out.shape == (0, 6, width)
     if training:

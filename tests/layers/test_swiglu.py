@@ -1,9 +1,11 @@
-"""The channel mixer against its formula."""
+"""The channel mixer against its formula, and with other modules than its own."""
 
 import math
 
+import pytest
 import torch
-from tolerances import FLOAT64, relative_rms
+from tolerances import FLOAT32, FLOAT64, relative_rms
+from torch import Tensor, nn
 
 from metala_vision.layers import SwiGLU
 
@@ -50,3 +52,47 @@ def test_dropout_is_on_in_training_alone():
     layer.eval()
     assert torch.equal(layer(x), layer(x))
     assert (layer(x) != 0).all()
+
+
+class Adapted(nn.Linear):
+    """A linear layer with something added to its output, as an adapter has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C'], shifted."""
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("name", ["fc1", "fc2"])
+@pytest.mark.parametrize("way", ["hook", "pre_hook", "subclass", "bias", "own_forward", "backward_hook"])
+def test_swiglu_layer_calls_what_is_put_in_its_place(way, name, training):
+    """Catches a fused product that reads the weight and passes over a hook, an adapter or a bias."""
+    layer = SwiGLU(12, 20).train(training)
+    linear, calls = getattr(layer, name), []
+    x = torch.randn(2, 7, 12, requires_grad=training)
+    before = layer(x)
+    if way == "hook":
+        linear.register_forward_hook(lambda module, arguments, out: calls.append(1))
+    elif way == "pre_hook":
+        linear.register_forward_pre_hook(lambda module, arguments: calls.append(1))
+    elif way == "backward_hook":
+        linear.register_full_backward_hook(lambda module, inputs, outputs: calls.append(1))
+    elif way == "own_forward":
+        linear.forward = lambda x: (calls.append(1), nn.Linear.forward(linear, x))[1]
+    else:
+        other = (Adapted if way == "subclass" else nn.Linear)(
+            linear.in_features, linear.out_features, bias=way == "bias"
+        )
+        other.weight = linear.weight
+        setattr(layer, name, other)
+    with torch.set_grad_enabled(training):
+        out = layer(x)
+    if way in ("subclass", "bias"):
+        assert relative_rms(out, before) > 0.05
+        return
+    assert relative_rms(out, before) <= FLOAT32
+    if way == "backward_hook":
+        if not training:
+            return
+        out.sum().backward()
+    assert calls == [1]

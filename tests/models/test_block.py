@@ -1,0 +1,61 @@
+"""A block in one operator for its second half: what must not be passed over for it."""
+
+import pytest
+import torch
+from tolerances import FLOAT32, relative_rms
+from torch import Tensor, nn
+
+from metala_vision.models.metala_vit import MetaLABlock
+
+
+class Adapted(nn.Linear):
+    """A linear layer with something added to its output, as an adapter has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C'], shifted."""
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("name", ["norm2", "mlp", "mlp.fc1", "mlp.drop", "drop_path2"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_block_calls_the_modules_that_somebody_watches(name, training):
+    """Catches a hook on a module that the fused operator passes over."""
+    block, calls = MetaLABlock(16, 2).train(training), []
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 12, 16)
+    with torch.set_grad_enabled(training):
+        before = block(x, (3, 4))
+        block.get_submodule(name).register_forward_hook(lambda *arguments: calls.append(1))
+        after = block(x, (3, 4))
+    assert calls == [1]
+    assert relative_rms(after, before) <= FLOAT32
+
+
+@pytest.mark.parametrize("options", [{"proj_drop": 0.9}, {"drop_path": 0.9}], ids=str)
+def test_block_drops_in_training_alone(options):
+    """Catches a dropout that the fused operator leaves out of training, or that is on in inference."""
+    block = MetaLABlock(16, 2, **options)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(8, 12, 16)
+    with torch.no_grad():
+        dropped = {relative_rms(block.train()(x, (3, 4)), block(x, (3, 4))) for _ in range(4)}
+        assert max(dropped) > 0.05
+        plain = MetaLABlock(16, 2).eval()
+        plain.load_state_dict(block.state_dict())
+        assert torch.equal(block.eval()(x, (3, 4)), plain(x, (3, 4)))
+
+
+@pytest.mark.parametrize("change", ["rms_norm", "no_bias", "adapter"])
+def test_block_with_other_modules(change):
+    """Catches a fused operator that takes any module for the one that it knows."""
+    block = MetaLABlock(16, 2).eval()
+    x = torch.randn(2, 12, 16)
+    if change == "adapter":
+        block.mlp.fc2 = Adapted(48, 16, bias=False)
+    else:
+        block.norm2 = nn.RMSNorm(16) if change == "rms_norm" else nn.LayerNorm(16, bias=False)
+    with torch.no_grad():
+        y = x + block.mixer(block.norm1(x), (3, 4))
+        assert torch.equal(block(x, (3, 4)), y + block.mlp(block.norm2(y)))
