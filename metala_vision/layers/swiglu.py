@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 import metala_vision.kernels  # noqa: F401  (registers the operator)
 
+from .watched import is_plain
+
 
 class SwiGLU(nn.Module):
     """(SiLU(x W1) * x W2) W3 without biases (MetaLA, arXiv 2411.10741, eq. A43); W1 and W2 are one projection."""
@@ -20,7 +22,7 @@ class SwiGLU(nn.Module):
         """[..., C] -> [..., C]."""
         plain = True
         if not torch.jit.is_scripting():
-            plain = _is_plain(self.fc1) and _is_plain(self.fc2)
+            plain = _says_all(self.fc1) and _says_all(self.fc2)
         if plain:
             x = torch.ops.metala.swiglu_mlp(x, self.fc1.weight, self.fc2.weight)
         else:
@@ -31,29 +33,22 @@ class SwiGLU(nn.Module):
 def adds_in_one_go(norm: nn.Module, mlp: nn.Module, drop_path: nn.Module) -> bool:
     """Whether x + drop_path(mlp(norm(x))) is `torch.ops.metala.add_swiglu_mlp`, and no module of it would be missed."""
     return (
-        type(norm) is nn.LayerNorm
+        is_plain(norm, nn.LayerNorm)
         and norm.bias is not None
-        and type(mlp) is SwiGLU
-        and not _is_watched(norm)
-        and not _is_watched(mlp)
-        and _is_plain(mlp.fc1)
-        and _is_plain(mlp.fc2)
+        and is_plain(mlp, SwiGLU)
+        and _says_all(mlp.fc1)
+        and _says_all(mlp.fc2)
         and _is_idle(mlp.drop)
         and _is_idle(drop_path)
     )
 
 
+def _says_all(linear: nn.Module) -> bool:
+    """Whether its weight does."""
+    return is_plain(linear, nn.Linear) and linear.bias is None
+
+
 def _is_idle(drop: nn.Module) -> bool:
     """Whether it hands on what it gets."""
-    off = type(drop) is nn.Identity or (type(drop) is nn.Dropout and drop.p == 0.0)
-    return (off or (type(drop) in (nn.Dropout, DropPath) and not drop.training)) and not _is_watched(drop)
-
-
-def _is_plain(linear: nn.Module) -> bool:
-    """Whether its weight says all: no adapter, quantised or wrapped module, no hook that expects to be called."""
-    return type(linear) is nn.Linear and linear.bias is None and not _is_watched(linear)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)
+    off = is_plain(drop, nn.Identity) or (is_plain(drop, nn.Dropout) and drop.p == 0.0)
+    return off or (not drop.training and (is_plain(drop, nn.Dropout) or is_plain(drop, DropPath)))

@@ -7,14 +7,14 @@ image model was not released. Linear in the number of tokens, for any height and
 from typing import Literal
 
 import torch
-from timm.layers import DropPath, PatchEmbed, calculate_drop_path_rates, global_pool_nlc, resample_patch_embed
+from timm.layers import DropPath, calculate_drop_path_rates, global_pool_nlc, resample_patch_embed
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from timm.models._manipulate import named_apply
 from torch import Tensor, nn
 
-from metala_vision.layers import MetaLA, SwiGLU, adds_in_one_go
+from metala_vision.layers import MetaLA, PatchEmbed, SwiGLU, adds_in_one_go
 
 __all__ = ["MetaLAViT"]
 
@@ -119,16 +119,7 @@ class MetaLAViT(nn.Module):
         self.num_prefix_tokens = 0
         self.grad_checkpointing = False
 
-        self.patch_embed = PatchEmbed(
-            img_size,
-            patch_size,
-            in_chans,
-            embed_dim,
-            output_fmt="NHWC",
-            strict_img_size=False,
-            dynamic_img_pad=True,
-            **dd,
-        )
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, **dd)
         rates = calculate_drop_path_rates(drop_path_rate, depth)
         orders = SCANS[scan]
         self.blocks = nn.ModuleList(

@@ -1,0 +1,71 @@
+"""Images to tokens on a grid."""
+
+import timm.layers
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .watched import is_plain
+
+BAND = 512  # patches that are taken out of the image at a time: they and their copy stay in the cache
+
+
+class PatchEmbed(timm.layers.PatchEmbed):
+    """timm's patch embedding for any height and width, with channels last also in memory where that is free.
+
+    Inference on a CPU goes through the image in bands: of 8192 x 8192 pixels the convolution would make two copies as
+    large as the image, at three times the time (measured with 2 threads, PyTorch 2.15).
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(
+            img_size,
+            patch_size,
+            in_chans,
+            embed_dim,
+            output_fmt="NHWC",
+            strict_img_size=False,
+            dynamic_img_pad=True,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_chans, height, width] -> [B, rows, cols, C]; sides are padded to the patch with zeros."""
+        if not torch.jit.is_scripting() and self._goes_in_bands(x):
+            return self._in_bands(x)
+        return self.proj(_padded(x, self.patch_size[0], self.patch_size[1])).permute(0, 2, 3, 1)
+
+    @torch.jit.unused
+    def _goes_in_bands(self, x: Tensor) -> bool:
+        """In eager inference alone: a tracer would see as many operators as there are bands."""
+        trains = torch.is_grad_enabled() and (x.requires_grad or self.proj.weight.requires_grad)
+        traced = type(x) is not Tensor or torch.jit.is_tracing() or torch.compiler.is_compiling()
+        return not traced and not trains and x.device.type == "cpu" and is_plain(self.proj, nn.Conv2d)
+
+    @torch.jit.unused
+    def _in_bands(self, x: Tensor) -> Tensor:
+        height, width = self.patch_size
+        cols = -(-x.shape[3] // width)
+        rows = max(1, BAND // max(1, cols))
+        weight = self.proj.weight.flatten(1)
+        tokens = []
+        for band in x.split(rows * height, dim=2):
+            if band.shape[2] % height or band.shape[3] % width:  # padding copies, also where there is nothing to pad
+                band = _padded(band, height, width)
+            band = band.unflatten(3, (cols, width)).unflatten(2, (band.shape[2] // height, height))
+            tokens.append(F.linear(band.permute(0, 2, 4, 1, 3, 5).flatten(3), weight, self.proj.bias))
+        return tokens[0] if len(tokens) == 1 else torch.cat(tokens, 1)
+
+
+def _padded(x: Tensor, height: int, width: int) -> Tensor:
+    """Zeros below and to the right, up to whole patches."""
+    return F.pad(x, (0, (width - x.shape[3] % width) % width, 0, (height - x.shape[2] % height) % height))
