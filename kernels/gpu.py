@@ -63,6 +63,8 @@ PARTS = {
 }
 # x * y + z in one instruction: said in every launch, since the default is not the same in every Triton.
 FUSED = {"enable_fp_fusion": True}
+# Left to itself, NVIDIA's assembler aims at 128 registers in some kernels and spills the few that are too many.
+ALL_REGISTERS = {"maxnreg": 255}
 COMBINE = {"BE": 128, "BS": 8, "num_warps": 4, **FUSED}
 NORM = {"BT": 16, "num_warps": 4, **FUSED}  # of `gated_norm_gradient`
 
@@ -255,9 +257,10 @@ class _Plan:
         elif AMD:
             # Few of its devices have TF32; exact products run on its matrix cores too. A warp has 64 lanes.
             precision, num_warps = precision.replace("tf32", "ieee"), min(4, num_warps)
+        options = FUSED if AMD else FUSED | ALL_REGISTERS
         return {
             **self.widths,
-            **FUSED,
+            **options,
             "BT": CHUNK,
             "DERIVED": self.derived,
             "PRECISION": precision,

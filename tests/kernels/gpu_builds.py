@@ -21,7 +21,7 @@ TARGETS = {
 }
 # Bytes of shared memory (LDS) that one program may have.
 SHARED_LIMITS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")  # of Triton, not of a kernel
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")  # of Triton, not of a kernel
 KERNELS = ("segment_states", "combine", "outputs", "query_gradients", "key_value_gradients", "gated_norm_gradient")
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
