@@ -23,12 +23,17 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself read
 
 
 class Config(NamedTuple):
-    """How a kernel is built: what `gpu_common.dot` takes, Triton's options, V channels of a program."""
+    """How a kernel is built: what `gpu_common.dot` takes, Triton's options, V channels of a program.
+
+    Left to itself, NVIDIA's assembler aims at 128 registers in a few kernels and spills what is too much: `maxnreg`
+    allows them more. Given to all, it makes others spill.
+    """
 
     precision: str
     num_warps: int
     num_stages: int = 1
     BV: int = 64
+    maxnreg: int | None = None
 
 
 # Tokens of a chunk. exp() reaches 16 / 2 * |gate floor| = 40 nats; 32 tokens spill registers in most kernels.
@@ -37,19 +42,19 @@ CHUNK = 16
 # float32 keeps exact products. In half precision the gradients take TF32: bfloat16 would cost the gate's gradient its
 # second digit. None of these spills registers on any of the targets of tests/kernels/test_gpu_compile.py.
 CONFIGS = {
-    ("segment_states", False, False): Config("ieee", 8),
-    ("segment_states", False, True): Config("ieee", 8),
+    ("segment_states", False, False): Config("ieee", 8, maxnreg=255),
+    ("segment_states", False, True): Config("ieee", 8, maxnreg=255),
     ("segment_states", True, False): Config("tf32", 4),
     ("segment_states", True, True): Config("tf32", 4, BV=32),
     ("outputs", False, False): Config("ieee", 8),
     ("outputs", False, True): Config("ieee", 8),
-    ("outputs", True, False): Config("bf16", 4, 2),
+    ("outputs", True, False): Config("bf16", 4, 2, maxnreg=255),
     ("outputs", True, True): Config("bf16", 4, 2, BV=32),
     ("query_gradients", False, False): Config("ieee", 8),
     ("query_gradients", False, True): Config("ieee", 8),
     ("query_gradients", True, False): Config("tf32", 4),
     ("query_gradients", True, True): Config("tf32", 8),
-    ("key_value_gradients", False, False): Config("ieee", 8),
+    ("key_value_gradients", False, False): Config("ieee", 8, maxnreg=255),
     ("key_value_gradients", False, True): Config("ieee", 8),
     ("key_value_gradients", True, False): Config("tf32", 4),
     ("key_value_gradients", True, True): Config("ieee", 8),  # TF32 operands would spill on sm_80
@@ -63,8 +68,6 @@ PARTS = {
 }
 # x * y + z in one instruction: said in every launch, since the default is not the same in every Triton.
 FUSED = {"enable_fp_fusion": True}
-# Left to itself, NVIDIA's assembler aims at 128 registers in some kernels and spills the few that are too many.
-ALL_REGISTERS = {"maxnreg": 255}
 COMBINE = {"BE": 128, "BS": 8, "num_warps": 4, **FUSED}
 NORM = {"BT": 16, "num_warps": 4, **FUSED}  # of `gated_norm_gradient`
 
@@ -257,10 +260,11 @@ class _Plan:
         elif AMD:
             # Few of its devices have TF32; exact products run on its matrix cores too. A warp has 64 lanes.
             precision, num_warps = precision.replace("tf32", "ieee"), min(4, num_warps)
-        options = FUSED if AMD else FUSED | ALL_REGISTERS
+        registers = {} if AMD or config.maxnreg is None else {"maxnreg": config.maxnreg}
         return {
             **self.widths,
-            **options,
+            **FUSED,
+            **registers,
             "BT": CHUNK,
             "DERIVED": self.derived,
             "PRECISION": precision,
