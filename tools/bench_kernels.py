@@ -192,7 +192,7 @@ def main(args: argparse.Namespace) -> dict:
                     name: {
                         "median_ms": 1e3 * spread.median,
                         "spread": spread.relative_range,
-                        "speedup_over_softmax": spreads[SOFTMAX].median / spread.median,
+                        "speedup_over_softmax": spreads[SOFTMAX].ratio_to(spread),
                     }
                     for name, spread in spreads.items()
                 }

@@ -3,7 +3,8 @@
 
 A cell is a resolution with a batch size. Every round runs each model once, and its matrix products once ("floor": what
 no implementation of the rest can beat); the table shows medians, the spread (distance of the quartiles over the
-median), how many times faster than the first model, and the share of the time that the matrix products alone take.
+median), how many times faster than the first model, and the share of the time that the matrix products alone take,
+both as medians over the rounds.
 Softmax models run timm's fused attention. CPU only.
 """
 

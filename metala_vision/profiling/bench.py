@@ -125,12 +125,12 @@ def _row(name: str, cell: Cell, spreads: dict[str, Spread], first: str) -> dict:
         "milliseconds": 1e3 * spread.median,
         "spread": spread.relative_range,
         "rounds": len(spread.seconds),
-        "times_faster": spreads[first].median / spread.median,
+        "times_faster": spreads[first].ratio_to(spread),
         "images_per_second": cell.batch / spread.median,
     }
     if f"floor of {name}" in spreads:
-        floor = spreads[f"floor of {name}"].median
-        row |= {"floor_milliseconds": 1e3 * floor, "floor_share": floor / spread.median}
+        floor = spreads[f"floor of {name}"]
+        row |= {"floor_milliseconds": 1e3 * floor.median, "floor_share": floor.ratio_to(spread)}
     return row
 
 

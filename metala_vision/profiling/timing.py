@@ -24,6 +24,10 @@ class Spread(NamedTuple):
         low, _, high = statistics.quantiles(self.seconds, n=4)
         return (high - low) / self.median
 
+    def ratio_to(self, other: "Spread") -> float:
+        """Median of this one's time over the other's in the same round: a slow minute of the machine slows both."""
+        return statistics.median(a / b for a, b in zip(self.seconds, other.seconds))
+
 
 def interleaved(
     candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 1

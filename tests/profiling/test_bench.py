@@ -10,7 +10,7 @@ import timm
 import torch
 
 from metala_vision.errors import InputError
-from metala_vision.profiling import interleaved, matrix_products, replay
+from metala_vision.profiling import Spread, interleaved, matrix_products, replay
 from metala_vision.profiling.bench import Cell, bench_models, create, make_step, parse_cell, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,11 +59,18 @@ def test_rounds_are_interleaved():
     assert [len(spread.seconds) for spread in last.values()] == [3, 3]
 
 
+def test_ratios_are_of_the_same_round():
+    """Catches medians of different minutes of a machine, which here was twice as fast in the last rounds."""
+    ours, theirs = Spread((4.0, 4.0, 2.0, 2.0, 2.0)), Spread((8.4, 8.0, 8.0, 4.0, 4.0))
+    assert theirs.ratio_to(ours) == 2.0
+    assert ours.ratio_to(theirs) == 0.5
+
+
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_rows(mode):
     """Catches a ratio upside down, and a row without its floor."""
     cells = [Cell(32, 2, "float32", mode), Cell(32, 1, "bfloat16", mode)]
-    rows = bench_models(["metala_vit_nano", "metala_vit_tiny"], cells, rounds=2)
+    rows = bench_models(["metala_vit_nano", "metala_vit_tiny"], cells, rounds=1)
     assert [(r["model"], r["size"], r["batch"]) for r in rows] == [
         (name, cell.size, cell.batch) for cell in cells for name in ("metala_vit_nano", "metala_vit_tiny")
     ]
