@@ -47,9 +47,10 @@ class PatchEmbed(timm.layers.PatchEmbed):
     @torch.jit.unused
     def _goes_in_bands(self, x: Tensor) -> bool:
         """In eager inference alone: a tracer would see as many operators as there are bands."""
+        if type(x) is not Tensor or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return False  # before anything else: what a tracer hands out for a parameter has no truth value
         trains = torch.is_grad_enabled() and (x.requires_grad or self.proj.weight.requires_grad)
-        traced = type(x) is not Tensor or torch.jit.is_tracing() or torch.compiler.is_compiling()
-        return not traced and not trains and x.device.type == "cpu" and is_plain(self.proj, nn.Conv2d)
+        return not trains and x.device.type == "cpu" and is_plain(self.proj, nn.Conv2d)
 
     @torch.jit.unused
     def _in_bands(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from tolerances import FLOAT32, HALF, relative_rms
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from metala_vision.layers import PatchEmbed, patch_embed
 
@@ -70,3 +71,10 @@ def test_a_tracer_sees_one_convolution():
         assert sum("conv2d" in str(node.target) for node in exported.graph.nodes) == 1
         compiled = torch.compile(layer, fullgraph=True, backend="eager", dynamic=True)
         assert relative_rms(compiled(other), layer(other)) <= FLOAT32
+
+
+def test_feature_extraction_by_fx():
+    """Catches a question about a parameter that FX cannot answer: to its tracer every parameter is a symbol."""
+    layer, x = PatchEmbed(8, 4, 3, 20), torch.randn(1, 3, 8, 9)
+    extractor = create_feature_extractor(layer, ["proj"])
+    assert relative_rms(extractor(x)["proj"].permute(0, 2, 3, 1), convolved(layer, x)) <= FLOAT32
