@@ -2,6 +2,7 @@
 
 from . import flops
 from .ops import (
+    add_mixer,
     add_swiglu_mlp,
     available_backends,
     conv_silu,
@@ -16,6 +17,7 @@ __all__ = [
     "GATE_FLOOR",
     "GATE_TEMPERATURE",
     "SCAN_ORDERS",
+    "add_mixer",
     "add_swiglu_mlp",
     "attention_map",
     "available_backends",

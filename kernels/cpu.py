@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import native
+from .linear import linear
 from .reference import GATE_TEMPERATURE, NORM_EPS, SCAN_ORDERS
 
 MLP_TILE = 1024  # tokens that go through an MLP at a time: fewer starve the products, more leave the cache
@@ -237,27 +238,48 @@ def swiglu_mlp(
     """
     tokens = x.reshape(-1, x.shape[-1])
     count = tokens.shape[0]
-    hidden = weight_in.shape[0]
     size = mlp_tile(count)
     out = x.new_empty(count, weight_out.shape[0])
-    dtype = weight_in.dtype
-    scratch = _scratch(size * hidden * 3 // 2, dtype)
-    inner, product = scratch[: size * hidden].view(size, hidden), scratch[size * hidden :].view(size, hidden // 2)
+    product = _scratch(size * weight_out.shape[1], weight_in.dtype).view(size, weight_out.shape[1])
     for begin in range(0, count, size):
-        end = min(begin + size, count)
-        used = end - begin
-        residual = normed = tokens[begin:end]
+        residual = tokens[begin : begin + size]
+        normed = residual
         if norm_weight is not None:
-            normed = F.layer_norm(residual, residual.shape[1:], norm_weight, norm_bias, eps).to(dtype)
-        torch.mm(normed, weight_in.t(), out=inner[:used])
-        _swiglu_into(inner[:used], product[:used])
-        if norm_weight is None:
-            torch.mm(product[:used], weight_out.t(), out=out[begin:end])
-        elif dtype == x.dtype:
-            torch.addmm(residual, product[:used], weight_out.t(), out=out[begin:end])
-        else:
-            torch.add(residual, torch.mm(product[:used], weight_out.t()), out=out[begin:end])
+            normed = F.layer_norm(residual, residual.shape[1:], norm_weight, norm_bias, eps).to(weight_in.dtype)
+        hidden = product[: residual.shape[0]]
+        _swiglu_into(linear(normed, weight_in), hidden)
+        out[begin : begin + size] = (
+            linear(hidden, weight_out) if norm_weight is None else _add(residual, hidden, weight_out)
+        )
     return out.view(*x.shape[:-1], weight_out.shape[0])
+
+
+def add_mixer(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    conv_weight: Tensor,
+    weight_in: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    weight_out: Tensor,
+    num_heads: int,
+    grid: tuple[int, int],
+    scan: tuple[str, ...],
+) -> Tensor:
+    """x + mixer(conv_silu(LayerNorm(x)) weight_in^T) weight_out^T, [B, N, C] -> [B, N, C] in the dtype of `x`.
+
+    In between in that of the weights.
+    """
+    normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    projected = linear(conv_silu(normed, conv_weight, *grid, weight_in.dtype), weight_in)
+    return _add(x, mixer_forward(projected, gate_bias, aug_weight, num_heads, grid, scan, False)[0], weight_out)
+
+
+def _add(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """residual + x weight^T, in the dtype of the residual."""
+    return linear(x, weight, residual) if x.dtype == residual.dtype else residual + linear(x, weight)
 
 
 def _function(name: str, result: type = ctypes.c_int):

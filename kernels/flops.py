@@ -40,6 +40,12 @@ def mlp_macs(x: tuple[int, ...], weight_in: tuple[int, ...], weight_out: tuple[i
     return prod(x[:-1]) * (prod(weight_in) + prod(weight_out))
 
 
+def half_block_macs(x: tuple[int, ...], num_heads: int, orders: int) -> int:
+    """The mixer of a block on [B, N, C], with its convolution and its two projections."""
+    dim = x[2]
+    return conv_macs(x) + 4 * prod(x) * dim + mixer_macs((x[0], x[1], 3 * dim), num_heads, orders)
+
+
 def _orders(scan: str) -> int:
     return scan.count(",") + 1
 
@@ -86,6 +92,12 @@ def _(x, weight_in, weight_out, norm_weight, norm_bias, eps, *, out_shape=None, 
     return 2 * mlp_macs(x, weight_in, weight_out)
 
 
+@register_flop_formula(_ops.add_mixer_forward)
+def _(x, *rest, out_shape=None, **kwargs) -> int:
+    num_heads, _, _, scan = rest[-4:]
+    return 2 * half_block_macs(x, num_heads, _orders(scan))
+
+
 # --- fvcore: values of a traced graph
 
 
@@ -97,8 +109,11 @@ def fvcore_handles() -> dict[str, Callable | None]:
         "metala::conv_silu": lambda x, _: conv_macs(_shape(x[0])),
         "metala::swiglu": None,  # element-wise
         "metala::swiglu_mlp": lambda x, _: mlp_macs(*map(_shape, x[:3])),
-        # its LayerNorm as fvcore counts one, which as a layer of its own it would see
+        # their LayerNorms as fvcore counts one, which as a layer of its own it would see
         "metala::add_swiglu_mlp": lambda x, _: 5 * prod(_shape(x[0])) + mlp_macs(*(_shape(x[i]) for i in (0, 4, 5))),
+        "metala::add_mixer": lambda x, _: (
+            5 * prod(_shape(x[0])) + half_block_macs(_shape(x[0]), x[9].toIValue(), _orders(x[12].toIValue()))
+        ),
     }
 
 

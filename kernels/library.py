@@ -31,6 +31,10 @@ LIBRARY.define(
     "swiglu_mlp_forward(Tensor x, Tensor weight_in, Tensor weight_out, Tensor? norm_weight, Tensor? norm_bias,"
     " float eps) -> Tensor"
 )
+LIBRARY.define(
+    "add_mixer_forward(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor conv_weight, Tensor weight_in,"
+    f" Tensor gate_bias, Tensor aug_weight, Tensor weight_out, int num_heads, {_PROBLEM}) -> Tensor"
+)
 
 
 def _kernels(x: Tensor):
@@ -160,6 +164,11 @@ class SwiGLU(torch.autograd.Function):
         return torch.ops.metala.swiglu_backward(dout, *ctx.saved_tensors)
 
 
+def _add_mixer_forward(x, *parameters_and_problem):
+    *arguments, rows, cols, scan = parameters_and_problem
+    return cpu.add_mixer(x, *arguments, (rows, cols), tuple(scan.split(",")))
+
+
 for _name, _run in {
     "scan_forward": _scan_forward,
     "scan_backward": _scan_backward,
@@ -173,6 +182,7 @@ LIBRARY.impl("conv_silu_backward", _conv_silu_backward, "CPU")
 LIBRARY.impl("swiglu_forward", cpu.swiglu, "CPU")
 LIBRARY.impl("swiglu_backward", cpu.swiglu_backward, "CPU")
 LIBRARY.impl("swiglu_mlp_forward", cpu.swiglu_mlp, "CPU")
+LIBRARY.impl("add_mixer_forward", _add_mixer_forward, "CPU")
 
 
 # --- shapes without data
@@ -227,3 +237,8 @@ def _(dout, x):
 @_fake("swiglu_mlp_forward")
 def _(x, weight_in, weight_out, norm_weight, norm_bias, eps):
     return x.new_empty((*x.shape[:-1], weight_out.shape[0]))
+
+
+@_fake("add_mixer_forward")
+def _(x, *parameters_and_problem):
+    return _empty_like(x)

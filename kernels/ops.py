@@ -1,6 +1,6 @@
 """The one door to the operators: checks the arguments, chooses the backend, owns the dtypes.
 
-Five operators, each CompositeImplicitAutograd: TorchScript, FX, jit.trace and torch.compile see one call, and the
+Each operator is CompositeImplicitAutograd: TorchScript, FX, jit.trace and torch.compile see one call, and the
 choice below is made where it is decomposed, by device, dtype and what runs on this machine.
 """
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import library, native, unfused
+from .checks import check_attention, check_conv, check_mixer
 from .chunked import chunked
-from .reference import GATE_FLOOR, SCAN_ORDERS, recurrence
+from .reference import GATE_FLOOR, recurrence
 
 # Plain PyTorch, for any device and dtype: (q, log_decay, v, k, grid, scan, scale), all checked and of one dtype.
 COMPOSED: dict[str, Callable[..., Tensor]] = {"chunked": chunked, "reference": recurrence}
@@ -104,7 +105,7 @@ def _gated_linear_attention(
     `scan` is its orders joined by commas: tracers take a string, and no list of strings.
     """
     orders = tuple(scan.split(",")) if scan else ()
-    _check(q, log_decay, v, k, rows, cols, orders)
+    check_attention(q, log_decay, v, k, rows, cols, orders)
     compute = torch.float32
     for x in (q, log_decay, v, v if k is None else k):
         compute = torch.promote_types(compute, x.dtype)
@@ -151,22 +152,10 @@ def mixer(
     Raises:
         ValueError: shapes that do not fit.
     """
-    orders = tuple(scan.split(",")) if scan else ()
-    if num_heads < 1:
-        raise ValueError(f"num_heads: got {num_heads}, expected at least 1")
-    dim = projected.shape[-1] // 3
-    if projected.dim() != 3 or dim < 1 or projected.shape[2] != 3 * dim or dim % (2 * num_heads):
-        raise ValueError(
-            f"projected: got shape {tuple(projected.shape)}, expected [B, N, 3 C] with C a multiple of {2 * num_heads}"
-        )
-    if gate_bias.shape != (dim,) or aug_weight.shape != (dim // 2,):
-        raise ValueError(
-            f"gate_bias, aug_weight: got shapes {tuple(gate_bias.shape)}, {tuple(aug_weight.shape)},"
-            f" expected ({dim},), ({dim // 2},)"
-        )
-    _check_device("gate_bias", gate_bias, projected)
-    _check_device("aug_weight", aug_weight, projected)
-    _check_grid(projected.shape[1], rows, cols, orders)
+    if projected.dim() != 3 or projected.shape[2] % 3 or projected.shape[2] < 3:
+        raise ValueError(f"projected: got shape {tuple(projected.shape)}, expected [B, N, 3 C]")
+    dim = projected.shape[2] // 3
+    orders = check_mixer(projected, dim, gate_bias, aug_weight, num_heads, rows, cols, scan)
     name = _choose(backend, projected.device, projected.dtype, dim // num_heads)
     with _without_autocast(projected.device):
         if name in COMPOSED:
@@ -184,12 +173,7 @@ def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
     x is [B, N, C], row-major, weight [C, 1, 3, 3]; the result is [B, N, C] in the dtype of `x`, or in that of autocast
     where it is on. ValueError for shapes that do not fit.
     """
-    if x.dim() != 3:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, N, C]")
-    if weight.shape != (x.shape[2], 1, 3, 3):
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected ({x.shape[2]}, 1, 3, 3)")
-    _check_device("weight", weight, x)
-    _check_grid(x.shape[1], rows, cols, SCAN_ORDERS)
+    check_conv(x, weight, rows, cols)
     if not _runs_in_c(x):
         return unfused.conv_silu(x, weight, rows, cols)
     lowers = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
@@ -218,7 +202,7 @@ def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
 
     Without gradients the C kernels take the tokens in tiles; otherwise it is the three operators it says.
     """
-    dtype = _tiled_dtype(x, weight_in, weight_out)
+    dtype = _fused_dtype(x, weight_in, weight_out)
     if dtype is None:
         return F.linear(swiglu(F.linear(x, weight_in)), weight_out)
     with _without_autocast(x.device):
@@ -233,7 +217,7 @@ def add_swiglu_mlp(
 
     Without gradients a tile of tokens goes through all of it while it is in the cache, and the product adds to it.
     """
-    dtype = _tiled_dtype(x, weight_in, weight_out, norm_weight, norm_bias)
+    dtype = _fused_dtype(x, weight_in, weight_out, norm_weight, norm_bias)
     if dtype is None:
         normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
         return x + swiglu_mlp(normed, weight_in, weight_out)
@@ -242,12 +226,52 @@ def add_swiglu_mlp(
         return torch.ops.metala.swiglu_mlp_forward(x, *weights, norm_weight, norm_bias, eps)
 
 
-def _tiled_dtype(x: Tensor, weight_in: Tensor, weight_out: Tensor, *norm: Tensor) -> torch.dtype | None:
-    """The dtype of an MLP's products, that of autocast where it is on; None if it is not to go in tiles."""
+def add_mixer(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    conv_weight: Tensor,
+    weight_in: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    weight_out: Tensor,
+    num_heads: int,
+    rows: int,
+    cols: int,
+    scan: str,
+) -> Tensor:
+    """x + mixer(conv_silu(LayerNorm(x)) weight_in^T) weight_out^T, the first half of a block: [B, N, C] -> [B, N, C].
+
+    Arguments as `mixer` and `conv_silu`, weight_in [3 C, C] and weight_out [C, C]. Without gradients the C kernels run
+    it as one operator; otherwise it is the operators it says.
+    """
+    check_conv(x, conv_weight, rows, cols, "conv_weight")
+    dim = x.shape[2]
+    if weight_in.shape != (3 * dim, dim) or weight_out.shape != (dim, dim):
+        raise ValueError(
+            f"weight_in, weight_out: got shapes {tuple(weight_in.shape)}, {tuple(weight_out.shape)},"
+            f" expected ({3 * dim}, {dim}), ({dim}, {dim})"
+        )
+    check_mixer(x, dim, gate_bias, aug_weight, num_heads, rows, cols, scan)
+    parameters = (norm_weight, norm_bias, conv_weight, gate_bias, aug_weight)
+    dtype = _fused_dtype(x, weight_in, weight_out, *parameters)
+    if dtype is None:
+        normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+        projected = F.linear(conv_silu(normed, conv_weight, rows, cols), weight_in)
+        return x + F.linear(mixer(projected, gate_bias, aug_weight, num_heads, rows, cols, scan), weight_out)
+    with _without_autocast(x.device):
+        norm = norm_weight, norm_bias, eps
+        weights = conv_weight, weight_in.to(dtype), gate_bias, aug_weight, weight_out.to(dtype)
+        return torch.ops.metala.add_mixer_forward(x, *norm, *weights, num_heads, rows, cols, scan)
+
+
+def _fused_dtype(x: Tensor, weight_in: Tensor, weight_out: Tensor, *others: Tensor) -> torch.dtype | None:
+    """The dtype of the products of half a block, that of autocast where it is on; None if it is not to run in one."""
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     fits = dtype in C_DTYPES and (autocast or weight_in.dtype == weight_out.dtype == dtype)
-    if not fits or _needs_gradient((x, weight_in, weight_out, *norm)) or not _runs_in_c(x):
+    if not fits or _needs_gradient((x, weight_in, weight_out, *others)) or not _runs_in_c(x):
         return None
     return dtype
 
@@ -262,6 +286,9 @@ _OPERATORS = {
     "swiglu_mlp(Tensor x, Tensor weight_in, Tensor weight_out) -> Tensor": swiglu_mlp,
     "add_swiglu_mlp(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight_in, Tensor weight_out)"
     " -> Tensor": add_swiglu_mlp,
+    "add_mixer(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor conv_weight, Tensor weight_in,"
+    " Tensor gate_bias, Tensor aug_weight, Tensor weight_out, int num_heads, SymInt rows, SymInt cols, str scan)"
+    " -> Tensor": add_mixer,
 }
 for _schema, _run in _OPERATORS.items():
     library.LIBRARY.define(_schema)
@@ -331,38 +358,3 @@ def _choose(backend: str | None, device: torch.device, dtype: torch.dtype, width
         _announced.add(chosen)
         _logger.info("gated_linear_attention: backend %r", chosen)
     return chosen
-
-
-def _check(
-    q: Tensor, log_decay: Tensor, v: Tensor, k: Tensor | None, rows: int, cols: int, scan: tuple[str, ...]
-) -> None:
-    """Raises ValueError for what does not fit."""
-    tensors = {"q": q, "log_decay": log_decay, "v": v} | ({} if k is None else {"k": k})
-    for name, x in tensors.items():
-        if x.dim() != 4:
-            raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected 4 dimensions [B, N, H, channels]")
-        if not x.is_floating_point():
-            raise ValueError(f"{name}: got {x.dtype}, expected a floating point dtype")
-        _check_device(name, x, v)
-        if name in ("log_decay", "k") and x.shape != q.shape:
-            raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {tuple(q.shape)}, the shape of q")
-    if v.shape[:3] != q.shape[:3]:
-        raise ValueError(f"v: got shape {tuple(v.shape)}, expected [B, N, H, V] with {tuple(q.shape[:3])} from q")
-    tokens = q.shape[1]
-    if tokens < 1:
-        raise ValueError("q: got 0 tokens, expected at least 1")
-    if q.shape[3] < 1:
-        raise ValueError(f"q: got shape {tuple(q.shape)}, expected at least 1 channel")
-    _check_grid(tokens, rows, cols, scan)
-
-
-def _check_device(name: str, x: Tensor, other: Tensor) -> None:
-    if x.device != other.device:
-        raise ValueError(f"{name}: got device {x.device}, expected {other.device}, the device of the other input")
-
-
-def _check_grid(tokens: int, rows: int, cols: int, scan: tuple[str, ...]) -> None:
-    if rows < 1 or cols < 1 or rows * cols != tokens:
-        raise ValueError(f"grid: got ({rows}, {cols}), expected (rows, cols) with rows * cols == {tokens} tokens")
-    if not scan or len(set(scan)) != len(scan) or not set(scan) <= set(SCAN_ORDERS):
-        raise ValueError(f"scan: got {tuple(scan)}, expected a non-empty tuple out of {SCAN_ORDERS}, none twice")

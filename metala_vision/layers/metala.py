@@ -54,7 +54,7 @@ class MetaLA(nn.Module):
         self.key_dim = dim // 2 // num_heads
         self.value_dim = dim // num_heads
         self.scan = tuple(scan)
-        self._scan = ",".join(scan)  # what the operator takes: tracers take a string, and no tuple of them
+        self.orders = ",".join(scan)  # what the operator takes: tracers take a string, and no tuple of them
         self.conv = CausalConv(dim, **dd) if causal else GridConv(dim, **dd)
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False, **dd)  # q, decay, v, gate: dim/2, dim/2, dim, dim
         self.gate_bias = nn.Parameter(torch.zeros(dim, **dd))
@@ -66,6 +66,6 @@ class MetaLA(nn.Module):
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
         x = self.in_proj(self.conv(x, grid))
         x = torch.ops.metala.mixer(
-            x, self.gate_bias, self.aug_weight, self.num_heads, grid[0], grid[1], self._scan, None
+            x, self.gate_bias, self.aug_weight, self.num_heads, grid[0], grid[1], self.orders, None
         )
         return self.proj_drop(self.out_proj(x))

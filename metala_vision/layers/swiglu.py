@@ -1,12 +1,11 @@
 """The channel mixer of a MetaLA block."""
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 import metala_vision.kernels  # noqa: F401  (registers the operator)
 
-from .watched import is_plain
+from .watched import is_plain_product
 
 
 class SwiGLU(nn.Module):
@@ -22,33 +21,9 @@ class SwiGLU(nn.Module):
         """[..., C] -> [..., C]."""
         plain = True
         if not torch.jit.is_scripting():
-            plain = _says_all(self.fc1) and _says_all(self.fc2)
+            plain = is_plain_product(self.fc1) and is_plain_product(self.fc2)
         if plain:
             x = torch.ops.metala.swiglu_mlp(x, self.fc1.weight, self.fc2.weight)
         else:
             x = self.fc2(torch.ops.metala.swiglu(self.fc1(x)))
         return self.drop(x)
-
-
-def adds_in_one_go(norm: nn.Module, mlp: nn.Module, drop_path: nn.Module) -> bool:
-    """Whether x + drop_path(mlp(norm(x))) is `torch.ops.metala.add_swiglu_mlp`, and no module of it would be missed."""
-    return (
-        is_plain(norm, nn.LayerNorm)
-        and norm.bias is not None
-        and is_plain(mlp, SwiGLU)
-        and _says_all(mlp.fc1)
-        and _says_all(mlp.fc2)
-        and _is_idle(mlp.drop)
-        and _is_idle(drop_path)
-    )
-
-
-def _says_all(linear: nn.Module) -> bool:
-    """Whether its weight does."""
-    return is_plain(linear, nn.Linear) and linear.bias is None
-
-
-def _is_idle(drop: nn.Module) -> bool:
-    """Whether it hands on what it gets."""
-    off = is_plain(drop, nn.Identity) or (is_plain(drop, nn.Dropout) and drop.p == 0.0)
-    return off or (not drop.training and (is_plain(drop, nn.Dropout) or is_plain(drop, DropPath)))

@@ -12,3 +12,8 @@ def is_watched(module: nn.Module) -> bool:
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether it is of just this class, no adapter or quantised one, and nobody watches it."""
     return type(module) is kind and not is_watched(module)
+
+
+def is_plain_product(linear: nn.Module) -> bool:
+    """Whether it is the product with its weight and nothing else."""
+    return is_plain(linear, nn.Linear) and linear.bias is None

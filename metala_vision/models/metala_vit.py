@@ -14,7 +14,7 @@ from timm.models._input import update_model_input_size
 from timm.models._manipulate import named_apply
 from torch import Tensor, nn
 
-from metala_vision.layers import MetaLA, PatchEmbed, SwiGLU, adds_in_one_go
+from metala_vision.layers import MetaLA, PatchEmbed, SwiGLU, add_mixer, add_mlp
 
 __all__ = ["MetaLAViT"]
 
@@ -56,13 +56,10 @@ class MetaLABlock(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
-        x = x + self.drop_path1(self.mixer(self.norm1(x), grid))
         if not torch.jit.is_scripting():
-            norm, mlp = self.norm2, self.mlp
-            if adds_in_one_go(norm, mlp, self.drop_path2):
-                return torch.ops.metala.add_swiglu_mlp(
-                    x, norm.weight, norm.bias, norm.eps, mlp.fc1.weight, mlp.fc2.weight
-                )
+            x = add_mixer(x, self.norm1, self.mixer, self.drop_path1, grid)
+            return add_mlp(x, self.norm2, self.mlp, self.drop_path2)
+        x = x + self.drop_path1(self.mixer(self.norm1(x), grid))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 

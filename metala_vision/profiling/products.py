@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metala_vision.kernels.cpu import mlp_tile
+from metala_vision.kernels.linear import linear, takes_onednn
 
 
 class Operand(NamedTuple):
@@ -27,6 +28,7 @@ class Product(NamedTuple):
 
     left: Operand
     right: Operand
+    onednn: bool = False  # by `kernels.linear`, as the fused operators compute theirs, and not by torch.mm
 
     @property
     def macs(self) -> int:
@@ -45,11 +47,15 @@ class _Recorder(TorchDispatchMode):
             self.products.append(Product(_operand(args[0]), _operand(args[1])))
         elif name == "aten.addmm.default":
             self.products.append(Product(_operand(args[1]), _operand(args[2])))
+        elif name.startswith("mkldnn._linear_pointwise."):
+            self.products.append(_linear(args[0].shape[0], args[1 + name.endswith("binary")], True))
         elif name == "metala.swiglu_mlp_forward.default":
             tokens = prod(args[0].shape[:-1])
             size = mlp_tile(tokens)
             for begin in range(0, tokens, size):
-                self.products += [_linear(min(size, tokens - begin), weight) for weight in args[1:3]]
+                self.products += _fused(min(size, tokens - begin), args[1], args[2])
+        elif name == "metala.add_mixer_forward.default":
+            self.products += _fused(prod(args[0].shape[:-1]), args[5], args[8])  # weight_in, weight_out
         result = func(*args, **(kwargs or {}))
         if name == "aten.convolution.default" and args[8] == 1:
             self.products.append(_linear(result.numel() // result.shape[1], args[1].flatten(1)))
@@ -60,10 +66,14 @@ def _operand(x: Tensor) -> Operand:
     return Operand(tuple(x.shape), tuple(x.stride()), x.dtype)
 
 
-def _linear(tokens: int, weight: Tensor) -> Product:
+def _linear(tokens: int, weight: Tensor, onednn: bool = False) -> Product:
     """tokens x weight^T, for a weight [N, K]."""
     (n, k), dtype = weight.shape, weight.dtype
-    return Product(Operand((tokens, k), (k, 1), dtype), Operand((k, n), (1, k), dtype))
+    return Product(Operand((tokens, k), (k, 1), dtype), Operand((k, n), (1, k), dtype), onednn)
+
+
+def _fused(tokens: int, *weights: Tensor) -> list[Product]:
+    return [_linear(tokens, weight, takes_onednn(weight.dtype)) for weight in weights]
 
 
 def matrix_products(step: Callable[[], object]) -> list[Product]:
@@ -79,15 +89,18 @@ def matrix_products(step: Callable[[], object]) -> list[Product]:
 def replay(products: list[Product]) -> Callable[[], None]:
     """A function that computes these products and nothing else, on random matrices of the same memory layout.
 
-    Results are allocated anew, as a model does; of the operands, equal ones share their memory.
+    By the same library; results are allocated anew, as a model does; of the operands, equal ones share their memory.
     """
     operands: dict[Operand, Tensor] = {}
-    for operand in {operand for product in products for operand in product}:
+    for operand in {operand for product in products for operand in product[:2]}:
         x = torch.empty_strided(operand.shape, operand.stride, dtype=operand.dtype)
         operands[operand] = x.copy_(torch.randn(operand.shape))
 
     def run() -> None:
-        for left, right in products:
-            torch.mm(operands[left], operands[right])
+        for left, right, onednn in products:
+            if onednn:
+                linear(operands[left], operands[right].t())
+            else:
+                torch.mm(operands[left], operands[right])
 
     return run

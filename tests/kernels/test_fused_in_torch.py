@@ -7,7 +7,7 @@ import pytest
 import torch
 from fused_inputs import ALL, LAYOUTS, permuted
 from gla_inputs import ALL_ORDERS
-from metala_vision.kernels import add_swiglu_mlp, available_backends, conv_silu, mixer, swiglu, swiglu_mlp
+from metala_vision.kernels import add_mixer, add_swiglu_mlp, available_backends, conv_silu, mixer, swiglu, swiglu_mlp
 from tolerances import FLOAT32, relative_rms
 from torch import nn
 
@@ -22,6 +22,7 @@ def raw_calls() -> dict[str, tuple]:
     projected, bias, aug, dy = torch.randn(2, 63, 144), torch.randn(48), torch.randn(24), torch.randn(2, 63, 48)
     x, weight = torch.randn(2, 63, 20), torch.randn(20, 1, 3, 3)
     mlp = (torch.randn(2, 7, 12), torch.randn(40, 12), torch.randn(10, 20))
+    half_block = (torch.randn(20), torch.randn(20), 1e-6, weight, torch.randn(60, 20), torch.randn(20), torch.randn(10))
     problem = (7, 9, ALL)
     return {
         "scan_forward": ((q, g, v), (None, *problem, 0.3)),
@@ -39,6 +40,7 @@ def raw_calls() -> dict[str, tuple]:
         "swiglu_backward": ((torch.randn(2, 63, 10), x), ()),
         "swiglu_mlp_forward": (mlp, (None, None, 0.0)),
         "swiglu_mlp_forward-norm": ((*mlp[:2], torch.randn(12, 20), torch.randn(12), torch.randn(12)), (1e-6,)),
+        "add_mixer_forward": ((x,), (*half_block, torch.randn(20, 20), 2, *problem)),
     }
 
 
@@ -56,7 +58,15 @@ def test_opcheck(name, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    "name", ["scan_forward-k", "scan_backward-k", "mixer_forward-keep", "swiglu_backward", "swiglu_mlp_forward-norm"]
+    "name",
+    [
+        "scan_forward-k",
+        "scan_backward-k",
+        "mixer_forward-keep",
+        "swiglu_backward",
+        "swiglu_mlp_forward-norm",
+        "add_mixer_forward",
+    ],
 )
 def test_operators_write_no_input(name, layout):
     """Catches a kernel that uses an argument as scratch."""
@@ -116,12 +126,13 @@ def test_calls_leave_nothing_behind():
         assert all(torch.equal(a, b) for a, b in zip(results, in_a_new_thread(lambda call=call: one(*call)))), call
 
 
-@pytest.mark.parametrize("operator", ["mixer", "conv_silu", "swiglu", "swiglu_mlp", "add_swiglu_mlp"])
+@pytest.mark.parametrize("operator", ["mixer", "conv_silu", "swiglu", "swiglu_mlp", "add_swiglu_mlp", "add_mixer"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_no_images(operator, training):
     """Catches an empty batch, the last of a data loader or a detector without boxes, that ends in an error."""
     x = torch.randn(0, 6, 24).requires_grad_(training)
     weight = torch.randn(24, 1, 3, 3).requires_grad_(training)
+    mixer_weights = torch.randn(72, 24), torch.randn(24), torch.randn(12), torch.randn(24, 24)
     out, width = {
         "mixer": lambda: (mixer(x, torch.randn(8), torch.randn(4), 2, 2, 3, ALL), 8),
         "conv_silu": lambda: (conv_silu(x, weight, 2, 3), 24),
@@ -129,6 +140,10 @@ def test_no_images(operator, training):
         "swiglu_mlp": lambda: (swiglu_mlp(x, torch.randn(40, 24), torch.randn(10, 20)), 10),
         "add_swiglu_mlp": lambda: (
             add_swiglu_mlp(x, torch.ones(24), torch.zeros(24), 1e-6, torch.randn(40, 24), torch.randn(24, 20)),
+            24,
+        ),
+        "add_mixer": lambda: (
+            add_mixer(x, torch.ones(24), torch.zeros(24), 1e-6, weight, *mixer_weights, 2, 2, 3, ALL),
             24,
         ),
     }[operator]()

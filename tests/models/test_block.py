@@ -1,9 +1,11 @@
-"""A block in one operator for its second half: what must not be passed over for it."""
+"""A block in one operator for each of its halves: what must not be passed over for it."""
 
 import pytest
+import timm
 import torch
 from tolerances import FLOAT32, relative_rms
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from metala_vision.models.metala_vit import MetaLABlock
 
@@ -16,7 +18,11 @@ class Adapted(nn.Linear):
         return super().forward(x) + 1
 
 
-@pytest.mark.parametrize("name", ["norm2", "mlp", "mlp.fc1", "mlp.drop", "drop_path2"])
+WATCHED = ["norm1", "mixer", "mixer.conv", "mixer.in_proj", "mixer.out_proj", "mixer.proj_drop", "drop_path1"]
+WATCHED += ["norm2", "mlp", "mlp.fc1", "mlp.drop", "drop_path2"]
+
+
+@pytest.mark.parametrize("name", WATCHED)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_block_calls_the_modules_that_somebody_watches(name, training):
     """Catches a hook on a module that the fused operator passes over."""
@@ -47,15 +53,33 @@ def test_block_drops_in_training_alone(options):
         assert torch.equal(block.eval()(x, (3, 4)), plain(x, (3, 4)))
 
 
-@pytest.mark.parametrize("change", ["rms_norm", "no_bias", "adapter"])
-def test_block_with_other_modules(change):
+@pytest.mark.parametrize("change", ["rms_norm", "no_bias", "adapter", "causal"])
+@pytest.mark.parametrize("half", [1, 2])
+def test_block_with_other_modules(half, change):
     """Catches a fused operator that takes any module for the one that it knows."""
-    block = MetaLABlock(16, 2).eval()
-    x = torch.randn(2, 12, 16)
-    if change == "adapter":
+    block = MetaLABlock(
+        16, 2, scan=("row",) if change == "causal" else ("row", "row_reverse"), causal=change == "causal"
+    )
+    block, x = block.eval(), torch.randn(2, 12, 16)
+    if change == "adapter" and half == 1:
+        block.mixer.out_proj = Adapted(16, 16, bias=False)
+    elif change == "adapter":
         block.mlp.fc2 = Adapted(48, 16, bias=False)
-    else:
-        block.norm2 = nn.RMSNorm(16) if change == "rms_norm" else nn.LayerNorm(16, bias=False)
+    elif change != "causal":
+        setattr(block, f"norm{half}", nn.RMSNorm(16) if change == "rms_norm" else nn.LayerNorm(16, bias=False))
     with torch.no_grad():
         y = x + block.mixer(block.norm1(x), (3, 4))
-        assert torch.equal(block(x, (3, 4)), y + block.mlp(block.norm2(y)))
+        assert relative_rms(block(x, (3, 4)), y + block.mlp(block.norm2(y))) <= FLOAT32
+
+
+def test_block_by_its_modules_in_fx():
+    """Catches nodes that a user of feature extraction names and does not find, since an operator took their place."""
+    model = timm.create_model("metala_vit_nano", depth=2, num_classes=0).eval()
+    x = torch.randn(1, 3, 32, 48)
+    names = ["blocks.0.mixer", "blocks.1.norm2"]
+    extracted = create_feature_extractor(model, names)(x)
+    assert list(extracted) == names
+    with torch.no_grad():
+        tokens = model.patch_embed(x).flatten(1, 2)
+        expected = model.blocks[0].mixer(model.blocks[0].norm1(tokens), (2, 3))
+    assert relative_rms(extracted["blocks.0.mixer"], expected) <= FLOAT32

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from metala_vision.kernels.linear import takes_onednn
 
 from metala_vision.errors import InputError
 from metala_vision.profiling import Spread, interleaved, matrix_products, replay
@@ -41,14 +42,16 @@ def test_products_of_a_softmax_model_and_of_a_training_step():
     assert 2.7 * forward <= sum(p.macs for p in step) <= 3 * forward
 
 
-def test_replay_runs_the_same_products(monkeypatch):
-    """Catches a floor of other shapes, layouts or dtypes than the model has."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_replay_runs_the_same_products(dtype):
+    """Catches a floor of other shapes, layouts or dtypes than the model has, or by another library."""
     model, x = timm.create_model("metala_vit_nano", num_classes=7).eval(), torch.randn(1, 3, 64, 64)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         found = matrix_products(lambda: model(x))
     again = matrix_products(replay(found))
     assert again == found
-    assert {p.left.dtype for p in found} == {torch.bfloat16}
+    assert {p.left.dtype for p in found} == {dtype}
+    assert sum(p.onednn for p in found) == (4 * 6 if takes_onednn(dtype) else 0)  # all products of all blocks
 
 
 def test_rounds_are_interleaved():

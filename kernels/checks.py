@@ -1,0 +1,67 @@
+"""What the operators expect of their arguments: each function raises a ValueError that names what does not fit."""
+
+from torch import Tensor
+
+from .reference import SCAN_ORDERS
+
+
+def check_attention(
+    q: Tensor, log_decay: Tensor, v: Tensor, k: Tensor | None, rows: int, cols: int, scan: tuple[str, ...]
+) -> None:
+    """Raises ValueError for what does not fit."""
+    tensors = {"q": q, "log_decay": log_decay, "v": v} | ({} if k is None else {"k": k})
+    for name, x in tensors.items():
+        if x.dim() != 4:
+            raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected 4 dimensions [B, N, H, channels]")
+        if not x.is_floating_point():
+            raise ValueError(f"{name}: got {x.dtype}, expected a floating point dtype")
+        check_device(name, x, v)
+        if name in ("log_decay", "k") and x.shape != q.shape:
+            raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {tuple(q.shape)}, the shape of q")
+    if v.shape[:3] != q.shape[:3]:
+        raise ValueError(f"v: got shape {tuple(v.shape)}, expected [B, N, H, V] with {tuple(q.shape[:3])} from q")
+    tokens = q.shape[1]
+    if tokens < 1:
+        raise ValueError("q: got 0 tokens, expected at least 1")
+    if q.shape[3] < 1:
+        raise ValueError(f"q: got shape {tuple(q.shape)}, expected at least 1 channel")
+    check_grid(tokens, rows, cols, scan)
+
+
+def check_mixer(
+    x: Tensor, dim: int, gate_bias: Tensor, aug_weight: Tensor, num_heads: int, rows: int, cols: int, scan: str
+) -> tuple[str, ...]:
+    """Raises ValueError for what does not fit a mixer of `dim` channels on the tokens of x [B, N, _]; the orders."""
+    orders = tuple(scan.split(",")) if scan else ()
+    if num_heads < 1 or dim < 1 or dim % (2 * num_heads):
+        raise ValueError(f"num_heads: got {num_heads} for {dim} channels, expected 2 * num_heads to divide them")
+    if gate_bias.shape != (dim,) or aug_weight.shape != (dim // 2,):
+        raise ValueError(
+            f"gate_bias, aug_weight: got shapes {tuple(gate_bias.shape)}, {tuple(aug_weight.shape)},"
+            f" expected ({dim},), ({dim // 2},)"
+        )
+    check_device("gate_bias", gate_bias, x)
+    check_device("aug_weight", aug_weight, x)
+    check_grid(x.shape[1], rows, cols, orders)
+    return orders
+
+
+def check_conv(x: Tensor, weight: Tensor, rows: int, cols: int, name: str = "weight") -> None:
+    if x.dim() != 3:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, N, C]")
+    if weight.shape != (x.shape[2], 1, 3, 3):
+        raise ValueError(f"{name}: got shape {tuple(weight.shape)}, expected ({x.shape[2]}, 1, 3, 3)")
+    check_device(name, weight, x)
+    check_grid(x.shape[1], rows, cols, SCAN_ORDERS)
+
+
+def check_device(name: str, x: Tensor, other: Tensor) -> None:
+    if x.device != other.device:
+        raise ValueError(f"{name}: got device {x.device}, expected {other.device}, the device of the other input")
+
+
+def check_grid(tokens: int, rows: int, cols: int, scan: tuple[str, ...]) -> None:
+    if rows < 1 or cols < 1 or rows * cols != tokens:
+        raise ValueError(f"grid: got ({rows}, {cols}), expected (rows, cols) with rows * cols == {tokens} tokens")
+    if not scan or len(set(scan)) != len(scan) or not set(scan) <= set(SCAN_ORDERS):
+        raise ValueError(f"scan: got {tuple(scan)}, expected a non-empty tuple out of {SCAN_ORDERS}, none twice")

@@ -1,0 +1,64 @@
+"""The two residual branches of a block, each in one operator where no module of it would be missed."""
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from .local_conv import GridConv
+from .metala import MetaLA
+from .swiglu import SwiGLU
+from .watched import is_plain, is_plain_product
+
+
+def add_mixer(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Module, grid: tuple[int, int]) -> Tensor:
+    """x + drop_path(mixer(norm(x), grid)), [B, N, C] -> [B, N, C]."""
+    if (
+        _is_plain_norm(norm)
+        and is_plain(mixer, MetaLA)
+        and is_plain(mixer.conv, GridConv)
+        and is_plain_product(mixer.in_proj)
+        and is_plain_product(mixer.out_proj)
+        and _is_idle(mixer.proj_drop)
+        and _is_idle(drop_path)
+        and isinstance(x, Tensor)  # the symbols of FX go through the modules, which its users name
+    ):
+        return torch.ops.metala.add_mixer(
+            x,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            mixer.conv.weight,
+            mixer.in_proj.weight,
+            mixer.gate_bias,
+            mixer.aug_weight,
+            mixer.out_proj.weight,
+            mixer.num_heads,
+            *grid,
+            mixer.orders,
+        )
+    return x + drop_path(mixer(norm(x), grid))
+
+
+def add_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module) -> Tensor:
+    """x + drop_path(mlp(norm(x))), [..., C] -> [..., C]."""
+    if (
+        _is_plain_norm(norm)
+        and is_plain(mlp, SwiGLU)
+        and is_plain_product(mlp.fc1)
+        and is_plain_product(mlp.fc2)
+        and _is_idle(mlp.drop)
+        and _is_idle(drop_path)
+        and isinstance(x, Tensor)
+    ):
+        return torch.ops.metala.add_swiglu_mlp(x, norm.weight, norm.bias, norm.eps, mlp.fc1.weight, mlp.fc2.weight)
+    return x + drop_path(mlp(norm(x)))
+
+
+def _is_plain_norm(norm: nn.Module) -> bool:
+    return is_plain(norm, nn.LayerNorm) and norm.bias is not None
+
+
+def _is_idle(drop: nn.Module) -> bool:
+    """Whether it hands on what it gets."""
+    off = is_plain(drop, nn.Identity) or (is_plain(drop, nn.Dropout) and drop.p == 0.0)
+    return off or (not drop.training and (is_plain(drop, nn.Dropout) or is_plain(drop, DropPath)))
