@@ -9,6 +9,7 @@ Shapes: B batch, N tokens (rows * cols, row-major), H heads, K key channels, V v
 import ctypes
 import threading
 from ctypes import Structure, byref, c_float, c_int64, c_void_p
+from math import prod
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from .reference import GATE_TEMPERATURE, NORM_EPS, SCAN_ORDERS
 
 MLP_TILE = 1024  # tokens that go through an MLP at a time: fewer starve the products, more leave the cache
 VALUE_BLOCK = 16  # value channels that a thread takes at least
-SCRATCH_BYTES = 40 << 20  # of each thread that calls, kept between calls
+SCRATCH_BYTES = 128 << 20  # at most, of each kind of scratch and each thread that calls, kept between calls
+MAPPED_BYTES = 32 << 20  # from here on glibc's malloc takes fresh pages from the system in every call
 
 
 class _Tensor(Structure):
@@ -170,13 +172,16 @@ def mixer_backward(
 
 def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int, out_dtype: torch.dtype) -> Tensor:
     """SiLU of a depthwise 3x3 convolution, weight [C, 1, 3, 3]: [B, N, C] -> [B, N, C] in `out_dtype`."""
-    x = x.contiguous()
     out = x.new_empty(x.shape, dtype=out_dtype)
-    taps = _taps(weight)
-    call = _conv(x, taps, rows, cols, out_dtype)
+    _conv_silu_into(x, weight, (rows, cols), out)
+    return out
+
+
+def _conv_silu_into(x: Tensor, weight: Tensor, grid: tuple[int, int], out: Tensor) -> None:
+    x, taps = x.contiguous(), _taps(weight)
+    call = _conv(x, taps, *grid, out.dtype)
     call.out = out.data_ptr()
     _check(_function("metala_conv")(byref(call)))
-    return out
 
 
 def conv_silu_backward(dout: Tensor, x: Tensor, weight: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
@@ -240,7 +245,7 @@ def swiglu_mlp(
     count = tokens.shape[0]
     size = mlp_tile(count)
     out = x.new_empty(count, weight_out.shape[0])
-    product = _scratch(size * weight_out.shape[1], weight_in.dtype).view(size, weight_out.shape[1])
+    product = _scratch("product", size * weight_out.shape[1], weight_in.dtype).view(size, weight_out.shape[1])
     for begin in range(0, count, size):
         residual = tokens[begin : begin + size]
         normed = residual
@@ -272,9 +277,26 @@ def add_mixer(
 
     In between in that of the weights.
     """
+    dtype = weight_in.dtype
+    batch, tokens, dim = x.shape
     normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-    projected = linear(conv_silu(normed, conv_weight, *grid, weight_in.dtype), weight_in)
-    return _add(x, mixer_forward(projected, gate_bias, aug_weight, num_heads, grid, scan, False)[0], weight_out)
+    inner = _scratch("inner", batch * tokens * dim, dtype).view(x.shape)  # the convolution's output, then the gated one
+    _conv_silu_into(normed, conv_weight, grid, inner)
+    projected = _projected(inner, weight_in)
+    problem, projected, *parameters = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan)
+    _run_forward(problem, inner, _by_head(inner, num_heads), None)
+    return _add(x, inner, weight_out)
+
+
+def _projected(x: Tensor, weight: Tensor) -> Tensor:
+    """x weight^T, [B, N, C] -> [B, N, C'], in kept memory where fresh pages would cost more than the faster library."""
+    shape = (*x.shape[:-1], weight.shape[0])
+    size = prod(shape)
+    if size * x.element_size() < MAPPED_BYTES:
+        return linear(x, weight)
+    out = _scratch("projected", size, x.dtype).view(shape)
+    torch.mm(x.flatten(0, 1), weight.t(), out=out.flatten(0, 1))
+    return out
 
 
 def _add(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -372,21 +394,22 @@ def _sum_blocks(x: Tensor, share: int) -> Tensor:
 class _Scratch(threading.local):
     """Memory for one call at a time, kept by each thread: fresh pages in every call would cost more than their use."""
 
-    memory: Tensor | None = None
+    def __init__(self):
+        self.memory: dict[str, Tensor] = {}
 
 
 _kept = _Scratch()
 
 
-def _scratch(size: int, dtype: torch.dtype) -> Tensor:
-    """`size` uninitialised elements, valid until the next call of this function in this thread."""
+def _scratch(kind: str, size: int, dtype: torch.dtype) -> Tensor:
+    """`size` uninitialised elements, valid until the next call for this kind in this thread."""
     count = size * dtype.itemsize
-    if _kept.memory is None or _kept.memory.numel() < count:
+    memory = _kept.memory.get(kind)
+    if memory is None or memory.numel() < count:
         memory = torch.empty(count, dtype=torch.uint8, device="cpu")
-        if count > SCRATCH_BYTES:
-            return memory.view(dtype)
-        _kept.memory = memory
-    return _kept.memory[:count].view(dtype)
+        if count <= SCRATCH_BYTES:
+            _kept.memory[kind] = memory
+    return memory[:count].view(dtype)
 
 
 def _run_forward(problem: _Problem, out: Tensor, layout: _Tensor, o: Tensor | None) -> None:
@@ -394,14 +417,15 @@ def _run_forward(problem: _Problem, out: Tensor, layout: _Tensor, o: Tensor | No
     states = _function("metala_forward_states", c_int64)(byref(problem))
     in_one_go = problem.orders == 1 and problem.share == 1
     summed = 0 if o is not None or out.dtype == torch.float32 or in_one_go else out.numel()
-    scratch = _scratch(states + summed, torch.float32)
+    scratch = _scratch("states", states + summed, torch.float32)
     place = out if out.dtype == torch.float32 else scratch[states:]
     call = _Forward(problem, layout, (place if o is None else o).data_ptr(), o is not None, scratch.data_ptr())
     _check(_function("metala_forward")(byref(call)))
 
 
 def _run_backward(call: _Backward) -> None:
-    scratch = _scratch(_function("metala_backward_states", c_int64)(byref(call.p)), torch.float32)
+    states = _function("metala_backward_states", c_int64)(byref(call.p))
+    scratch = _scratch("states", states, torch.float32)
     call.states = scratch.data_ptr()
     _check(_function("metala_backward")(byref(call)))
 

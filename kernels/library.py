@@ -164,7 +164,8 @@ class SwiGLU(torch.autograd.Function):
         return torch.ops.metala.swiglu_backward(dout, *ctx.saved_tensors)
 
 
-def _add_mixer_forward(x, *parameters_and_problem):
+def add_mixer_forward(x, *parameters_and_problem):
+    """What runs behind the operator of this name, arguments as its schema."""
     *arguments, rows, cols, scan = parameters_and_problem
     return cpu.add_mixer(x, *arguments, (rows, cols), tuple(scan.split(",")))
 
@@ -182,7 +183,7 @@ LIBRARY.impl("conv_silu_backward", _conv_silu_backward, "CPU")
 LIBRARY.impl("swiglu_forward", cpu.swiglu, "CPU")
 LIBRARY.impl("swiglu_backward", cpu.swiglu_backward, "CPU")
 LIBRARY.impl("swiglu_mlp_forward", cpu.swiglu_mlp, "CPU")
-LIBRARY.impl("add_mixer_forward", _add_mixer_forward, "CPU")
+LIBRARY.impl("add_mixer_forward", add_mixer_forward, "CPU")
 
 
 # --- shapes without data

@@ -2,68 +2,64 @@
 
 #include "scan.h"
 
-/* The tokens' own terms and self-augmentation: added to `out` [T, V]. `c->q` carries the scale. */
-static void add_own_terms(const problem *p, const chunk *c, const float *aug_weight, float *out)
-{
-    int64_t kw = key_width(p), vw = value_width(p);
-    float own[CHUNK], aug[CHUNK];
-    for (int t = 0; t < c->length; t++) {
-        vec own_lanes = {0}, aug_lanes = {0};
-        for (int64_t i = 0; i < kw; i += LANES) {
-            vec qk = load(c->q + t * kw + i) * load(c->k + t * kw + i);
-            own_lanes += qk;
-            if (p->gated)
-                aug_lanes += qk * load(aug_weight + i);
-        }
-        own[t] = sum(own_lanes);
-        aug[t] = p->gated ? sum(aug_lanes) / p->scale : 0.0f;
-    }
-    for (int t = 0; t < c->length; t++)
-        for (int64_t i = t * vw; i < (t + 1) * vw; i += LANES) {
-            vec v = load(c->v + i), o = load(out + i) + own[t] * v;
-            store(out + i, p->gated ? o + centred_sigmoid(aug[t] * v) : o);
-        }
-}
+/* ---- one chunk of one head
 
-/* SiLU(z + bias) * LayerNorm(o) of one whole head and `length` tokens, in place of o in `out` [T, V]. `z` [T, V] and
-   `bias` are scratch. */
-static void gate_outputs(const problem *p, int64_t b, int64_t h, int length, const int64_t *token, float *z, float *bias,
-                         float *out)
-{
-    int64_t vw = value_width(p);
-    for (int t = 0; t < length; t++)
-        load_row(z + t * vw, p->z.data, at_token(&p->z, b, token[t], h), p->half, p->value, vw);
-    load_row(bias, p->gate_bias, h * p->value, 0, p->value, vw);
-    for (int64_t t = 0; t < length; t++)
-        for (int64_t i = 0; i < vw; i += LANES)
-            store(z + t * vw + i, silu(load(z + t * vw + i) + load(bias + i)));
-    for (int64_t t = 0; t < length; t++) {
-        float *o = out + t * vw, mean, scale;
-        moments(p, o, &mean, &scale);
-        for (int64_t i = 0; i < vw; i += LANES)
-            store(o + i, (load(o + i) - mean) * scale * load(z + t * vw + i));
-    }
-}
+   Widths are passed on, so that for the models' heads, K 32 and V 64, the compiler sees constants and unrolls. */
+
+typedef struct {
+    int64_t key, value, kw, vw, half; /* channels, and the same padded */
+} widths;
 
 /* The scan of the forward pass: within STRIDE tokens the state is kept divided by the decay since their first, which
    saves a multiplication per element. With gates above the floor the divisor stays above exp(-40), and nothing of a
-   later token enters it. Of the chunk, x and a come scaled to it; y is the key over the divisor. */
+   later token enters it. */
 #define STRIDE 8
+#define STRIDES (CHUNK / STRIDE)
+
+/* A thread's buffers, and where the rows of the chunk are: `from` and `to` hold the sums over the orders. */
+typedef struct {
+    float *x, *y;    /* [T, K]: query times divisor times scale, key over divisor */
+    float *decay;    /* [STRIDES, K]: the divisor at the end of each stride */
+    float *v, *sums; /* [T, V] */
+    float *zeros;    /* [V] */
+    float *aug_weight, *bias;
+    float own[CHUNK], aug[CHUNK]; /* q k of the token itself, and q k w */
+    const float *from[CHUNK];
+    float *packed[CHUNK], *to[CHUNK];
+} forward_scratch;
+
+INLINE int64_t forward_scratch_floats(const problem *p)
+{
+    return (2 * CHUNK + STRIDES + 1) * key_width(p) + (2 * CHUNK + 2) * value_width(p) * p->share;
+}
+
+static forward_scratch forward_layout(const problem *p, float *at)
+{
+    int64_t kw = key_width(p), vw = value_width(p) * p->share; /* whole heads: for gate_chunk */
+    forward_scratch s = {.x = at, .y = at + CHUNK * kw, .decay = at + 2 * CHUNK * kw};
+    s.aug_weight = s.decay + STRIDES * kw;
+    s.v = s.aug_weight + kw;
+    s.sums = s.v + CHUNK * vw;
+    s.zeros = s.sums + CHUNK * vw;
+    s.bias = s.zeros + vw;
+    return s;
+}
 
 INLINE void scaled_block(int length, int64_t rows, int64_t lanes, int wide, const float *x, const float *decay,
-                         const float *y, const float *w, float *out, float *state)
+                         const float *y, const float *w, const float *const *from, float *const *to, int64_t lane,
+                         float *state)
 {
     vec s[ROWS][WIDE];
     for (int r = 0; r < ROWS; r++)
         for (int l = 0; l < wide; l++)
             s[r][l] = load(state + r * lanes + l * LANES);
-    for (int begin = 0; begin < length; begin += STRIDE) {
+    for (int begin = 0; begin < length; begin += STRIDE, decay += rows) {
         int end = begin + STRIDE < length ? begin + STRIDE : length;
         for (int t = begin; t < end; t++) {
             const float *xt = x + t * rows, *yt = y + t * rows;
             vec o[WIDE], wt[WIDE];
             for (int l = 0; l < wide; l++) {
-                o[l] = load(out + t * lanes + l * LANES);
+                o[l] = load(from[t] + lane + l * LANES);
                 wt[l] = load(w + t * lanes + l * LANES);
             }
             for (int r = 0; r < ROWS; r++)
@@ -72,55 +68,94 @@ INLINE void scaled_block(int length, int64_t rows, int64_t lanes, int wide, cons
                     s[r][l] += yt[r] * wt[l];
                 }
             for (int l = 0; l < wide; l++)
-                store(out + t * lanes + l * LANES, o[l]);
+                store(to[t] + lane + l * LANES, o[l]);
         }
         for (int r = 0; r < ROWS; r++)
             for (int l = 0; l < wide; l++)
-                s[r][l] *= decay[(end - 1) * rows + r];
+                s[r][l] *= decay[r];
     }
     for (int r = 0; r < ROWS; r++)
         for (int l = 0; l < wide; l++)
             store(state + r * lanes + l * LANES, s[r][l]);
 }
 
-static void scan_scaled(int length, int64_t rows, int64_t lanes, const float *x, const float *decay, const float *y,
-                             const float *w, float *out, float *state)
+/* to = from + x S for every token, and the state behind the chunk. The sums pass from one block of rows to the next in
+   `packed`, where a row of the grid is not as far from the next as the size of a way of the cache. */
+INLINE void scan_scaled(int length, widths n, const forward_scratch *s, float *state)
 {
-    for (int64_t l = 0; l < lanes; l += WIDE * LANES)
-        for (int64_t r = 0; r < rows; r += ROWS)
-            if (l + WIDE * LANES <= lanes)
-                scaled_block(length, rows, lanes, WIDE, x + r, decay + r, y + r, w + l, out + l, state + r * lanes + l);
+    const float *const *packed = (const float *const *)s->packed;
+    for (int64_t l = 0; l < n.vw; l += WIDE * LANES)
+        for (int64_t r = 0; r < n.kw; r += ROWS) {
+            const float *const *from = r == 0 ? s->from : packed;
+            float *const *to = r + ROWS < n.kw ? s->packed : s->to, *block = state + r * n.vw + l;
+            if (l + WIDE * LANES <= n.vw)
+                scaled_block(length, n.kw, n.vw, WIDE, s->x + r, s->decay + r, s->y + r, s->v + l, from, to, l, block);
             else
-                scaled_block(length, rows, lanes, 1, x + r, decay + r, y + r, w + l, out + l, state + r * lanes + l);
+                scaled_block(length, n.kw, n.vw, 1, s->x + r, s->decay + r, s->y + r, s->v + l, from, to, l, block);
+        }
 }
 
-/* For scan_scaled: q becomes the query times scale, k the key, a the divisor, x the query times it, y the key over it.
+/* x, y and decay of the chunk, straight from the inputs; with `last` also the tokens' own products.
 
    Near 1 the divisor is 1 less the share forgotten, which keeps its digits there: as a product of decays that were each
-   rounded beside 1, it would lose two digits over thousands of tokens that hardly forget. */
-static void apply_scaled_gates(const problem *p, const chunk *c, float *y)
+   rounded beside 1, it would lose two digits over thousands of tokens that hardly forget. In the padding q is zero,
+   so that nothing of the state there is read. */
+INLINE void gate_chunk_of(const problem *p, widths n, int64_t b, int64_t h, int length, const int64_t *token, int last,
+                          forward_scratch *s)
 {
-    int64_t kw = key_width(p);
-    for (int64_t i = 0; i < kw; i += LANES) {
-        vec product = splat(1.0f), forgotten = {0};
-        for (int64_t t = 0; t < c->length; t++) {
-            int64_t at = t * kw + i;
-            vec q = load(c->q + at) * p->scale, a, k;
-            gate(p, load(c->a + at), &a, &k);
+    vec own[CHUNK], aug[CHUNK];
+    for (int64_t i = 0; i < n.kw; i += LANES) {
+        vec product = splat(1.0f), forgotten = {0}, weight = load(s->aug_weight + i);
+        for (int t = 0; t < length; t++) {
+            int64_t left = n.key - i;
+            vec q = load_some(p->q.data, at_key(p, &p->q, b, token[t], h) + i, n.half, left) * p->scale, a, k;
+            gate(p, load_some(p->decay.data, at_key(p, &p->decay, b, token[t], h) + i, n.half, left), &a, &k);
             product = t % STRIDE ? product * a : a;
             forgotten = t % STRIDE ? forgotten + (1.0f - forgotten) * k : k;
             vec divisor = choose(forgotten < splat(0.5f), 1.0f - forgotten, product);
             if (p->k.data)
-                k = load(c->k + at);
-            store(c->q + at, q);
-            store(c->k + at, k);
-            store(c->a + at, divisor);
-            store(c->x + at, q * divisor);
-            store(y + at, k * reciprocal(divisor));
+                k = load_some(p->k.data, at_key(p, &p->k, b, token[t], h) + i, n.half, left);
+            store(s->x + t * n.kw + i, q * divisor);
+            store(s->y + t * n.kw + i, k * reciprocal(divisor));
+            if (t % STRIDE == STRIDE - 1 || t == length - 1)
+                store(s->decay + t / STRIDE * n.kw + i, divisor);
+            if (last) {
+                own[t] = i ? own[t] + q * k : q * k;
+                aug[t] = i ? aug[t] + q * k * weight : q * k * weight;
+            }
         }
     }
-    clear_padding(p, c, c->k);
-    clear_padding(p, c, y);
+    for (int t = 0; t < length && last; t++) {
+        s->own[t] = sum(own[t]);
+        s->aug[t] = p->gated ? sum(aug[t]) / p->scale : 0.0f;
+    }
+}
+
+/* The tokens' own terms and self-augmentation, onto the sums. */
+INLINE void add_own_terms(const problem *p, widths n, int length, const forward_scratch *s)
+{
+    for (int t = 0; t < length; t++)
+        for (int64_t i = 0; i < n.vw; i += LANES) {
+            float *at = s->packed[t] + i;
+            vec v = load(s->v + t * n.vw + i), o = load(at) + s->own[t] * v;
+            store(at, p->gated ? o + centred_sigmoid(s->aug[t] * v) : o);
+        }
+}
+
+/* SiLU(z + bias) * LayerNorm(o) of one whole head and `length` tokens, from `packed` to `out`. */
+INLINE void gate_outputs(const problem *p, widths n, const tensor *out, int64_t b, int64_t h, int length,
+                         const int64_t *token, const forward_scratch *s)
+{
+    for (int t = 0; t < length; t++) {
+        const float *o = s->packed[t];
+        float mean, scale;
+        moments(n.value, p->eps, o, &mean, &scale);
+        for (int64_t i = 0; i < n.vw; i += LANES) {
+            int64_t left = n.value - i;
+            vec z = load_some(p->z.data, at_token(&p->z, b, token[t], h) + i, n.half, left) + load(s->bias + i);
+            store_some(out->data, at_token(out, b, token[t], h) + i, (load(o + i) - mean) * scale * silu(z), n.half, left);
+        }
+    }
 }
 
 typedef struct {
@@ -132,76 +167,95 @@ typedef struct {
     float *states; /* [B, H * share, orders, K, V], padded */
 } forward_call;
 
-/* A thread's buffers: a chunk, its outputs, and padded copies of the parameters of a head. */
-typedef struct {
-    chunk c;
-    float *y, *out, *aug_weight, *bias;
-} forward_scratch;
-
-INLINE int64_t forward_scratch_floats(const problem *p)
-{
-    return CHUNK * (5 * key_width(p) + 2 * value_width(p) * p->share) + key_width(p) + value_width(p) * p->share;
-}
-
-static forward_scratch forward_layout(const problem *p, float *at)
-{
-    int64_t key = CHUNK * key_width(p), value = CHUNK * value_width(p) * p->share; /* whole heads: for gate_chunk */
-    forward_scratch s = {.c = {.q = at, .a = at + key, .k = at + 2 * key, .x = at + 3 * key}, .y = at + 4 * key};
-    s.c.v = at + 5 * key;
-    s.out = s.c.v + value;
-    s.aug_weight = s.out + value;
-    s.bias = s.aug_weight + key_width(p);
-    return s;
-}
-
-/* Steps [begin, end) of one order and head, at most a chunk; `first` and `last` of the orders that see these tokens. */
-static void forward_chunk(const forward_call *f, int64_t b, int64_t h, int order_index, int64_t begin, int64_t end,
-                          int first, int last, forward_scratch *s)
+/* The steps of one order that `token` lists, at most a chunk, and `ahead` of them those of the next; `first` and `last`
+   of the orders that see these tokens. */
+INLINE void forward_chunk(const forward_call *f, widths n, int64_t b, int64_t h, int order_index, int fresh, int length,
+                          int ahead, const int64_t *token, int first, int last, forward_scratch *s)
 {
     const problem *p = &f->p;
-    int64_t kw = key_width(p), vw = value_width(p);
-    float *state = f->states + ((b * p->heads + h) * p->orders + order_index) * kw * vw, *out = s->out;
-    chunk *c = &s->c;
+    float *state = f->states + ((b * p->heads + h) * p->orders + order_index) * n.kw * n.vw;
     tensor o = packed_values(p, f->o);
-    if (begin == 0)
-        memset(state, 0, (size_t)(kw * vw) * 4);
-    gather(p, c, b, h, (int)p->order[order_index], begin, end, CHUNK);
-    apply_scaled_gates(p, c, s->y);
-    if (first)
-        memset(out, 0, (size_t)(c->length * vw) * 4);
-    for (int t = 0; t < c->length && !first; t++)
-        load_row(out + t * vw, f->o, at_value(p, &o, b, c->token[t], h), 0, p->value, vw);
-    scan_scaled(c->length, kw, vw, c->x, c->a, s->y, c->v, out, state);
-    if (last) {
-        if (p->gated)
-            load_row(s->aug_weight, p->aug_weight, h / p->share * p->key, 0, p->key, kw);
-        add_own_terms(p, c, s->aug_weight, out);
+    int later = p->gated && p->share > 1, whole_vectors = n.value == n.vw;
+    if (fresh)
+        memset(state, 0, (size_t)(n.kw * n.vw) * 4);
+    for (int t = 0; t < ahead; t++) { /* a token's row is far from the next one's: no hardware sees it coming */
+        int64_t next = token[length + t];
+        fetch(&p->q, at_key(p, &p->q, b, next, h), n.half, n.key);
+        fetch(&p->decay, at_key(p, &p->decay, b, next, h), n.half, n.key);
+        fetch(&p->v, at_value(p, &p->v, b, next, h), n.half, n.value);
+        if (!first)
+            fetch(&o, at_value(p, &o, b, next, h), 0, n.value);
+        if (last && p->gated && !later)
+            fetch(&p->z, at_token(&p->z, b, next, h), n.half, n.value);
     }
-    int later = p->gated && p->share > 1;
-    for (int t = 0; t < c->length && (!last || f->keep_o || later); t++)
-        store_row(f->o, at_value(p, &o, b, c->token[t], h), out + t * vw, 0, p->value);
+    if (last && p->gated)
+        load_row(s->aug_weight, p->aug_weight, h / p->share * p->key, 0, n.key, n.kw);
+    gate_chunk_of(p, n, b, h, length, token, last, s);
+    for (int t = 0; t < length; t++) {
+        load_row(s->v + t * n.vw, p->v.data, at_value(p, &p->v, b, token[t], h), n.half, n.value, n.vw);
+        float *sum = f->o ? f->o + at_value(p, &o, b, token[t], h) : NULL;
+        s->packed[t] = s->sums + t * n.vw;
+        s->to[t] = last || !whole_vectors ? s->packed[t] : sum;
+        s->from[t] = first ? s->zeros : whole_vectors ? sum : s->packed[t];
+        if (!first && !whole_vectors)
+            load_row(s->packed[t], sum, 0, 0, n.value, n.vw);
+    }
+    scan_scaled(length, n, s, state);
+    if (last)
+        add_own_terms(p, n, length, s);
+    for (int t = 0; t < length && (last ? f->keep_o || later : !whole_vectors); t++)
+        store_row(f->o, at_value(p, &o, b, token[t], h), s->packed[t], 0, n.value);
     if (!last || later)
         return;
-    if (p->gated) /* v has done its work: its buffer takes z */
-        gate_outputs(p, b, h, c->length, c->token, c->v, s->bias, out);
-    for (int t = 0; t < c->length; t++)
-        store_row(f->out.data, at_value(p, &f->out, b, c->token[t], h), out + t * vw, p->half, p->value);
+    if (p->gated) {
+        load_row(s->bias, p->gate_bias, h * p->value, 0, n.value, n.vw);
+        gate_outputs(p, n, &f->out, b, h, length, token, s);
+    } else {
+        for (int t = 0; t < length; t++)
+            store_row(f->out.data, at_value(p, &f->out, b, token[t], h), s->packed[t], n.half, n.value);
+    }
+}
+
+/* The steps [begin, end) of one order and a group of heads. */
+INLINE void forward_steps(const forward_call *f, widths n, int64_t b, int64_t head, int64_t heads, int order_index,
+                          int64_t begin, int64_t end, int first, int last, forward_scratch *s)
+{
+    const problem *p = &f->p;
+    int64_t token[2 * CHUNK];
+    for (int64_t at = begin; at < end; at += CHUNK) {
+        int length = (int)(at + CHUNK < end ? CHUNK : end - at), ahead = (int)(at + length + CHUNK < end ? CHUNK : end - at - length);
+        walk(p, (int)p->order[order_index], at, length + ahead, token);
+        for (int64_t h = head; h < head + heads; h++)
+            forward_chunk(f, n, b, h, order_index, at == 0, length, ahead, token, first, last, s);
+    }
+}
+
+static void forward_task(const forward_call *f, int64_t b, int64_t head, int64_t heads, int order_index, int64_t begin,
+                         int64_t end, int first, int last, forward_scratch *s)
+{
+    const problem *p = &f->p;
+    if (p->key == 32 && p->value == 64 && !p->half && 64 % PADDED == 0)
+        forward_steps(f, (widths){32, 64, 32, 64, 0}, b, head, heads, order_index, begin, end, first, last, s);
+    else
+        forward_steps(f, (widths){p->key, p->value, key_width(p), value_width(p), p->half}, b, head, heads, order_index,
+                      begin, end, first, last, s);
 }
 
 /* The gate of a chunk of tokens and one whole head, where the scan went by blocks of V. */
 static void gate_chunk(const forward_call *f, const problem *whole, int64_t b, int64_t h, int64_t begin,
                        forward_scratch *s)
 {
-    int64_t vw = value_width(whole), token[CHUNK];
+    widths n = {whole->key, whole->value, key_width(whole), value_width(whole), whole->half};
+    int64_t token[CHUNK];
     tensor o = packed_values(whole, f->o);
     int length = 0;
     for (; length < CHUNK && begin + length < tokens_of(whole); length++) {
         token[length] = begin + length;
-        load_row(s->out + length * vw, f->o, at_token(&o, b, token[length], h), 0, whole->value, vw);
+        s->packed[length] = s->sums + length * n.vw;
+        load_row(s->packed[length], f->o, at_token(&o, b, token[length], h), 0, n.value, n.vw);
     }
-    gate_outputs(whole, b, h, length, token, s->c.v, s->bias, s->out);
-    for (int t = 0; t < length; t++)
-        store_row(f->out.data, at_token(&f->out, b, token[t], h), s->out + t * vw, whole->half, whole->value);
+    load_row(s->bias, whole->gate_bias, h * whole->value, 0, n.value, n.vw);
+    gate_outputs(whole, n, &f->out, b, h, length, token, s);
 }
 
 /* Heads that one task takes through the tokens together: their rows lie side by side in memory. As many as leave a task
@@ -231,6 +285,8 @@ int metala_forward(const forward_call *f)
         float *memory = floats(forward_scratch_floats(p));
         failed |= !memory;
         forward_scratch scratch = forward_layout(p, memory);
+        if (memory)
+            memset(memory, 0, (size_t)forward_scratch_floats(p) * 4);
         phase_orders phase = {0, 0};
         for (int first = 0; first < p->orders; first += phase.count) {
             phase = next_phase(p, first);
@@ -241,10 +297,9 @@ int metala_forward(const forward_call *f)
                     int order = first + (int)(task % phase.count);
                     int64_t group = task / phase.count % groups, b = task / phase.count / groups;
                     int64_t split = split_of(p, phase, order), end = part ? tokens_of(p) : split;
-                    for (int64_t at = part ? split : 0; at < end && memory; at += CHUNK)
-                        for (int64_t h = group * together; h < (group + 1) * together; h++)
-                            forward_chunk(f, b, h, order, at, at + CHUNK < end ? at + CHUNK : end, first + part == 0,
-                                          first + part == p->orders - 1, &scratch);
+                    if (memory)
+                        forward_task(f, b, group * together, together, order, part ? split : 0, end, first + part == 0,
+                                     first + part == p->orders - 1, &scratch);
                 }
             }
         }

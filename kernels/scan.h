@@ -78,6 +78,26 @@ INLINE tensor packed_values(const problem *p, const float *data)
     return (tensor){(void *)data, tokens_of(p) * row, row, p->share * p->value};
 }
 
+/* Row-major indices of the tokens that `order` visits at `count` steps from `begin`. */
+INLINE void walk(const problem *p, int order, int64_t begin, int count, int64_t *token)
+{
+    int64_t forwards = order == ROW || order == COLUMN ? 1 : -1;
+    int64_t step = forwards == 1 ? begin : tokens_of(p) - 1 - begin;
+    int64_t row = step % p->rows, col = step / p->rows;
+    for (int t = 0; t < count; t++) {
+        if (order == ROW || order == ROW_REVERSE) {
+            token[t] = step + forwards * t;
+            continue;
+        }
+        token[t] = row * p->cols + col;
+        row += forwards;
+        if (row == p->rows || row < 0) {
+            row = row < 0 ? p->rows - 1 : 0;
+            col += forwards;
+        }
+    }
+}
+
 /* Row-major index of the token that `order` visits at `step`. */
 INLINE int64_t token_at(const problem *p, int order, int64_t step)
 {
@@ -109,15 +129,6 @@ INLINE int64_t split_of(const problem *p, phase_orders phase, int order)
     return order == phase.first ? half : n - half;
 }
 
-/* ---- packed chunks: rows of [K] or [V] floats, padded with zeros */
-
-typedef struct {
-    int64_t token[CHUNK];
-    int length;
-    float *q, *a, *k, *x; /* [T, K]: see the gates of each pass */
-    float *v;             /* [T, V] */
-} chunk;
-
 INLINE void fetch(const tensor *x, int64_t at, int64_t half, int64_t n)
 {
     const char *from = (const char *)x->data + (half ? 2 : 4) * at;
@@ -134,41 +145,10 @@ INLINE void gate(const problem *p, vec x, vec *a, vec *k)
     *k = -(e.power * e.rest + (e.power - 1.0f));
 }
 
-/* Gathers the inputs as they are: `a` holds log-decays or logits, `k` is filled if it is given. The next chunk is
-   `ahead` steps further, CHUNK or -CHUNK. Arithmetic comes after, in long loops of independent exponentials that keep
-   the processor busy, where token by token it would wait for each. */
-static void gather(const problem *p, chunk *c, int64_t b, int64_t h, int order, int64_t begin, int64_t end, int ahead)
-{
-    int64_t kw = key_width(p), vw = value_width(p), n = tokens_of(p), half = p->half;
-    c->length = (int)(end - begin);
-    for (int t = 0; t < c->length; t++) {
-        int64_t token = c->token[t] = token_at(p, order, begin + t);
-        load_row(c->q + t * kw, p->q.data, at_key(p, &p->q, b, token, h), half, p->key, kw);
-        load_row(c->a + t * kw, p->decay.data, at_key(p, &p->decay, b, token, h), half, p->key, kw);
-        load_row(c->v + t * vw, p->v.data, at_value(p, &p->v, b, token, h), half, p->value, vw);
-        if (p->k.data)
-            load_row(c->k + t * kw, p->k.data, at_key(p, &p->k, b, token, h), half, p->key, kw);
-        int64_t next = begin + t + ahead;
-        if (next >= 0 && next < n) { /* a token's row is far from the next one's: no hardware sees it coming */
-            next = token_at(p, order, next);
-            fetch(&p->q, at_key(p, &p->q, b, next, h), half, p->key);
-            fetch(&p->decay, at_key(p, &p->decay, b, next, h), half, p->key);
-            fetch(&p->v, at_value(p, &p->v, b, next, h), half, p->value);
-        }
-    }
-}
-
-/* The gate of a padding logit is no zero, and its key must be one. */
-INLINE void clear_padding(const problem *p, const chunk *c, float *k)
-{
-    for (int t = 0; t < c->length && p->logits && p->key < key_width(p); t++)
-        memset(k + t * key_width(p) + p->key, 0, (size_t)(key_width(p) - p->key) * 4);
-}
-
 /* Mean and 1 / standard deviation of a head's V outputs, for its LayerNorm; the padding of `o` is zero. */
-INLINE void moments(const problem *p, const float *o, float *mean, float *scale)
+INLINE void moments(int64_t n, float eps, const float *o, float *mean, float *scale)
 {
-    int64_t n = p->value, whole = n / LANES * LANES;
+    int64_t whole = n / LANES * LANES;
     vec total = {0}, squares = {0};
     for (int64_t i = 0; i < n; i += LANES)
         total += load(o + i);
@@ -178,7 +158,7 @@ INLINE void moments(const problem *p, const float *o, float *mean, float *scale)
     for (int64_t i = whole; i < n; i++)
         rest += (o[i] - m) * (o[i] - m);
     *mean = m;
-    *scale = 1.0f / __builtin_sqrtf((sum(squares) + rest) / n + p->eps);
+    *scale = 1.0f / __builtin_sqrtf((sum(squares) + rest) / n + eps);
 }
 
 /* Vectors of a row of the state kept in registers at a time, beside ROWS rows. */

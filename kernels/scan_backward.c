@@ -23,6 +23,46 @@ typedef struct {
 
 #define BLOCK 128
 
+/* ---- packed chunks: rows of [K] or [V] floats, padded with zeros */
+
+typedef struct {
+    int64_t token[CHUNK];
+    int length;
+    float *q, *a, *k, *x; /* [T, K]: see the gates of each pass */
+    float *v;             /* [T, V] */
+} chunk;
+
+/* Gathers the inputs as they are: `a` holds log-decays or logits, `k` is filled if it is given. The next chunk is
+   `ahead` steps further, CHUNK or -CHUNK. Arithmetic comes after, in long loops of independent exponentials that keep
+   the processor busy, where token by token it would wait for each. */
+static void gather(const problem *p, chunk *c, int64_t b, int64_t h, int order, int64_t begin, int64_t end, int ahead)
+{
+    int64_t kw = key_width(p), vw = value_width(p), n = tokens_of(p), half = p->half;
+    c->length = (int)(end - begin);
+    for (int t = 0; t < c->length; t++) {
+        int64_t token = c->token[t] = token_at(p, order, begin + t);
+        load_row(c->q + t * kw, p->q.data, at_key(p, &p->q, b, token, h), half, p->key, kw);
+        load_row(c->a + t * kw, p->decay.data, at_key(p, &p->decay, b, token, h), half, p->key, kw);
+        load_row(c->v + t * vw, p->v.data, at_value(p, &p->v, b, token, h), half, p->value, vw);
+        if (p->k.data)
+            load_row(c->k + t * kw, p->k.data, at_key(p, &p->k, b, token, h), half, p->key, kw);
+        int64_t next = begin + t + ahead;
+        if (next >= 0 && next < n) { /* a token's row is far from the next one's: no hardware sees it coming */
+            next = token_at(p, order, next);
+            fetch(&p->q, at_key(p, &p->q, b, next, h), half, p->key);
+            fetch(&p->decay, at_key(p, &p->decay, b, next, h), half, p->key);
+            fetch(&p->v, at_value(p, &p->v, b, next, h), half, p->value);
+        }
+    }
+}
+
+/* The gate of a padding logit is no zero, and its key must be one. */
+INLINE void clear_padding(const problem *p, const chunk *c, float *k)
+{
+    for (int t = 0; t < c->length && p->logits && p->key < key_width(p); t++)
+        memset(k + t * key_width(p) + p->key, 0, (size_t)(key_width(p) - p->key) * 4);
+}
+
 /* out_t[l] += sum_r x_t[r] S[r, l], then S[r, l] = a_t S[r, l] + u_t[r] w_t[l]: a_t[l] if `decay_lanes`, else a_t[r].
    S is [rows, lanes], both padded; all else are packed rows of the chunk, [T, rows] or [T, lanes]. `reverse` walks from
    the last token. The flags are constants at every call. */
@@ -103,7 +143,7 @@ static void gate_backward(const backward_call *f, int64_t b, int64_t block, floa
             load_row(z, p->z.data, at_token(&p->z, b, t, h), p->half, n, vw);
             load_row(dy, f->dout.data, at_token(&f->dout, b, t, h), f->dout_half, n, vw);
             float mean, scale;
-            moments(p, o, &mean, &scale);
+            moments(n, p->eps, o, &mean, &scale);
             vec mean_dn = {0}, mean_ndn = {0};
             for (int64_t i = 0; i < vw; i += LANES) { /* with dy zero in the padding, so is all that is summed */
                 vec normed = (load(o + i) - mean) * scale, zi = load(z + i) + load(bias + i), s = sigmoid(zi);

@@ -140,6 +140,29 @@ INLINE void store_row(void *base, int64_t at, const float *from, int64_t half, i
     }
 }
 
+/* One vector of a row that ends after `n` more values: the tail is zero. */
+INLINE vec load_some(const void *base, int64_t at, int64_t half, int64_t n)
+{
+    if (n >= LANES)
+        return half ? load_half((const uint16_t *)base + at) : load((const float *)base + at);
+    float x[LANES];
+    load_row(x, base, at, half, n, LANES);
+    return load(x);
+}
+
+INLINE void store_some(void *base, int64_t at, vec x, int64_t half, int64_t n)
+{
+    float values[LANES];
+    if (n >= LANES && half) {
+        store_half((uint16_t *)base + at, x);
+    } else if (n >= LANES) {
+        store((float *)base + at, x);
+    } else {
+        store(values, x);
+        store_row(base, at, values, half, n);
+    }
+}
+
 /* exp(x) = power * (1 + rest) with power = 2^n and |rest| < 0.42: exp and expm1 both come from it without loss.
    For x in [-87, 87]; rest is a polynomial in base 2, to 1e-8 of itself. */
 typedef struct {

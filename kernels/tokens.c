@@ -5,29 +5,6 @@
 
 #include "simd.h"
 
-/* One vector of a row that ends after `n` more values: the tail is zero. */
-INLINE vec load_some(const void *base, int64_t at, int64_t half, int64_t n)
-{
-    if (n >= LANES)
-        return half ? load_half((const uint16_t *)base + at) : load((const float *)base + at);
-    float x[LANES];
-    load_row(x, base, at, half, n, LANES);
-    return load(x);
-}
-
-INLINE void store_some(void *base, int64_t at, vec x, int64_t half, int64_t n)
-{
-    float values[LANES];
-    if (n >= LANES && half) {
-        store_half((uint16_t *)base + at, x);
-    } else if (n >= LANES) {
-        store((float *)base + at, x);
-    } else {
-        store(values, x);
-        store_row(base, at, values, half, n);
-    }
-}
-
 typedef struct {
     int64_t batch, rows, cols, channels, threads;
     int64_t half, out_half;  /* x and dx, out and dout are bfloat16 */

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metala_vision.kernels.cpu import mlp_tile
-from metala_vision.kernels.linear import linear, takes_onednn
+from metala_vision.kernels import cpu, library
+from metala_vision.kernels.linear import linear
 
 
 class Operand(NamedTuple):
@@ -28,7 +28,8 @@ class Product(NamedTuple):
 
     left: Operand
     right: Operand
-    onednn: bool = False  # by `kernels.linear`, as the fused operators compute theirs, and not by torch.mm
+    onednn: bool = False  # by oneDNN, as `kernels.linear` may call it, and not by torch.mm
+    kept: bool = False  # into memory that is kept between calls
 
     @property
     def macs(self) -> int:
@@ -42,38 +43,39 @@ class _Recorder(TorchDispatchMode):
         self.products: list[Product] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = str(func)
-        if name == "aten.mm.default":
-            self.products.append(Product(_operand(args[0]), _operand(args[1])))
+        name, kwargs = str(func), kwargs or {}
+        if name in _IN_THE_OPEN:
+            with self:
+                return _IN_THE_OPEN[name](*args, **kwargs)
+        if name in ("aten.mm.default", "aten.mm.out"):
+            self.products.append(Product(_operand(args[0]), _operand(args[1]), kept=name.endswith("out")))
         elif name == "aten.addmm.default":
             self.products.append(Product(_operand(args[1]), _operand(args[2])))
-        elif name.startswith("mkldnn._linear_pointwise."):
-            self.products.append(_linear(args[0].shape[0], args[1 + name.endswith("binary")], True))
-        elif name == "metala.swiglu_mlp_forward.default":
-            tokens = prod(args[0].shape[:-1])
-            size = mlp_tile(tokens)
-            for begin in range(0, tokens, size):
-                self.products += _fused(min(size, tokens - begin), args[1], args[2])
-        elif name == "metala.add_mixer_forward.default":
-            self.products += _fused(prod(args[0].shape[:-1]), args[5], args[8])  # weight_in, weight_out
-        result = func(*args, **(kwargs or {}))
+        elif name == "mkldnn._linear_pointwise.default":
+            self.products.append(_linear(args[0], args[1], onednn=True))
+        elif name == "mkldnn._linear_pointwise.binary":
+            self.products.append(_linear(args[0], args[2], onednn=True))
+        result = func(*args, **kwargs)
         if name == "aten.convolution.default" and args[8] == 1:
-            self.products.append(_linear(result.numel() // result.shape[1], args[1].flatten(1)))
+            self.products.append(_linear(result.movedim(1, -1), args[1].flatten(1)))
         return result
+
+
+# Operators that are one call to the dispatcher, and the function behind it, whose calls it sees.
+_IN_THE_OPEN = {
+    "metala.swiglu_mlp_forward.default": cpu.swiglu_mlp,
+    "metala.add_mixer_forward.default": library.add_mixer_forward,
+}
 
 
 def _operand(x: Tensor) -> Operand:
     return Operand(tuple(x.shape), tuple(x.stride()), x.dtype)
 
 
-def _linear(tokens: int, weight: Tensor, onednn: bool = False) -> Product:
-    """tokens x weight^T, for a weight [N, K]."""
-    (n, k), dtype = weight.shape, weight.dtype
+def _linear(x: Tensor, weight: Tensor, onednn: bool = False) -> Product:
+    """The product of as many tokens as x [..., _] has with weight^T, for a weight [N, K]."""
+    (n, k), dtype, tokens = weight.shape, weight.dtype, prod(x.shape[:-1])
     return Product(Operand((tokens, k), (k, 1), dtype), Operand((k, n), (1, k), dtype), onednn)
-
-
-def _fused(tokens: int, *weights: Tensor) -> list[Product]:
-    return [_linear(tokens, weight, takes_onednn(weight.dtype)) for weight in weights]
 
 
 def matrix_products(step: Callable[[], object]) -> list[Product]:
@@ -89,18 +91,21 @@ def matrix_products(step: Callable[[], object]) -> list[Product]:
 def replay(products: list[Product]) -> Callable[[], None]:
     """A function that computes these products and nothing else, on random matrices of the same memory layout.
 
-    By the same library; results are allocated anew, as a model does; of the operands, equal ones share their memory.
+    By the same library, and with results in memory that is kept where that of the model was; of the operands, equal
+    ones share their memory.
     """
     operands: dict[Operand, Tensor] = {}
-    for operand in {operand for product in products for operand in product[:2]}:
+    for operand in {operand for product in products for operand in (product.left, product.right)}:
         x = torch.empty_strided(operand.shape, operand.stride, dtype=operand.dtype)
         operands[operand] = x.copy_(torch.randn(operand.shape))
+    results = {p: torch.empty(p.left.shape[0], p.right.shape[1], dtype=p.left.dtype) for p in products if p.kept}
 
     def run() -> None:
-        for left, right, onednn in products:
-            if onednn:
-                linear(operands[left], operands[right].t())
+        for product in products:
+            left, right = operands[product.left], operands[product.right]
+            if product.onednn:
+                linear(left, right.t())
             else:
-                torch.mm(operands[left], operands[right])
+                torch.mm(left, right, out=results.get(product))
 
     return run
