@@ -8,6 +8,7 @@ from .ops import (
     conv_silu,
     gated_linear_attention,
     mixer,
+    patches,
     swiglu,
     swiglu_mlp,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "flops",
     "gated_linear_attention",
     "mixer",
+    "patches",
     "scan_order",
     "swiglu",
     "swiglu_mlp",

@@ -59,7 +59,8 @@ class _Backward(Structure):
 class _Conv(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("batch", "rows", "cols", "channels", "threads", "half", "out_half")),
-        *((name, c_void_p) for name in ("x", "weight", "out", "dout", "dx", "dweight")),
+        *((name, c_void_p) for name in ("x", "weight", "out", "dout", "dx", "dweight", "norm_weight", "norm_bias")),
+        ("eps", c_float),
     ]
 
 
@@ -67,6 +68,15 @@ class _SwiGLU(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("tokens", "width", "threads", "half")),
         *((name, c_void_p) for name in ("x", "out", "dout", "dx")),
+    ]
+
+
+class _Patches(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("batch", "chans", "height", "width", "patch_height", "patch_width")),
+        *((name, c_int64) for name in ("threads", "bytes", "image", "chan", "line")),
+        ("x", c_void_p),
+        ("out", c_void_p),
     ]
 
 
@@ -177,10 +187,21 @@ def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int, out_dtype: torch.
     return out
 
 
-def _conv_silu_into(x: Tensor, weight: Tensor, grid: tuple[int, int], out: Tensor) -> None:
+def _conv_silu_into(
+    x: Tensor,
+    weight: Tensor,
+    grid: tuple[int, int],
+    out: Tensor,
+    norm: tuple[Tensor, Tensor] | None = None,
+    eps: float = 0.0,
+) -> None:
+    """`norm`: weight and bias of a LayerNorm of x that comes first."""
     x, taps = x.contiguous(), _taps(weight)
     call = _conv(x, taps, *grid, out.dtype)
     call.out = out.data_ptr()
+    if norm is not None:
+        norm = [parameter.float().contiguous() for parameter in norm]  # kept alive during the call
+        call.norm_weight, call.norm_bias, call.eps = norm[0].data_ptr(), norm[1].data_ptr(), eps
     _check(_function("metala_conv")(byref(call)))
 
 
@@ -279,9 +300,8 @@ def add_mixer(
     """
     dtype = weight_in.dtype
     batch, tokens, dim = x.shape
-    normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
     inner = _scratch("inner", batch * tokens * dim, dtype).view(x.shape)  # the convolution's output, then the gated one
-    _conv_silu_into(normed, conv_weight, grid, inner)
+    _conv_silu_into(x, conv_weight, grid, inner, (norm_weight, norm_bias), eps)
     projected = _projected(inner, weight_in)
     problem, projected, *parameters = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan)
     _run_forward(problem, inner, _by_head(inner, num_heads), None)
@@ -302,6 +322,18 @@ def _projected(x: Tensor, weight: Tensor) -> Tensor:
 def _add(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """residual + x weight^T, in the dtype of the residual."""
     return linear(x, weight, residual) if x.dtype == residual.dtype else residual + linear(x, weight)
+
+
+def patches(x: Tensor, height: int, width: int) -> Tensor:
+    """[B, chans, H, W] -> [B, rows, cols, chans * height * width], with zeros beyond the image."""
+    x = _channels_contiguous(x)
+    batch, chans, *sides = x.shape
+    grid = -(-sides[0] // height), -(-sides[1] // width)
+    out = x.new_empty(batch, *grid, chans * height * width)
+    call = _Patches(batch, chans, *sides, height, width, native.num_threads(), x.element_size(), *x.stride()[:3])
+    call.x, call.out = x.data_ptr(), out.data_ptr()
+    _check(_function("metala_patches")(byref(call)))
+    return out
 
 
 def _function(name: str, result: type = ctypes.c_int):

@@ -107,6 +107,7 @@ def fvcore_handles() -> dict[str, Callable | None]:
         "metala::gated_linear_attention": lambda x, _: scan_macs(_shape(x[0]), _shape(x[2]), _orders(x[6].toIValue())),
         "metala::mixer": lambda x, _: mixer_macs(_shape(x[0]), x[3].toIValue(), _orders(x[6].toIValue())),
         "metala::conv_silu": lambda x, _: conv_macs(_shape(x[0])),
+        "metala::patches": None,  # a copy
         "metala::swiglu": None,  # element-wise
         "metala::swiglu_mlp": lambda x, _: mlp_macs(*map(_shape, x[:3])),
         # their LayerNorms as fvcore counts one, which as a layer of its own it would see

@@ -25,6 +25,7 @@ LIBRARY.define(f"mixer_backward(Tensor dy, Tensor o, {_MIXER}) -> (Tensor, Tenso
 _CONV = "Tensor x, Tensor weight, SymInt rows, SymInt cols"
 LIBRARY.define(f"conv_silu_forward({_CONV}, ScalarType out_dtype) -> Tensor")
 LIBRARY.define(f"conv_silu_backward(Tensor dout, {_CONV}) -> (Tensor, Tensor)")
+LIBRARY.define("patches_forward(Tensor x, int height, int width) -> Tensor")
 LIBRARY.define("swiglu_forward(Tensor x) -> Tensor")
 LIBRARY.define("swiglu_backward(Tensor dout, Tensor x) -> Tensor")
 LIBRARY.define(
@@ -180,6 +181,7 @@ for _name, _run in {
     LIBRARY.impl(_name, _run, "CUDA")
 LIBRARY.impl("conv_silu_forward", _conv_silu_forward, "CPU")
 LIBRARY.impl("conv_silu_backward", _conv_silu_backward, "CPU")
+LIBRARY.impl("patches_forward", cpu.patches, "CPU")
 LIBRARY.impl("swiglu_forward", cpu.swiglu, "CPU")
 LIBRARY.impl("swiglu_backward", cpu.swiglu_backward, "CPU")
 LIBRARY.impl("swiglu_mlp_forward", cpu.swiglu_mlp, "CPU")
@@ -223,6 +225,12 @@ def _(x, weight, rows, cols, out_dtype):
 @_fake("conv_silu_backward")
 def _(dout, x, weight, rows, cols):
     return _empty_like(x), _empty_like(weight)
+
+
+@_fake("patches_forward")
+def _(x, height, width):
+    batch, chans, *sides = x.shape
+    return x.new_empty(batch, -(-sides[0] // height), -(-sides[1] // width), chans * height * width)
 
 
 @_fake("swiglu_forward")

@@ -185,6 +185,20 @@ def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
         return _differentiable(library.ConvSiLU, torch.ops.metala.conv_silu_forward, arguments)
 
 
+def patches(x: Tensor, height: int, width: int) -> Tensor:
+    """The patches of images: [B, chans, H, W] -> [B, rows, cols, chans * height * width], with zeros beyond the image.
+
+    ValueError for anything but four axes, and for sides below 1.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, chans, H, W]")
+    if height < 1 or width < 1:
+        raise ValueError(f"height, width: got {height}, {width}, expected at least 1")
+    if _needs_gradient((x,)) or not _runs_in_c(x):
+        return unfused.patches(x, height, width)
+    return torch.ops.metala.patches_forward(x, height, width)
+
+
 def swiglu(x: Tensor) -> Tensor:
     """SiLU(gate) * value of x = (gate, value): [..., 2 D] -> [..., D], in the dtype of `x`.
 
@@ -282,6 +296,7 @@ _OPERATORS = {
     "mixer(Tensor projected, Tensor gate_bias, Tensor aug_weight, int num_heads, SymInt rows, SymInt cols, str scan,"
     " str? backend=None) -> Tensor": mixer,
     "conv_silu(Tensor x, Tensor weight, SymInt rows, SymInt cols) -> Tensor": conv_silu,
+    "patches(Tensor x, int height, int width) -> Tensor": patches,
     "swiglu(Tensor x) -> Tensor": swiglu,
     "swiglu_mlp(Tensor x, Tensor weight_in, Tensor weight_out) -> Tensor": swiglu_mlp,
     "add_swiglu_mlp(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight_in, Tensor weight_out)"

@@ -100,14 +100,20 @@ INLINE void scan_scaled(int length, widths n, const forward_scratch *s, float *s
    Near 1 the divisor is 1 less the share forgotten, which keeps its digits there: as a product of decays that were each
    rounded beside 1, it would lose two digits over thousands of tokens that hardly forget. In the padding q is zero,
    so that nothing of the state there is read. */
-INLINE void gate_chunk_of(const problem *p, widths n, int64_t b, int64_t h, int length, const int64_t *token, int last,
-                          forward_scratch *s)
+INLINE void gate_chunk_of(const problem *p, widths n, int64_t b, int64_t h, int length, int ahead, const int64_t *token,
+                          int last, forward_scratch *s)
 {
     vec own[CHUNK], aug[CHUNK];
     for (int64_t i = 0; i < n.kw; i += LANES) {
         vec product = splat(1.0f), forgotten = {0}, weight = load(s->aug_weight + i);
         for (int t = 0; t < length; t++) {
-            int64_t left = n.key - i;
+            int64_t left = n.key - i, next = token[length + (t < ahead ? t : 0)];
+            if (t < ahead && i == 0) {
+                fetch(&p->q, at_key(p, &p->q, b, next, h), n.half, n.key);
+                fetch(&p->decay, at_key(p, &p->decay, b, next, h), n.half, n.key);
+            }
+            if (t < ahead && i + LANES >= n.kw)
+                fetch(&p->v, at_value(p, &p->v, b, next, h), n.half, n.value);
             vec q = load_some(p->q.data, at_key(p, &p->q, b, token[t], h) + i, n.half, left) * p->scale, a, k;
             gate(p, load_some(p->decay.data, at_key(p, &p->decay, b, token[t], h) + i, n.half, left), &a, &k);
             product = t % STRIDE ? product * a : a;
@@ -132,24 +138,30 @@ INLINE void gate_chunk_of(const problem *p, widths n, int64_t b, int64_t h, int 
 }
 
 /* The tokens' own terms and self-augmentation, onto the sums. */
-INLINE void add_own_terms(const problem *p, widths n, int length, const forward_scratch *s)
+INLINE void add_own_terms(const problem *p, widths n, const tensor *sums, int64_t b, int64_t h, int length, int ahead,
+                          const int64_t *token, const forward_scratch *s)
 {
-    for (int t = 0; t < length; t++)
+    for (int t = 0; t < length; t++) {
+        if (t < ahead && sums->data)
+            fetch(sums, at_value(p, sums, b, token[length + t], h), 0, n.value);
         for (int64_t i = 0; i < n.vw; i += LANES) {
             float *at = s->packed[t] + i;
             vec v = load(s->v + t * n.vw + i), o = load(at) + s->own[t] * v;
             store(at, p->gated ? o + centred_sigmoid(s->aug[t] * v) : o);
         }
+    }
 }
 
 /* SiLU(z + bias) * LayerNorm(o) of one whole head and `length` tokens, from `packed` to `out`. */
-INLINE void gate_outputs(const problem *p, widths n, const tensor *out, int64_t b, int64_t h, int length,
+INLINE void gate_outputs(const problem *p, widths n, const tensor *out, int64_t b, int64_t h, int length, int ahead,
                          const int64_t *token, const forward_scratch *s)
 {
     for (int t = 0; t < length; t++) {
         const float *o = s->packed[t];
         float mean, scale;
-        moments(n.value, p->eps, o, &mean, &scale);
+        if (t < ahead)
+            fetch(&p->z, at_token(&p->z, b, token[length + t], h), n.half, n.value);
+        moments(o, 0, 0, n.value, p->eps, &mean, &scale);
         for (int64_t i = 0; i < n.vw; i += LANES) {
             int64_t left = n.value - i;
             vec z = load_some(p->z.data, at_token(&p->z, b, token[t], h) + i, n.half, left) + load(s->bias + i);
@@ -178,19 +190,9 @@ INLINE void forward_chunk(const forward_call *f, widths n, int64_t b, int64_t h,
     int later = p->gated && p->share > 1, whole_vectors = n.value == n.vw;
     if (fresh)
         memset(state, 0, (size_t)(n.kw * n.vw) * 4);
-    for (int t = 0; t < ahead; t++) { /* a token's row is far from the next one's: no hardware sees it coming */
-        int64_t next = token[length + t];
-        fetch(&p->q, at_key(p, &p->q, b, next, h), n.half, n.key);
-        fetch(&p->decay, at_key(p, &p->decay, b, next, h), n.half, n.key);
-        fetch(&p->v, at_value(p, &p->v, b, next, h), n.half, n.value);
-        if (!first)
-            fetch(&o, at_value(p, &o, b, next, h), 0, n.value);
-        if (last && p->gated && !later)
-            fetch(&p->z, at_token(&p->z, b, next, h), n.half, n.value);
-    }
     if (last && p->gated)
         load_row(s->aug_weight, p->aug_weight, h / p->share * p->key, 0, n.key, n.kw);
-    gate_chunk_of(p, n, b, h, length, token, last, s);
+    gate_chunk_of(p, n, b, h, length, ahead, token, last, s);
     for (int t = 0; t < length; t++) {
         load_row(s->v + t * n.vw, p->v.data, at_value(p, &p->v, b, token[t], h), n.half, n.value, n.vw);
         float *sum = f->o ? f->o + at_value(p, &o, b, token[t], h) : NULL;
@@ -202,14 +204,14 @@ INLINE void forward_chunk(const forward_call *f, widths n, int64_t b, int64_t h,
     }
     scan_scaled(length, n, s, state);
     if (last)
-        add_own_terms(p, n, length, s);
+        add_own_terms(p, n, &o, b, h, length, ahead, token, s);
     for (int t = 0; t < length && (last ? f->keep_o || later : !whole_vectors); t++)
         store_row(f->o, at_value(p, &o, b, token[t], h), s->packed[t], 0, n.value);
     if (!last || later)
         return;
     if (p->gated) {
         load_row(s->bias, p->gate_bias, h * p->value, 0, n.value, n.vw);
-        gate_outputs(p, n, &f->out, b, h, length, token, s);
+        gate_outputs(p, n, &f->out, b, h, length, ahead, token, s);
     } else {
         for (int t = 0; t < length; t++)
             store_row(f->out.data, at_value(p, &f->out, b, token[t], h), s->packed[t], n.half, n.value);
@@ -255,7 +257,7 @@ static void gate_chunk(const forward_call *f, const problem *whole, int64_t b, i
         load_row(s->packed[length], f->o, at_token(&o, b, token[length], h), 0, n.value, n.vw);
     }
     load_row(s->bias, whole->gate_bias, h * whole->value, 0, n.value, n.vw);
-    gate_outputs(whole, n, &f->out, b, h, length, token, s);
+    gate_outputs(whole, n, &f->out, b, h, length, 0, token, s);
 }
 
 /* Heads that one task takes through the tokens together: their rows lie side by side in memory. As many as leave a task
@@ -292,9 +294,11 @@ int metala_forward(const forward_call *f)
             phase = next_phase(p, first);
             int64_t together = heads_together(p, phase.count), groups = p->heads / together;
             for (int part = 0; part < phase.count; part++) {
-#pragma omp for schedule(dynamic, 1)
+                /* Static, and the other order in part 1: a thread goes on with the half of the tokens that is in its
+                   cache, and only the state comes from the other thread. */
+#pragma omp for schedule(static)
                 for (int64_t task = 0; task < p->batch * groups * phase.count; task++) {
-                    int order = first + (int)(task % phase.count);
+                    int order = first + (int)(task % phase.count ^ part);
                     int64_t group = task / phase.count % groups, b = task / phase.count / groups;
                     int64_t split = split_of(p, phase, order), end = part ? tokens_of(p) : split;
                     if (memory)

@@ -145,22 +145,6 @@ INLINE void gate(const problem *p, vec x, vec *a, vec *k)
     *k = -(e.power * e.rest + (e.power - 1.0f));
 }
 
-/* Mean and 1 / standard deviation of a head's V outputs, for its LayerNorm; the padding of `o` is zero. */
-INLINE void moments(int64_t n, float eps, const float *o, float *mean, float *scale)
-{
-    int64_t whole = n / LANES * LANES;
-    vec total = {0}, squares = {0};
-    for (int64_t i = 0; i < n; i += LANES)
-        total += load(o + i);
-    float m = sum(total) / n, rest = 0.0f;
-    for (int64_t i = 0; i < whole; i += LANES)
-        squares += (load(o + i) - m) * (load(o + i) - m);
-    for (int64_t i = whole; i < n; i++)
-        rest += (o[i] - m) * (o[i] - m);
-    *mean = m;
-    *scale = 1.0f / __builtin_sqrtf((sum(squares) + rest) / n + eps);
-}
-
 /* Vectors of a row of the state kept in registers at a time, beside ROWS rows. */
 #define WIDE 2
 

@@ -143,7 +143,7 @@ static void gate_backward(const backward_call *f, int64_t b, int64_t block, floa
             load_row(z, p->z.data, at_token(&p->z, b, t, h), p->half, n, vw);
             load_row(dy, f->dout.data, at_token(&f->dout, b, t, h), f->dout_half, n, vw);
             float mean, scale;
-            moments(n, p->eps, o, &mean, &scale);
+            moments(o, 0, 0, n, p->eps, &mean, &scale);
             vec mean_dn = {0}, mean_ndn = {0};
             for (int64_t i = 0; i < vw; i += LANES) { /* with dy zero in the padding, so is all that is summed */
                 vec normed = (load(o + i) - mean) * scale, zi = load(z + i) + load(bias + i), s = sigmoid(zi);

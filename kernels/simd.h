@@ -163,6 +163,26 @@ INLINE void store_some(void *base, int64_t at, vec x, int64_t half, int64_t n)
     }
 }
 
+/* Mean and 1 / standard deviation of the `n` values of a row from element `at`, for a LayerNorm. */
+INLINE void moments(const void *base, int64_t at, int64_t half, int64_t n, float eps, float *mean, float *scale)
+{
+    int64_t whole = n / LANES * LANES;
+    vec total = {0}, squares = {0};
+    for (int64_t i = 0; i < n; i += LANES)
+        total += load_some(base, at + i, half, n - i);
+    float m = sum(total) / n, rest = 0.0f;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        vec x = load_some(base, at + i, half, LANES) - m;
+        squares += x * x;
+    }
+    for (int64_t i = whole; i < n; i++) {
+        float x = (half ? from_half(((const uint16_t *)base)[at + i]) : ((const float *)base)[at + i]) - m;
+        rest += x * x;
+    }
+    *mean = m;
+    *scale = 1.0f / __builtin_sqrtf((sum(squares) + rest) / n + eps);
+}
+
 /* exp(x) = power * (1 + rest) with power = 2^n and |rest| < 0.42: exp and expm1 both come from it without loss.
    For x in [-87, 87]; rest is a polynomial in base 2, to 1e-8 of itself. */
 typedef struct {

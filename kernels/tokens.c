@@ -1,5 +1,5 @@
-/* Element-wise work around the matrix products, on tokens with their channels side by side:
-   SiLU of a depthwise 3x3 convolution, and SwiGLU's product. */
+/* Element-wise work around the matrix products, on tokens with their channels side by side: SiLU of a depthwise 3x3
+   convolution, with a LayerNorm before it; SwiGLU's product; the patches of an image. */
 
 #include <stdlib.h>
 
@@ -14,14 +14,16 @@ typedef struct {
     const void *dout;
     void *dx;
     float *dweight;          /* [B, 9, C], to be summed */
+    const float *norm_weight, *norm_bias; /* [C]: of a LayerNorm of x, which comes first; forward alone. NULL for none */
+    float eps;
 } conv_call;
 
 /* The 3x3 neighbourhood of one vector of channels, sliding along a row of the grid; zero outside of the grid. */
 typedef struct {
     vec x[9];
-    const void *base;
-    int64_t at[3], token, column, columns, n;
-    int inside[3], half;
+    const void *row[3]; /* of the grid, from that vector on; NULL beyond an edge */
+    int64_t at, token, column, columns, n;
+    int half;
 } window;
 
 INLINE void slide(window *w)
@@ -29,24 +31,29 @@ INLINE void slide(window *w)
     for (int r = 0; r < 3; r++) {
         w->x[3 * r] = w->x[3 * r + 1];
         w->x[3 * r + 1] = w->x[3 * r + 2];
-        int inside = w->inside[r] && w->column + 2 < w->columns;
-        w->x[3 * r + 2] = inside ? load_some(w->base, w->at[r], w->half, w->n) : (vec){0};
-        w->at[r] += w->token;
+        int inside = w->row[r] && w->column + 2 < w->columns;
+        w->x[3 * r + 2] = inside ? load_some(w->row[r], w->at, w->half, w->n) : (vec){0};
     }
+    w->at += w->token;
     w->column++;
 }
 
-/* At column 0 of `row`. `token` is the distance of two tokens, `n` how many channels are left. */
-INLINE window window_at(const conv_call *c, const void *base, int half, int64_t token, int64_t n, int64_t row)
+/* At column 0 of three rows. `token` is the distance of two tokens, `n` how many channels are left from `channel`. */
+INLINE window window_on(const conv_call *c, const void *const *rows, int half, int64_t token, int64_t channel, int64_t n)
 {
-    window w = {.base = base, .token = token, .column = -2, .columns = c->cols, .half = half, .n = n};
-    for (int r = 0; r < 3; r++) {
-        w.inside[r] = row + r >= 1 && row + r <= c->rows;
-        w.at[r] = (row + r - 1) * c->cols * token;
-    }
+    window w = {.at = channel, .token = token, .column = -2, .columns = c->cols, .half = half, .n = n};
+    for (int r = 0; r < 3; r++)
+        w.row[r] = rows[r];
     slide(&w);
     slide(&w);
     return w;
+}
+
+/* The rows around `row` of one image [rows, cols, _]. */
+INLINE void rows_around(const conv_call *c, const void *image, int half, int64_t token, int64_t row, const void **rows)
+{
+    for (int64_t r = row - 1; r <= row + 1; r++)
+        *rows++ = r >= 0 && r < c->rows ? (const char *)image + (half ? 2 : 4) * r * c->cols * token : NULL;
 }
 
 INLINE vec convolve(const window *w, const vec weight[9])
@@ -76,19 +83,62 @@ static float *transpose_taps(const conv_call *c)
     return taps;
 }
 
-/* `whole`: all vectors are full. With constants for it and the dtypes the compiler leaves no branch inside the row. */
-INLINE void conv_row(const conv_call *c, const float *taps, int64_t b, int64_t row, int half, int out_half, int whole)
+/* One row of the grid to `out`. `whole`: all vectors are full. With constants for it and the dtypes the compiler leaves
+   no branch inside the row. */
+INLINE void conv_row(const conv_call *c, const float *taps, const void *const *rows, void *out, int64_t at, int half,
+                     int out_half, int whole)
 {
-    int64_t plane = c->rows * c->cols * c->channels;
     for (int64_t i = 0; i < c->channels; i += LANES) {
-        const char *x = (const char *)c->x + (half ? 2 : 4) * (b * plane + i);
-        int64_t n = whole ? LANES : c->channels - i, at = b * plane + row * c->cols * c->channels + i;
+        int64_t n = whole ? LANES : c->channels - i;
         vec weight[9];
         load_taps(c, taps, i, 0, weight);
-        for (window w = window_at(c, x, half, c->channels, n, row); w.column < c->cols; slide(&w)) {
-            store_some(c->out, at, silu(convolve(&w, weight)), out_half, n);
-            at += c->channels;
+        window w = window_on(c, rows, half, c->channels, i, n);
+        for (int64_t to = at + i; w.column < c->cols; slide(&w), to += c->channels)
+            store_some(out, to, silu(convolve(&w, weight)), out_half, n);
+    }
+}
+
+/* LayerNorm of the tokens of one row of the grid, [cols, C]. */
+static void normalise(const conv_call *c, int64_t at, float *to)
+{
+    for (int64_t t = 0; t < c->cols; t++, at += c->channels, to += c->channels) {
+        float mean, scale;
+        moments(c->x, at, c->half, c->channels, c->eps, &mean, &scale);
+        for (int64_t i = 0; i < c->channels; i += LANES) {
+            int64_t n = c->channels - i;
+            vec x = (load_some(c->x, at + i, c->half, n) - mean) * scale;
+            x = x * load_some(c->norm_weight, i, 0, n) + load_some(c->norm_bias, i, 0, n);
+            store_some(to, i, x, 0, n);
         }
+    }
+}
+
+/* Rows [begin, end) of all images, [B * rows]. `ring` has room for three of them, normalised. */
+static void conv_rows(const conv_call *c, const float *taps, int64_t begin, int64_t end, float *ring)
+{
+    int64_t width = c->cols * c->channels, held[3] = {-1, -1, -1};
+    int half = c->half && !ring, whole = c->channels % LANES == 0;
+    for (int64_t i = begin; i < end; i++) {
+        const void *rows[3];
+        int64_t row = i % c->rows;
+        rows_around(c, (const char *)c->x + (c->half ? 2 : 4) * (i - row) * width, (int)c->half, c->channels, row, rows);
+        for (int64_t r = 0; r < 3 && ring; r++) {
+            int64_t slot = (i + r) % 3, source = i + r - 1;
+            if (!rows[r])
+                continue;
+            if (held[slot] != source)
+                normalise(c, source * width, ring + slot * width);
+            held[slot] = source;
+            rows[r] = ring + slot * width;
+        }
+        if (!whole || (half && !c->out_half))
+            conv_row(c, taps, rows, c->out, i * width, half, (int)c->out_half, 0);
+        else if (half)
+            conv_row(c, taps, rows, c->out, i * width, 1, 1, 1);
+        else if (c->out_half)
+            conv_row(c, taps, rows, c->out, i * width, 0, 1, 1);
+        else
+            conv_row(c, taps, rows, c->out, i * width, 0, 0, 1);
     }
 }
 
@@ -96,46 +146,49 @@ INLINE void conv_row(const conv_call *c, const float *taps, int64_t b, int64_t r
 int metala_conv(const conv_call *c)
 {
     float *taps = transpose_taps(c);
-    if (!taps)
-        return 1;
-    /* Static: a thread finds the rows that it wrote itself, in the norm before, in its own cache. */
-#pragma omp parallel for schedule(static) num_threads((int)c->threads)
-    for (int64_t i = 0; i < c->batch * c->rows; i++) {
-        int64_t b = i / c->rows, row = i % c->rows;
-        if (c->channels % LANES || (c->half && !c->out_half))
-            conv_row(c, taps, b, row, (int)c->half, (int)c->out_half, 0);
-        else if (c->half)
-            conv_row(c, taps, b, row, 1, 1, 1);
-        else if (c->out_half)
-            conv_row(c, taps, b, row, 0, 1, 1);
-        else
-            conv_row(c, taps, b, row, 0, 0, 1);
+    int failed = !taps;
+    int64_t rows = c->batch * c->rows;
+    /* A part for each thread: it finds the rows that it wrote itself, before, in its own cache. */
+#pragma omp parallel for schedule(static, 1) num_threads((int)c->threads) reduction(| : failed)
+    for (int64_t part = 0; part < c->threads; part++) {
+        float *ring = NULL;
+        if (c->norm_weight) {
+            ring = aligned_alloc(64, (size_t)((3 * c->cols * c->channels * 4 + 63) / 64 * 64));
+            failed |= !ring;
+        }
+        if (taps && (ring || !c->norm_weight))
+            conv_rows(c, taps, rows * part / c->threads, rows * (part + 1) / c->threads, ring);
+        free(ring);
     }
     free(taps);
-    return 0;
+    return failed;
 }
 
 /* One vector of channels of one image. `grad` [rows * cols, LANES] takes the gradient of the convolution's output. */
 static void conv_backward(const conv_call *c, const float *taps, int64_t b, int64_t i, float *grad)
 {
     int64_t plane = c->rows * c->cols * c->channels, n = c->channels - i;
-    const char *x = (const char *)c->x + (c->half ? 2 : 4) * (b * plane + i);
+    const void *image = (const char *)c->x + (c->half ? 2 : 4) * b * plane, *rows[3];
     vec weight[9], dweight[9] = {{0}};
     load_taps(c, taps, i, 0, weight);
-    for (int64_t row = 0, token = 0; row < c->rows; row++)
-        for (window w = window_at(c, x, (int)c->half, c->channels, n, row); w.column < c->cols; slide(&w), token++) {
+    for (int64_t row = 0, token = 0; row < c->rows; row++) {
+        rows_around(c, image, (int)c->half, c->channels, row, rows);
+        for (window w = window_on(c, rows, (int)c->half, c->channels, i, n); w.column < c->cols; slide(&w), token++) {
             vec y = convolve(&w, weight), s = sigmoid(y);
             vec d = load_some(c->dout, b * plane + token * c->channels + i, c->out_half, n) * silu_slope(y, s);
             store(grad + token * LANES, d);
             for (int tap = 0; tap < 9; tap++)
                 dweight[tap] += d * w.x[tap];
         }
+    }
     for (int tap = 0; tap < 9; tap++)
         store_some(c->dweight, (b * 9 + tap) * c->channels + i, dweight[tap], 0, n);
     load_taps(c, taps, i, 1, weight);
-    for (int64_t row = 0, token = 0; row < c->rows; row++)
-        for (window w = window_at(c, grad, 0, LANES, LANES, row); w.column < c->cols; slide(&w), token++)
+    for (int64_t row = 0, token = 0; row < c->rows; row++) {
+        rows_around(c, grad, 0, LANES, row, rows);
+        for (window w = window_on(c, rows, 0, LANES, 0, LANES); w.column < c->cols; slide(&w), token++)
             store_some(c->dx, b * plane + token * c->channels + i, convolve(&w, weight), c->half, n);
+    }
 }
 
 /* 0, or 1 if there is no memory. */
@@ -207,5 +260,39 @@ int metala_swiglu(const swiglu_call *c)
 int metala_swiglu_backward(const swiglu_call *c)
 {
     FOR_TOKENS(swiglu_row_backward)
+    return 0;
+}
+
+typedef struct {
+    int64_t batch, chans, height, width; /* of the image */
+    int64_t patch_height, patch_width, threads, bytes; /* of an element */
+    int64_t image, chan, line; /* strides in elements; pixels of a line side by side */
+    const void *x;
+    void *out; /* [B, rows, cols, chans, patch_height, patch_width], zeros beyond the image */
+} patches_call;
+
+int metala_patches(const patches_call *c)
+{
+    int64_t rows = (c->height + c->patch_height - 1) / c->patch_height, run = c->patch_width * c->bytes;
+    int64_t cols = (c->width + c->patch_width - 1) / c->patch_width, whole = c->width / c->patch_width;
+    int64_t patch = c->chans * c->patch_height * run, rest = (c->width - whole * c->patch_width) * c->bytes;
+#pragma omp parallel for schedule(static) num_threads((int)c->threads)
+    for (int64_t i = 0; i < c->batch * rows; i++)
+        for (int64_t j = 0; j < c->chans * c->patch_height; j++) { /* a line of the image: read from end to end */
+            int64_t y = i % rows * c->patch_height + j % c->patch_height, b = i / rows, chan = j / c->patch_height;
+            const char *from = (const char *)c->x + c->bytes * (b * c->image + chan * c->chan + y * c->line);
+            char *to = (char *)c->out + i * cols * patch + j * run;
+            for (int64_t col = 0; col < cols; col++, from += run, to += patch)
+                if (y >= c->height) {
+                    memset(to, 0, (size_t)run);
+                } else if (col == whole) {
+                    memcpy(to, from, (size_t)rest);
+                    memset(to + rest, 0, (size_t)(run - rest));
+                } else if (run == 64) {
+                    memcpy(to, from, 64); /* in one move */
+                } else {
+                    memcpy(to, from, (size_t)run);
+                }
+        }
     return 0;
 }

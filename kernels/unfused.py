@@ -60,3 +60,10 @@ def swiglu(x: Tensor) -> Tensor:
     """SiLU(gate) * value of x = (gate, value): [..., 2 D] -> [..., D]."""
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
+
+
+def patches(x: Tensor, height: int, width: int) -> Tensor:
+    """[B, chans, H, W] -> [B, rows, cols, chans * height * width], with zeros beyond the image."""
+    x = F.pad(x, (0, -x.shape[3] % width, 0, -x.shape[2] % height))
+    x = x.unflatten(3, (x.shape[3] // width, width)).unflatten(2, (x.shape[2] // height, height))
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(3).contiguous()

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import metala_vision.kernels  # noqa: F401  (registers the operator)
+
 from .watched import is_plain
 
 BAND = 512  # patches that are taken out of the image at a time: they and their copy stay in the cache
@@ -58,12 +60,10 @@ class PatchEmbed(timm.layers.PatchEmbed):
         cols = -(-x.shape[3] // width)
         rows = max(1, BAND // max(1, cols))
         weight = self.proj.weight.flatten(1)
-        tokens = []
-        for band in x.split(rows * height, dim=2):
-            if band.shape[2] % height or band.shape[3] % width:  # padding copies, also where there is nothing to pad
-                band = _padded(band, height, width)
-            band = band.unflatten(3, (cols, width)).unflatten(2, (band.shape[2] // height, height))
-            tokens.append(F.linear(band.permute(0, 2, 4, 1, 3, 5).flatten(3), weight, self.proj.bias))
+        tokens = [
+            F.linear(torch.ops.metala.patches(band, height, width), weight, self.proj.bias)
+            for band in x.split(rows * height, dim=2)
+        ]
         return tokens[0] if len(tokens) == 1 else torch.cat(tokens, 1)
 
 

@@ -216,7 +216,7 @@ static void mixer(problem p, int64_t dout_half)
     check("daug", f.daug, p.batch * h * p.share * p.orders * k, 0);
 }
 
-/* ---- convolution and SwiGLU */
+/* ---- convolution, SwiGLU and patches */
 
 static void convolution(int64_t batch, int64_t rows, int64_t cols, int64_t channels, int64_t half, int64_t out_half)
 {
@@ -229,6 +229,13 @@ static void convolution(int64_t batch, int64_t rows, int64_t cols, int64_t chann
     c.out = output(n, out_half);
     call("metala_conv", metala_conv(&c));
     check("conv out", c.out, n, out_half);
+    c.norm_weight = input(channels, 0, -1, 1);
+    c.norm_bias = input(channels, 0, -1, 1);
+    c.eps = 1e-6f;
+    c.out = output(n, out_half);
+    call("metala_conv with a norm", metala_conv(&c));
+    check("conv out after a norm", c.out, n, out_half);
+    c.norm_weight = c.norm_bias = NULL;
     c.out = NULL;
     c.dout = input(n, out_half, -2, 2);
     c.dx = output(n, half);
@@ -252,12 +259,28 @@ static void swiglu(int64_t tokens, int64_t width, int64_t half)
     check("swiglu dx", c.dx, 2 * tokens * width, half);
 }
 
+static void patches(int64_t height, int64_t width, int64_t patch_height, int64_t patch_width, int64_t half)
+{
+    patches_call c = {.batch = 2, .chans = 3, .height = height, .width = width, .threads = threads, .bytes = half ? 2 : 4};
+    int64_t rows = (height + patch_height - 1) / patch_height, cols = (width + patch_width - 1) / patch_width;
+    int64_t n = 2 * 3 * rows * cols * patch_height * patch_width;
+    c.patch_height = patch_height;
+    c.patch_width = patch_width;
+    c.line = width;
+    c.chan = height * width;
+    c.image = 3 * height * width;
+    c.x = input(2 * c.image, half, -2, 2);
+    c.out = output(n, half);
+    call("metala_patches", metala_patches(&c));
+    check("patches", c.out, n, half);
+}
+
 /* ---- arguments: threads, every how many-th case of the scans, and "poison" */
 
 int main(int argc, char **argv)
 {
     static const int64_t grids[][2] = {{1, 1}, {1, 7}, {7, 9}, {10, 13}, {15, 17}, {130, 1}};
-    static const int64_t sizes[] = {8, 5, 24, 33, 64}, channels[] = {1, 8, 20, 33, 64}, tokens[] = {1, 7, 63, 130, 255};
+    static const int64_t sizes[] = {8, 5, 32, 33, 64}, channels[] = {1, 8, 20, 33, 64}, tokens[] = {1, 7, 63, 130, 255};
     if (argc < 3)
         return 2;
     threads = atoi(argv[1]);
@@ -303,6 +326,13 @@ int main(int argc, char **argv)
             for (int half = 0; half < 2; half++) {
                 snprintf(label, sizeof label, "tokens %d width %d half %d", (int)tokens[t], (int)channels[i], half);
                 swiglu(tokens[t], channels[i], half);
+                release();
+            }
+    for (int g = 0; g < LENGTH(grids); g++)
+        for (int i = 0; i < LENGTH(sizes); i++)
+            for (int half = 0; half < 2; half++) {
+                snprintf(label, sizeof label, "image %dx%d half %d", (int)grids[g][0], (int)grids[g][1], half);
+                patches(grids[g][0], grids[g][1], 1 + sizes[i] / 2, i % 2 ? 16 : sizes[i] / 4 + 1, half);
                 release();
             }
     printf("%lld calls\n", (long long)calls);

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fused_inputs import ALL, conv_formula, double, errors, mixer_formula, run
 from metala_vision.kernels import add_mixer, available_backends
-from tolerances import FLOAT32, FLOAT64, HALF, relative_rms
+from tolerances import FLOAT32, FLOAT64, relative_rms
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C kernels do not run here")
@@ -70,7 +70,10 @@ def test_gradients():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("way", ["autocast", "model"])
 def test_other_dtypes(way, dtype):
-    """Catches an inference in another dtype than the training's, or a residual stream rounded by autocast."""
+    """Catches an inference in another dtype than the training's, or a residual stream rounded by autocast.
+
+    Between its products training rounds more often, so that the fused operator has to be no further from the formula.
+    """
     if way == "autocast" and dtype == torch.float64:
         pytest.skip("autocast knows no float64")
     inputs = half_block()
@@ -80,7 +83,8 @@ def test_other_dtypes(way, dtype):
         expected = fused({name: x.clone().requires_grad_() for name, x in inputs.items()})
         out = fused(inputs)
     assert out.dtype == expected.dtype == inputs["x"].dtype
-    assert relative_rms(out, expected) <= (FLOAT64 if dtype == torch.float64 else HALF)
+    exact = formula(double(inputs))
+    assert relative_rms(out, exact) <= max(FLOAT64, relative_rms(expected, exact))
 
 
 @pytest.mark.parametrize("layout", ["permuted", "slice"])

@@ -35,6 +35,7 @@ def raw_calls() -> dict[str, tuple]:
         "mixer_backward": ((dy, torch.randn(2, 63, 48), projected, bias, aug), (3, *problem)),
         "conv_silu_forward": ((x, weight), (7, 9, torch.float32)),
         "conv_silu_forward-half": ((x, weight), (7, 9, torch.bfloat16)),
+        "patches_forward": ((torch.randn(2, 3, 10, 9),), (4, 2)),
         "conv_silu_backward": ((torch.randn_like(x), x, weight), (7, 9)),
         "swiglu_forward": ((x,), ()),
         "swiglu_backward": ((torch.randn(2, 63, 10), x), ()),
