@@ -81,7 +81,7 @@ def bench_models(
     seconds: float = 60.0,
     floor: bool = True,
 ) -> list[dict]:
-    """One row for each model and cell: medians in milliseconds, ratio to the first model, share of the floor.
+    """One row for each model and cell: medians in milliseconds, ratio to the first model, shares of the floors.
 
     A cell stops after `rounds`, or once `seconds` are over and it has three rounds.
     """
@@ -97,7 +97,11 @@ def bench_models(
                 model = create(name, cell.size).train(cell.mode == "train")
                 step = make_step(model, cell)
                 if floor:
-                    candidates[f"floor of {name}"] = replay(matrix_products(make_step(model, cell, torch.no_grad)))
+                    products = matrix_products(make_step(model, cell, torch.no_grad))
+                    candidates[f"floor of {name}"] = replay(products)
+                    if any(product.onednn for product in products):
+                        products = [product._replace(onednn=False) for product in products]
+                        candidates[f"torch floor of {name}"] = replay(products)
                 candidates[name] = make_step(torch.compile(model), cell) if compiled else step
             spreads = _measure(candidates, rounds, seconds, lambda: progress.advance(task))
             rows += [_row(name, cell, spreads, names[0]) for name in names]
@@ -131,6 +135,7 @@ def _row(name: str, cell: Cell, spreads: dict[str, Spread], first: str) -> dict:
     if f"floor of {name}" in spreads:
         floor = spreads[f"floor of {name}"]
         row |= {"floor_milliseconds": 1e3 * floor.median, "floor_share": floor.ratio_to(spread)}
+        row["torch_floor_share"] = spreads.get(f"torch floor of {name}", floor).ratio_to(spread)
     return row
 
 
@@ -159,9 +164,9 @@ def render(report: dict) -> str:
     first = report["rows"][0]["model"]
     lines = [", ".join(f"{key} {value}" for key, value in report["environment"].items())]
     titles = f"{'cell':>10} {'dtype':>9} {'mode':>6}  {'model':28} {'ms':>9} {'spread':>7}"
-    lines.append(f"{titles} {'x ' + first:>23} {'floor':>7}")
+    lines.append(f"{titles} {'x ' + first:>23} {'floor':>7} {'torch':>7}")
     for row in report["rows"]:
-        share = f"{row['floor_share']:7.0%}" if "floor_share" in row else " " * 7
+        share = f"{row['floor_share']:7.0%} {row['torch_floor_share']:7.0%}" if "floor_share" in row else ""
         lines.append(
             f"{row['size']:>6}x{row['batch']:<3} {row['dtype']:>9} {row['mode']:>6}  {row['model']:28}"
             f" {row['milliseconds']:9.1f} {row['spread']:7.0%} {row['times_faster']:23.2f} {share}"
