@@ -2,7 +2,7 @@
 """Time models side by side, in one process and in turn, against the first one and against their matrix products alone.
 
 A cell is a resolution with a batch size. Every round runs each model once, and its matrix products once ("floor": what
-no implementation of the rest can beat), by the library that the model calls and, where that is not torch.mm, by torch.mm
+no implementation of the rest can beat), by the library that the model calls and, where that is another one, by torch.mm
 too ("torch"). The table shows medians, the spread (distance of the quartiles over the median), how many times faster
 than the first model, and the shares of the time that the matrix products alone take, as medians over the rounds.
 Softmax models run timm's fused attention. CPU only.

@@ -51,6 +51,8 @@ class _Recorder(TorchDispatchMode):
             self.products.append(Product(_operand(args[0]), _operand(args[1]), kept=name.endswith("out")))
         elif name == "aten.addmm.default":
             self.products.append(Product(_operand(args[1]), _operand(args[2])))
+        elif name == "aten.linear.default":  # whole, where autograd is out of the way: in an operator of ours
+            self.products.append(_linear(args[0], args[1]))
         elif name == "mkldnn._linear_pointwise.default":
             self.products.append(_linear(args[0], args[1], onednn=True))
         elif name == "mkldnn._linear_pointwise.binary":

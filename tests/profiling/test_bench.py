@@ -22,12 +22,13 @@ def products_macs(dim: int, tokens: int, classes: int, depth: int, per_block: in
     return tokens * (3 * 16 * 16 * dim + depth * per_block * dim**2) + classes * dim
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", ["no_grad", "enable_grad"])
 @pytest.mark.parametrize(("name", "dim", "depth", "per_block"), [("metala_vit_nano", 128, 6, 13)])
-def test_products_of_a_forward_pass(name, dim, depth, per_block, mode):
+def test_products_of_a_forward_pass(name, dim, depth, per_block, mode, dtype):
     """Catches a projection that hides in an operator, or a depthwise convolution taken for a product."""
     model, x = timm.create_model(name, num_classes=7).eval(), torch.randn(2, 3, 48, 64)
-    with getattr(torch, mode)():
+    with getattr(torch, mode)(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         found = matrix_products(lambda: model(x))
     assert sum(p.macs for p in found) == 2 * products_macs(dim, 12, 7, depth, per_block)
 
