@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("scan.c", "scan_backward.c", "tokens.c")
+SOURCES = ("scan.c", "scan_backward.c", "tokens.c", "memory.c")
 HEADERS = ("simd.h", "scan.h")
 # No fast math: linked into a shared library it makes every thread of the process flush denormals to zero.
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
@@ -70,21 +70,12 @@ def library() -> ctypes.CDLL:
             if _loader.library is None and _loader.error is None:
                 try:
                     _loader.library = _load(cache_folder())
-                    _let_malloc_keep_memory()
+                    _loader.library.metala_let_malloc_keep_memory()
                 except NativeError as error:
                     _loader.error = str(error)
             if _loader.error is not None:
                 raise NativeError(_loader.error)
     return _loader.library
-
-
-def _let_malloc_keep_memory() -> None:
-    """glibc gives freed memory back to the system beyond twice the largest block that it has taken back so far.
-
-    A model below that line takes its pages anew in every block, one fault for 4 kB: up to a sixth of its time. One free
-    of a block of almost 32 MB, the most that glibc counts, draws the line at 62 MB, as any larger image would later.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
 
 
 def available() -> bool:
