@@ -55,6 +55,29 @@ def check_conv(x: Tensor, weight: Tensor, rows: int, cols: int, name: str = "wei
     check_grid(x.shape[1], rows, cols, SCAN_ORDERS)
 
 
+def check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Of a LayerNorm of x [..., C]."""
+    expected = (x.shape[-1],)
+    if weight.shape != expected or bias.shape != expected:
+        raise ValueError(
+            f"norm_weight, norm_bias: got shapes {tuple(weight.shape)}, {tuple(bias.shape)}, expected {expected} twice"
+        )
+    check_device("norm_weight", weight, x)
+    check_device("norm_bias", bias, x)
+
+
+def check_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> None:
+    """Of a SwiGLU MLP of x [..., C]: weight_in [2 D, C] and weight_out [_, D]."""
+    shapes = tuple(weight_in.shape), tuple(weight_out.shape)
+    if x.dim() < 1 or list(map(len, shapes)) != [2, 2] or shapes[0] != (2 * shapes[1][1], x.shape[-1]):
+        raise ValueError(
+            f"weight_in, weight_out: got shapes {shapes[0]}, {shapes[1]} for x {tuple(x.shape)},"
+            f" expected (2 D, C), (C', D) for (..., C)"
+        )
+    check_device("weight_in", weight_in, x)
+    check_device("weight_out", weight_out, x)
+
+
 def check_device(name: str, x: Tensor, other: Tensor) -> None:
     if x.device != other.device:
         raise ValueError(f"{name}: got device {x.device}, expected {other.device}, the device of the other input")

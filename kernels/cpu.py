@@ -309,10 +309,10 @@ def add_mixer(
 
 
 def _projected(x: Tensor, weight: Tensor) -> Tensor:
-    """x weight^T, [B, N, C] -> [B, N, C'], in kept memory where fresh pages would cost more than the faster library."""
+    """x weight^T, [B, N, C] -> [B, N, C'], in kept memory where fresh pages would cost more than torch.mm does."""
     shape = (*x.shape[:-1], weight.shape[0])
     size = prod(shape)
-    if size * x.element_size() < MAPPED_BYTES:
+    if not MAPPED_BYTES <= size * x.element_size() <= SCRATCH_BYTES:
         return linear(x, weight)
     out = _scratch("projected", size, x.dtype).view(shape)
     torch.mm(x.flatten(0, 1), weight.t(), out=out.flatten(0, 1))
@@ -321,7 +321,9 @@ def _projected(x: Tensor, weight: Tensor) -> Tensor:
 
 def _add(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """residual + x weight^T, in the dtype of the residual."""
-    return linear(x, weight, residual) if x.dtype == residual.dtype else residual + linear(x, weight)
+    if x.dtype == residual.dtype:
+        return linear(x, weight, residual)
+    return residual.contiguous() + linear(x, weight)
 
 
 def patches(x: Tensor, height: int, width: int) -> Tensor:

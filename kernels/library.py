@@ -1,7 +1,8 @@
 """The operators that have kernels, registered with torch, and their autograd.
 
-Each is a pair `*_forward`, `*_backward` under one schema for CPU (C) and CUDA (Triton), opaque to compilers, with a
-fake for shapes. An autograd.Function outside of the operators joins a pair: inside of one, autograd cannot be called.
+Those that differentiate are a pair `*_forward`, `*_backward`, joined by an autograd.Function outside of the operators:
+inside of one, autograd cannot be called. Scans and mixer have one schema for CPU (C) and CUDA (Triton), the others are
+for the CPU. All are opaque to compilers, with a fake for shapes.
 Choice of backend, checks and dtypes are not here: `ops.py` is the door.
 """
 

@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from . import library, native, unfused
-from .checks import check_attention, check_conv, check_mixer
+from .checks import check_attention, check_conv, check_device, check_mixer, check_mlp, check_norm
 from .chunked import chunked
 from .reference import GATE_FLOOR, recurrence
 
@@ -214,8 +215,10 @@ def swiglu(x: Tensor) -> Tensor:
 def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
     """swiglu(x weight_in^T) weight_out^T: [..., C] -> [..., C']; weight_in is [2 D, C], weight_out [C', D].
 
-    Without gradients the C kernels take the tokens in tiles; otherwise it is the three operators it says.
+    Without gradients the C kernels take the tokens in tiles; otherwise it is the three operators it says. ValueError
+    for shapes that do not fit.
     """
+    check_mlp(x, weight_in, weight_out)
     dtype = _fused_dtype(x, weight_in, weight_out)
     if dtype is None:
         return F.linear(swiglu(F.linear(x, weight_in)), weight_out)
@@ -230,7 +233,14 @@ def add_swiglu_mlp(
     """x + swiglu_mlp(LayerNorm(x)), the second half of a block: [..., C] -> [..., C].
 
     Without gradients a tile of tokens goes through all of it while it is in the cache, and the product adds to it.
+    ValueError for shapes that do not fit.
     """
+    check_mlp(x, weight_in, weight_out)
+    check_norm(x, norm_weight, norm_bias)
+    if weight_out.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"weight_out: got shape {tuple(weight_out.shape)}, expected ({x.shape[-1]}, D) to be added to x"
+        )
     dtype = _fused_dtype(x, weight_in, weight_out, norm_weight, norm_bias)
     if dtype is None:
         normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
@@ -258,7 +268,7 @@ def add_mixer(
     """x + mixer(conv_silu(LayerNorm(x)) weight_in^T) weight_out^T, the first half of a block: [B, N, C] -> [B, N, C].
 
     Arguments as `mixer` and `conv_silu`, weight_in [3 C, C] and weight_out [C, C]. Without gradients the C kernels run
-    it as one operator; otherwise it is the operators it says.
+    it as one operator; otherwise it is the operators it says. ValueError for shapes that do not fit.
     """
     check_conv(x, conv_weight, rows, cols, "conv_weight")
     dim = x.shape[2]
@@ -267,6 +277,9 @@ def add_mixer(
             f"weight_in, weight_out: got shapes {tuple(weight_in.shape)}, {tuple(weight_out.shape)},"
             f" expected ({3 * dim}, {dim}), ({dim}, {dim})"
         )
+    check_norm(x, norm_weight, norm_bias)
+    check_device("weight_in", weight_in, x)
+    check_device("weight_out", weight_out, x)
     check_mixer(x, dim, gate_bias, aug_weight, num_heads, rows, cols, scan)
     parameters = (norm_weight, norm_bias, conv_weight, gate_bias, aug_weight)
     dtype = _fused_dtype(x, weight_in, weight_out, *parameters)
@@ -317,7 +330,10 @@ def _differentiable(
 
 
 def _needs_gradient(arguments: tuple) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        return True  # in forward mode: the composed operators know it, and ours say that they do not
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager:

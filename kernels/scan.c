@@ -4,11 +4,11 @@
 
 /* ---- one chunk of one head
 
-   Widths are passed on, so that for the models' heads, K 32 and V 64, the compiler sees constants and unrolls. */
+   The format is passed on, so that for the models' heads, K 32 and V 64, the compiler sees constants and unrolls. */
 
 typedef struct {
-    int64_t key, value, kw, vw, half; /* channels, and the same padded */
-} widths;
+    int64_t key, value, kw, vw, half; /* channels, the same padded, and whether the inputs are bfloat16 */
+} format;
 
 /* The scan of the forward pass: within STRIDE tokens the state is kept divided by the decay since their first, which
    saves a multiplication per element. With gates above the floor the divisor stays above exp(-40), and nothing of a
@@ -81,7 +81,7 @@ INLINE void scaled_block(int length, int64_t rows, int64_t lanes, int wide, cons
 
 /* to = from + x S for every token, and the state behind the chunk. The sums pass from one block of rows to the next in
    `packed`, where a row of the grid is not as far from the next as the size of a way of the cache. */
-INLINE void scan_scaled(int length, widths n, const forward_scratch *s, float *state)
+INLINE void scan_scaled(int length, format n, const forward_scratch *s, float *state)
 {
     const float *const *packed = (const float *const *)s->packed;
     for (int64_t l = 0; l < n.vw; l += WIDE * LANES)
@@ -100,20 +100,20 @@ INLINE void scan_scaled(int length, widths n, const forward_scratch *s, float *s
    Near 1 the divisor is 1 less the share forgotten, which keeps its digits there: as a product of decays that were each
    rounded beside 1, it would lose two digits over thousands of tokens that hardly forget. In the padding q is zero,
    so that nothing of the state there is read. */
-INLINE void gate_chunk_of(const problem *p, widths n, int64_t b, int64_t h, int length, int ahead, const int64_t *token,
+INLINE void gate_chunk_of(const problem *p, format n, int64_t b, int64_t h, int length, int ahead, const int64_t *token,
                           int last, forward_scratch *s)
 {
     vec own[CHUNK], aug[CHUNK];
     for (int64_t i = 0; i < n.kw; i += LANES) {
         vec product = splat(1.0f), forgotten = {0}, weight = load(s->aug_weight + i);
         for (int t = 0; t < length; t++) {
-            int64_t left = n.key - i, next = token[length + (t < ahead ? t : 0)];
-            if (t < ahead && i == 0) {
-                fetch(&p->q, at_key(p, &p->q, b, next, h), n.half, n.key);
-                fetch(&p->decay, at_key(p, &p->decay, b, next, h), n.half, n.key);
+            int64_t left = n.key - i;
+            if (t < ahead && i == 0) { /* a token's row is far from the next one's: no hardware sees it coming */
+                fetch(&p->q, at_key(p, &p->q, b, token[length + t], h), n.half, n.key);
+                fetch(&p->decay, at_key(p, &p->decay, b, token[length + t], h), n.half, n.key);
             }
             if (t < ahead && i + LANES >= n.kw)
-                fetch(&p->v, at_value(p, &p->v, b, next, h), n.half, n.value);
+                fetch(&p->v, at_value(p, &p->v, b, token[length + t], h), n.half, n.value);
             vec q = load_some(p->q.data, at_key(p, &p->q, b, token[t], h) + i, n.half, left) * p->scale, a, k;
             gate(p, load_some(p->decay.data, at_key(p, &p->decay, b, token[t], h) + i, n.half, left), &a, &k);
             product = t % STRIDE ? product * a : a;
@@ -138,7 +138,7 @@ INLINE void gate_chunk_of(const problem *p, widths n, int64_t b, int64_t h, int 
 }
 
 /* The tokens' own terms and self-augmentation, onto the sums. */
-INLINE void add_own_terms(const problem *p, widths n, const tensor *sums, int64_t b, int64_t h, int length, int ahead,
+INLINE void add_own_terms(const problem *p, format n, const tensor *sums, int64_t b, int64_t h, int length, int ahead,
                           const int64_t *token, const forward_scratch *s)
 {
     for (int t = 0; t < length; t++) {
@@ -153,7 +153,7 @@ INLINE void add_own_terms(const problem *p, widths n, const tensor *sums, int64_
 }
 
 /* SiLU(z + bias) * LayerNorm(o) of one whole head and `length` tokens, from `packed` to `out`. */
-INLINE void gate_outputs(const problem *p, widths n, const tensor *out, int64_t b, int64_t h, int length, int ahead,
+INLINE void gate_outputs(const problem *p, format n, const tensor *out, int64_t b, int64_t h, int length, int ahead,
                          const int64_t *token, const forward_scratch *s)
 {
     for (int t = 0; t < length; t++) {
@@ -181,7 +181,7 @@ typedef struct {
 
 /* The steps of one order that `token` lists, at most a chunk, and `ahead` of them those of the next; `first` and `last`
    of the orders that see these tokens. */
-INLINE void forward_chunk(const forward_call *f, widths n, int64_t b, int64_t h, int order_index, int fresh, int length,
+INLINE void forward_chunk(const forward_call *f, format n, int64_t b, int64_t h, int order_index, int fresh, int length,
                           int ahead, const int64_t *token, int first, int last, forward_scratch *s)
 {
     const problem *p = &f->p;
@@ -219,7 +219,7 @@ INLINE void forward_chunk(const forward_call *f, widths n, int64_t b, int64_t h,
 }
 
 /* The steps [begin, end) of one order and a group of heads. */
-INLINE void forward_steps(const forward_call *f, widths n, int64_t b, int64_t head, int64_t heads, int order_index,
+INLINE void forward_steps(const forward_call *f, format n, int64_t b, int64_t head, int64_t heads, int order_index,
                           int64_t begin, int64_t end, int first, int last, forward_scratch *s)
 {
     const problem *p = &f->p;
@@ -237,9 +237,9 @@ static void forward_task(const forward_call *f, int64_t b, int64_t head, int64_t
 {
     const problem *p = &f->p;
     if (p->key == 32 && p->value == 64 && !p->half && 64 % PADDED == 0)
-        forward_steps(f, (widths){32, 64, 32, 64, 0}, b, head, heads, order_index, begin, end, first, last, s);
+        forward_steps(f, (format){32, 64, 32, 64, 0}, b, head, heads, order_index, begin, end, first, last, s);
     else
-        forward_steps(f, (widths){p->key, p->value, key_width(p), value_width(p), p->half}, b, head, heads, order_index,
+        forward_steps(f, (format){p->key, p->value, key_width(p), value_width(p), p->half}, b, head, heads, order_index,
                       begin, end, first, last, s);
 }
 
@@ -247,7 +247,7 @@ static void forward_task(const forward_call *f, int64_t b, int64_t head, int64_t
 static void gate_chunk(const forward_call *f, const problem *whole, int64_t b, int64_t h, int64_t begin,
                        forward_scratch *s)
 {
-    widths n = {whole->key, whole->value, key_width(whole), value_width(whole), whole->half};
+    format n = {whole->key, whole->value, key_width(whole), value_width(whole), whole->half};
     int64_t token[CHUNK];
     tensor o = packed_values(whole, f->o);
     int length = 0;

@@ -1,8 +1,8 @@
 /* What the forward and the backward scan share: the arguments, the walk over the grid, packed chunks, inner loops.
 
-   A task is one (image, head, scan order). It walks its tokens in chunks: the inputs of a chunk are packed into small
-   float buffers (index map, bfloat16 and padding happen there and nowhere else), and the state stays in registers
-   for as long as a block of it sees the chunk. Shapes in brackets: T tokens of a chunk, K key and V value channels.
+   A task is one (image, head, scan order). It walks its tokens in chunks: what the inner loops read of a chunk lies in
+   small float buffers, padded (index map, bfloat16 and padding end there), and the state stays in registers for as long
+   as a block of it sees the chunk. Shapes in brackets: T tokens of a chunk, K key and V value channels.
 
    Where there are more threads than tasks, a head's value channels are cut into `share` blocks, each a head of its own
    with the queries, decays and keys of the whole one. Only the LayerNorm needs a whole head, and comes after. */
@@ -98,14 +98,11 @@ INLINE void walk(const problem *p, int order, int64_t begin, int count, int64_t 
     }
 }
 
-/* Row-major index of the token that `order` visits at `step`. */
 INLINE int64_t token_at(const problem *p, int order, int64_t step)
 {
-    if (order == ROW_REVERSE || order == COLUMN_REVERSE)
-        step = tokens_of(p) - 1 - step;
-    if (order == ROW || order == ROW_REVERSE)
-        return step;
-    return step % p->rows * p->cols + step / p->rows;
+    int64_t token;
+    walk(p, order, step, 1, &token);
+    return token;
 }
 
 /* Orders that may run at once. The two directions of an axis start at opposite ends and touch disjoint halves of the

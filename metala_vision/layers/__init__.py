@@ -3,7 +3,7 @@
 from .local_conv import CausalConv, GridConv
 from .metala import MetaLA
 from .patch_embed import PatchEmbed
-from .residual import add_mixer, add_mlp
+from .residual import mixer_branch, mlp_branch
 from .swiglu import SwiGLU
 
-__all__ = ["CausalConv", "GridConv", "MetaLA", "PatchEmbed", "SwiGLU", "add_mixer", "add_mlp"]
+__all__ = ["CausalConv", "GridConv", "MetaLA", "PatchEmbed", "SwiGLU", "mixer_branch", "mlp_branch"]

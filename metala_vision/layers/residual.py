@@ -10,7 +10,7 @@ from .swiglu import SwiGLU
 from .watched import is_plain, is_plain_product
 
 
-def add_mixer(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Module, grid: tuple[int, int]) -> Tensor:
+def mixer_branch(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Module, grid: tuple[int, int]) -> Tensor:
     """x + drop_path(mixer(norm(x), grid)), [B, N, C] -> [B, N, C]."""
     if (
         _is_plain_norm(norm)
@@ -39,7 +39,7 @@ def add_mixer(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Module
     return x + drop_path(mixer(norm(x), grid))
 
 
-def add_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module) -> Tensor:
+def mlp_branch(x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module) -> Tensor:
     """x + drop_path(mlp(norm(x))), [..., C] -> [..., C]."""
     if (
         _is_plain_norm(norm)
@@ -55,7 +55,7 @@ def add_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module) ->
 
 
 def _is_plain_norm(norm: nn.Module) -> bool:
-    return is_plain(norm, nn.LayerNorm) and norm.bias is not None
+    return is_plain(norm, nn.LayerNorm) and norm.bias is not None and len(norm.normalized_shape) == 1
 
 
 def _is_idle(drop: nn.Module) -> bool:

@@ -1,12 +1,15 @@
 """Whether a module does nothing but what its class and parameters say, so that a fused operator may stand in for it."""
 
+import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether it has a hook or a forward of its own, which expect to be called."""
+    """Whether it has a hook or a forward of its own, which expect to be called, or every module has a hook."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)
+    return any(hooks) or "forward" in vars(module) or bool(torch_module._has_any_global_hook())
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -16,4 +19,11 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def is_plain_product(linear: nn.Module) -> bool:
     """Whether it is the product with its weight and nothing else."""
-    return is_plain(linear, nn.Linear) and linear.bias is None
+    return is_plain(linear, nn.Linear) and linear.bias is None and _is_what_it_seems(linear.weight)
+
+
+def _is_what_it_seems(weight: torch.Tensor) -> bool:
+    """Whether a weight is no tensor of another kind, such as a quantised one; what a compiler puts in its place is."""
+    if torch.compiler.is_compiling():
+        return not is_traceable_wrapper_subclass(weight)
+    return type(weight) in (nn.Parameter, torch.Tensor)

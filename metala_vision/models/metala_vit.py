@@ -14,7 +14,7 @@ from timm.models._input import update_model_input_size
 from timm.models._manipulate import named_apply
 from torch import Tensor, nn
 
-from metala_vision.layers import MetaLA, PatchEmbed, SwiGLU, add_mixer, add_mlp
+from metala_vision.layers import MetaLA, PatchEmbed, SwiGLU, mixer_branch, mlp_branch
 
 __all__ = ["MetaLAViT"]
 
@@ -57,8 +57,8 @@ class MetaLABlock(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
         if not torch.jit.is_scripting():
-            x = add_mixer(x, self.norm1, self.mixer, self.drop_path1, grid)
-            return add_mlp(x, self.norm2, self.mlp, self.drop_path2)
+            x = mixer_branch(x, self.norm1, self.mixer, self.drop_path1, grid)
+            return mlp_branch(x, self.norm2, self.mlp, self.drop_path2)
         x = x + self.drop_path1(self.mixer(self.norm1(x), grid))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 

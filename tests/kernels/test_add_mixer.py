@@ -119,11 +119,38 @@ def test_compile_and_export():
     assert "metala.add_mixer_forward.default" in targets
 
 
+def test_strides_are_those_of_the_fake():
+    """Catches a result as permuted as the tokens, which a compiler was told is dense."""
+    inputs = half_block()
+    inputs["x"] = inputs["x"].movedim(1, -1).contiguous().movedim(-1, 1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert fused(inputs).is_contiguous()
+
+
+@pytest.mark.parametrize("name", list(half_block())[1:])
+def test_tensors_of_another_device(name):
+    """Catches one tensor without data beside others, that decides which kernel runs and leaves memory as it was."""
+    inputs = half_block()
+    with pytest.raises((ValueError, RuntimeError), match="device"):
+        fused({**inputs, name: inputs[name].to("meta")})
+
+
+def test_forward_mode_is_refused():
+    """Catches a tangent that is silently lost."""
+    inputs = half_block()
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        inputs["x"] = torch.autograd.forward_ad.make_dual(inputs["x"], torch.ones_like(inputs["x"]))
+        with pytest.raises((RuntimeError, NotImplementedError), match="forward"):
+            fused(inputs)
+
+
 BAD = {
     "x": ((2, 63), "x: got shape (2, 63), expected [B, N, C]"),
     "conv_weight": ((48, 1, 3), "conv_weight: got shape (48, 1, 3), expected (48, 1, 3, 3)"),
     "weight_in": ((144, 24), "weight_in, weight_out: got shapes (144, 24), (48, 48), expected (144, 48), (48, 48)"),
     "weight_out": ((24, 48), "weight_in, weight_out: got shapes (144, 48), (24, 48), expected"),
+    "norm_weight": ((3,), "norm_weight, norm_bias: got shapes (3,), (48,), expected (48,) twice"),
+    "norm_bias": ((7, 48), "norm_weight, norm_bias: got shapes (48,), (7, 48), expected (48,) twice"),
     "gate_bias": ((24,), "gate_bias, aug_weight: got shapes (24,), (24,), expected (48,), (24,)"),
     "aug_weight": ((48,), "gate_bias, aug_weight: got shapes (48,), (48,), expected (48,), (24,)"),
 }

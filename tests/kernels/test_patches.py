@@ -42,6 +42,16 @@ def test_gradient():
     assert torch.equal(found, expected.float())
 
 
+def test_forward_mode():
+    """Catches a tangent that is silently lost."""
+    x, tangent = torch.randn(2, 3, 10, 9), torch.randn(2, 3, 10, 9)
+    with torch.autograd.forward_ad.dual_level():
+        out = patches(torch.autograd.forward_ad.make_dual(x, tangent), 4, 2)
+        found = torch.autograd.forward_ad.unpack_dual(out)
+        assert torch.equal(found.primal, patches(x, 4, 2))
+        assert torch.equal(found.tangent, patches(tangent, 4, 2))
+
+
 @pytest.mark.parametrize(
     ("shape", "size", "message"),
     [

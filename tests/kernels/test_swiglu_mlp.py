@@ -1,5 +1,7 @@
 """The SwiGLU MLP in tiles of tokens, with its norm and residual too, against formulas in float64."""
 
+import re
+
 import pytest
 import torch
 from fused_inputs import double, errors, run, swiglu_formula
@@ -139,3 +141,41 @@ def test_block_in_other_dtypes(way, dtype):
         out = add_swiglu_mlp(**inputs, eps=1e-6)
     assert out.dtype == expected.dtype == inputs["x"].dtype
     assert relative_rms(out, expected) <= (FLOAT64 if dtype == torch.float64 else HALF)
+
+
+BAD = {
+    "hidden": (
+        dict(weight_out=(12, 40)),
+        "weight_in, weight_out: got shapes (40, 12), (12, 40) for x (2, 37, 12), expected",
+    ),
+    "odd": (
+        dict(weight_in=(41, 12)),
+        "weight_in, weight_out: got shapes (41, 12), (12, 20) for x (2, 37, 12), expected",
+    ),
+    "channels": (dict(weight_in=(40, 11)), "weight_in, weight_out: got shapes (40, 11), (12, 20) for x (2, 37, 12)"),
+    "axes": (dict(weight_in=(40,)), "weight_in, weight_out: got shapes (40,), (12, 20) for x (2, 37, 12), expected"),
+    "residual": (dict(weight_out=(10, 20)), "weight_out: got shape (10, 20), expected (12, D) to be added to x"),
+    "norm": (dict(norm_weight=(3,)), "norm_weight, norm_bias: got shapes (3,), (12,), expected (12,) twice"),
+}
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_shapes(name, gradients):
+    """Catches a shape that C code would read beyond."""
+    shapes, message = BAD[name]
+    inputs = block_inputs(2, 37) | {x: torch.randn(shape) for x, shape in shapes.items()}
+    inputs["x"].requires_grad_(gradients)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        add_swiglu_mlp(**inputs, eps=1e-6)
+    if name not in ("residual", "norm"):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            swiglu_mlp(inputs["x"], inputs["weight_in"], inputs["weight_out"])
+
+
+@pytest.mark.parametrize("name", list(block_inputs(1))[1:])
+def test_tensors_of_another_device(name):
+    """Catches one tensor without data beside others, that decides which kernel runs."""
+    inputs = block_inputs(2, 37)
+    with pytest.raises(ValueError, match=f"^{name}: got device meta, expected cpu"):
+        add_swiglu_mlp(**{**inputs, name: inputs[name].to("meta")}, eps=1e-6)

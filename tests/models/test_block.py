@@ -72,6 +72,55 @@ def test_block_with_other_modules(half, change):
         assert relative_rms(block(x, (3, 4)), y + block.mlp(block.norm2(y))) <= FLOAT32
 
 
+@pytest.mark.parametrize("name", WATCHED)
+def test_block_calls_every_module_where_all_are_watched(name):
+    """Catches a profiler's hook on all modules that sees none of those in a fused operator."""
+    block, calls = MetaLABlock(16, 2).eval(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *rest: calls.append(module))
+    try:
+        with torch.no_grad():
+            block(torch.randn(2, 12, 16), (3, 4))
+    finally:
+        handle.remove()
+    assert any(module is block.get_submodule(name) for module in calls)
+
+
+def test_block_with_a_norm_over_tokens():
+    """Catches a norm over more axes than channels, taken for one over the channels."""
+    block, x = MetaLABlock(16, 2).eval(), torch.randn(2, 12, 16)
+    block.norm1 = nn.LayerNorm((12, 16))
+    nn.init.normal_(block.norm1.weight)
+    with torch.no_grad():
+        y = x + block.mixer(block.norm1(x), (3, 4))
+        assert relative_rms(block(x, (3, 4)), y + block.mlp(block.norm2(y))) <= FLOAT32
+
+
+class Halved(torch.Tensor):
+    """A weight of another kind: it is worth half of what it stores, wherever it is multiplied."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is nn.functional.linear:
+                return 0.5 * func(args[0], args[1].as_subclass(torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["mixer.in_proj", "mixer.out_proj", "mlp.fc1", "mlp.fc2"])
+def test_block_with_a_weight_of_another_kind(name):
+    """Catches the stored numbers of a quantised weight, taken for the weight."""
+    block, x = MetaLABlock(16, 2).eval(), torch.randn(2, 12, 16)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
+    linear = block.get_submodule(name)
+    with torch.no_grad():
+        before = block(x, (3, 4))
+        stored = linear.weight.detach()
+        del linear.weight
+        linear.weight = (2 * stored).as_subclass(Halved)
+        assert relative_rms(block(x, (3, 4)), before) <= FLOAT32
+
+
 def test_block_by_its_modules_in_fx():
     """Catches nodes that a user of feature extraction names and does not find, since an operator took their place."""
     model = timm.create_model("metala_vit_nano", depth=2, num_classes=0).eval()
