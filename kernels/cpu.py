@@ -21,6 +21,7 @@ from .reference import GATE_TEMPERATURE, NORM_EPS, SCAN_ORDERS
 
 MLP_TILE = 1024  # tokens that go through an MLP at a time: fewer starve the products, more leave the cache
 VALUE_BLOCK = 16  # value channels that a thread takes at least
+BAND_BYTES = 64 << 20  # of hidden channels that an MLP keeps for its second product
 SCRATCH_BYTES = 128 << 20  # at most, of each kind of scratch and each thread that calls, kept between calls
 MAPPED_BYTES = 32 << 20  # from here on glibc's malloc takes fresh pages from the system in every call
 
@@ -259,24 +260,26 @@ def swiglu_mlp(
 
     With a norm it is taken of LayerNorm(x) and added to x, whose dtype may then be another one than the weights have.
 
-    The hidden channels of one tile stay in the cache, and no allocation is so large that the system hands out and takes
-    back its pages in every call: at 16384 tokens that costs a quarter of the whole model.
+    The hidden channels of one tile stay in the cache on their way through the activation, and no allocation is so large
+    that the system hands out and takes back its pages in every call: at 16384 tokens that costs a quarter of the whole
+    model. The second product takes the tiles of a band at once, since it could not write into a part of the result.
     """
     tokens = x.reshape(-1, x.shape[-1])
-    count = tokens.shape[0]
+    count, width = tokens.shape[0], weight_out.shape[1]
     size = mlp_tile(count)
-    out = x.new_empty(count, weight_out.shape[0])
-    product = _scratch("product", size * weight_out.shape[1], weight_in.dtype).view(size, weight_out.shape[1])
-    for begin in range(0, count, size):
-        residual = tokens[begin : begin + size]
-        normed = residual
-        if norm_weight is not None:
-            normed = F.layer_norm(residual, residual.shape[1:], norm_weight, norm_bias, eps).to(weight_in.dtype)
-        hidden = product[: residual.shape[0]]
-        _swiglu_into(linear(normed, weight_in), hidden)
-        out[begin : begin + size] = (
-            linear(hidden, weight_out) if norm_weight is None else _add(residual, hidden, weight_out)
-        )
+    band = size * max(1, BAND_BYTES // (size * width * weight_in.element_size()))
+    hidden = _scratch("hidden", min(band, count) * width, weight_in.dtype).view(-1, width)
+    results = []
+    for start in range(0, max(count, 1), band):
+        residual = tokens[start : start + band]
+        for begin in range(0, residual.shape[0], size):
+            tile = residual[begin : begin + size]
+            if norm_weight is not None:
+                tile = F.layer_norm(tile, tile.shape[1:], norm_weight, norm_bias, eps).to(weight_in.dtype)
+            _swiglu_into(linear(tile, weight_in), hidden[begin : begin + tile.shape[0]])
+        inner = hidden[: residual.shape[0]]
+        results.append(linear(inner, weight_out) if norm_weight is None else _add(residual, inner, weight_out))
+    out = results[0] if len(results) == 1 else torch.cat(results)
     return out.view(*x.shape[:-1], weight_out.shape[0])
 
 

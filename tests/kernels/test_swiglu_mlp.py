@@ -18,18 +18,20 @@ pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C
     [(37, 8, 5, True), (13, 8, 2, True), (16, 8, 2, False), (8, 100, 1, False), (1, 8, 1, False), (3, 1, 3, False)],
     ids=["five", "two", "even", "one-tile", "one-token", "single-tokens"],
 )
-def test_mlp_in_tiles(monkeypatch, tokens, tile, tiles, ragged, dtype):
-    """Catches tokens lost or taken twice at the border of a tile, above all in a last one that is not full."""
+@pytest.mark.parametrize("band", [1, 2, 9], ids="{}-tiles-at-once".format)
+def test_mlp_in_tiles(monkeypatch, band, tokens, tile, tiles, ragged, dtype):
+    """Catches tokens lost or taken twice at the border of a tile or band, above all in a last one that is not full."""
     hidden = 40
     monkeypatch.setattr(cpu, "MLP_TILE", tile)
+    monkeypatch.setattr(cpu, "BAND_BYTES", band * cpu.mlp_tile(tokens) * hidden // 2 * dtype.itemsize)
     seen, linear = [], cpu.linear
-    monkeypatch.setattr(cpu, "linear", lambda x, *rest: (seen.append(x.shape[0]), linear(x, *rest))[1])
+    monkeypatch.setattr(cpu, "linear", lambda x, w, *rest: (seen.append((x.shape[0], len(w))), linear(x, w, *rest))[1])
     x = torch.randn(tokens, 12).to(dtype)
     weight_in, weight_out = (torch.randn(shape).to(dtype) for shape in [(hidden, 12), (10, hidden // 2)])
     out = swiglu_mlp(x, weight_in, weight_out)
-    sizes = seen[::2]
-    assert seen == [size for size in sizes for _ in range(2)]  # two products for each tile
+    sizes, bands = ([size for size, width in seen if width == out_width] for out_width in (hidden, 10))
     assert (len(sizes), sum(sizes)) == (tiles, tokens)
+    assert (len(bands), sum(bands)) == (-(-tiles // band), tokens)
     assert (sizes[-1] < sizes[0]) == ragged
     inner = x.double() @ weight_in.double().t()
     if dtype == torch.float32:
