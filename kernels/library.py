@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import cpu
+from . import cpu, cpu_blocks, cpu_tokens
 
 LIBRARY = torch.library.Library("metala", "DEF")
 
@@ -125,11 +125,11 @@ class Mixer(torch.autograd.Function):
 
 
 def _conv_silu_forward(x, weight, rows, cols, out_dtype):
-    return cpu.conv_silu(x, weight, rows, cols, out_dtype)
+    return cpu_tokens.conv_silu(x, weight, rows, cols, out_dtype)
 
 
 def _conv_silu_backward(dout, x, weight, rows, cols):
-    dx, dweight = cpu.conv_silu_backward(dout, x, weight, rows, cols)
+    dx, dweight = cpu_tokens.conv_silu_backward(dout, x, weight, rows, cols)
     return dx, dweight.to(weight.dtype)
 
 
@@ -169,7 +169,7 @@ class SwiGLU(torch.autograd.Function):
 def add_mixer_forward(x, *parameters_and_problem):
     """What runs behind the operator of this name, arguments as its schema."""
     *arguments, rows, cols, scan = parameters_and_problem
-    return cpu.add_mixer(x, *arguments, (rows, cols), tuple(scan.split(",")))
+    return cpu_blocks.add_mixer(x, *arguments, (rows, cols), tuple(scan.split(",")))
 
 
 for _name, _run in {
@@ -182,10 +182,10 @@ for _name, _run in {
     LIBRARY.impl(_name, _run, "CUDA")
 LIBRARY.impl("conv_silu_forward", _conv_silu_forward, "CPU")
 LIBRARY.impl("conv_silu_backward", _conv_silu_backward, "CPU")
-LIBRARY.impl("patches_forward", cpu.patches, "CPU")
-LIBRARY.impl("swiglu_forward", cpu.swiglu, "CPU")
-LIBRARY.impl("swiglu_backward", cpu.swiglu_backward, "CPU")
-LIBRARY.impl("swiglu_mlp_forward", cpu.swiglu_mlp, "CPU")
+LIBRARY.impl("patches_forward", cpu_tokens.patches, "CPU")
+LIBRARY.impl("swiglu_forward", cpu_tokens.swiglu, "CPU")
+LIBRARY.impl("swiglu_backward", cpu_tokens.swiglu_backward, "CPU")
+LIBRARY.impl("swiglu_mlp_forward", cpu_blocks.swiglu_mlp, "CPU")
 LIBRARY.impl("add_mixer_forward", add_mixer_forward, "CPU")
 
 

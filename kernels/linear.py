@@ -10,9 +10,9 @@ from torch.nn import functional as F
 def linear(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
     """x weight^T, plus `residual`: [..., C] -> [..., C'], all of one dtype. No gradients.
 
-    In float32 torch itself calls MKL, which takes 5 to 20 percent longer on an AMD EPYC than the oneDNN that comes with
-    it (README.md, "Speed"), and adds the residual in a pass of its own. The operators called here are what
-    torch.compile makes of a linear layer, without its packed weights.
+    In float32 torch itself calls MKL, which on an AMD EPYC takes 5 to 20 percent longer than the oneDNN that comes with
+    torch (tools/bench_model.py shows both floors), and adds the residual in a pass of its own. What is called here is
+    what torch.compile makes of a linear layer, without its packed weights.
     """
     if takes_onednn(x.dtype):
         if residual is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metala_vision.kernels import cpu, library
+from metala_vision.kernels import cpu_blocks, library
 from metala_vision.kernels.linear import linear
 
 
@@ -65,7 +65,7 @@ class _Recorder(TorchDispatchMode):
 
 # Operators that are one call to the dispatcher, and the function behind it, whose calls it sees.
 _IN_THE_OPEN = {
-    "metala.swiglu_mlp_forward.default": cpu.swiglu_mlp,
+    "metala.swiglu_mlp_forward.default": cpu_blocks.swiglu_mlp,
     "metala.add_mixer_forward.default": library.add_mixer_forward,
 }
 

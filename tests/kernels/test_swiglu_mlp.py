@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from fused_inputs import double, errors, run, swiglu_formula
-from metala_vision.kernels import add_swiglu_mlp, available_backends, cpu, swiglu, swiglu_mlp
+from metala_vision.kernels import add_swiglu_mlp, available_backends, cpu_blocks, swiglu, swiglu_mlp
 from tolerances import FLOAT32, FLOAT64, HALF, relative_rms
 from torch import Tensor, nn
 
@@ -22,10 +22,12 @@ pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C
 def test_mlp_in_tiles(monkeypatch, band, tokens, tile, tiles, ragged, dtype):
     """Catches tokens lost or taken twice at the border of a tile or band, above all in a last one that is not full."""
     hidden = 40
-    monkeypatch.setattr(cpu, "MLP_TILE", tile)
-    monkeypatch.setattr(cpu, "BAND_BYTES", band * cpu.mlp_tile(tokens) * hidden // 2 * dtype.itemsize)
-    seen, linear = [], cpu.linear
-    monkeypatch.setattr(cpu, "linear", lambda x, w, *rest: (seen.append((x.shape[0], len(w))), linear(x, w, *rest))[1])
+    monkeypatch.setattr(cpu_blocks, "MLP_TILE", tile)
+    monkeypatch.setattr(cpu_blocks, "BAND_BYTES", band * cpu_blocks.mlp_tile(tokens) * hidden // 2 * dtype.itemsize)
+    seen, linear = [], cpu_blocks.linear
+    monkeypatch.setattr(
+        cpu_blocks, "linear", lambda x, w, *rest: (seen.append((x.shape[0], len(w))), linear(x, w, *rest))[1]
+    )
     x = torch.randn(tokens, 12).to(dtype)
     weight_in, weight_out = (torch.randn(shape).to(dtype) for shape in [(hidden, 12), (10, hidden // 2)])
     out = swiglu_mlp(x, weight_in, weight_out)
@@ -113,7 +115,7 @@ def block_formula(leaves: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("shape", [(2, 37), (1,), (16,)], ids=str)
 def test_block_equals_the_formula(monkeypatch, shape, tile):
     """Catches a residual that is lost or added twice, the statistics of another token, and a wrong gradient."""
-    monkeypatch.setattr(cpu, "MLP_TILE", tile)
+    monkeypatch.setattr(cpu_blocks, "MLP_TILE", tile)
     inputs = block_inputs(*shape)
     expected = run(block_formula, double(inputs), torch.randn_like(inputs["x"]))
     out = add_swiglu_mlp(**inputs, eps=1e-6)

@@ -1,0 +1,105 @@
+"""The two halves of a block in inference on a CPU: C kernels and matrix products, through memory that is kept.
+
+Shapes: B batch, N tokens (rows * cols, row-major), C channels, D hidden channels of an MLP.
+"""
+
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .cpu import mixer_into
+from .cpu_calls import SCRATCH_BYTES, scratch
+from .cpu_tokens import conv_silu_into, swiglu_into
+from .linear import linear
+
+MLP_TILE = 1024  # tokens that go through an MLP at a time: fewer starve the products, more leave the cache
+BAND_BYTES = 64 << 20  # of hidden channels that an MLP keeps for its second product
+MAPPED_BYTES = 32 << 20  # from here on glibc's malloc takes fresh pages from the system in every call
+
+
+def mlp_tile(tokens: int) -> int:
+    """Tokens of a tile of `swiglu_mlp`; the last tile of all may have fewer."""
+    tiles = max(1, round(tokens / MLP_TILE))
+    return max(1, -(-tokens // tiles))
+
+
+def swiglu_mlp(
+    x: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """swiglu(x weight_in^T) weight_out^T, [..., C] -> [..., C'], in tiles of tokens.
+
+    With a norm it is taken of LayerNorm(x) and added to x, whose dtype may then be another one than the weights have.
+
+    The hidden channels of one tile stay in the cache on their way through the activation, and no allocation is so large
+    that the system hands out and takes back its pages in every call: at 16384 tokens that costs a quarter of the whole
+    model. The second product takes the tiles of a band at once, since it could not write into a part of the result.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    count, width = tokens.shape[0], weight_out.shape[1]
+    size = mlp_tile(count)
+    band = size * max(1, BAND_BYTES // max(1, size * width * weight_in.element_size()))
+    hidden = scratch("hidden", min(band, count) * width, weight_in.dtype).view(-1, width)
+    results = []
+    for start in range(0, max(count, 1), band):
+        residual = tokens[start : start + band]
+        for begin in range(0, residual.shape[0], size):
+            tile = residual[begin : begin + size]
+            if norm_weight is not None:
+                tile = F.layer_norm(tile, tile.shape[1:], norm_weight, norm_bias, eps).to(weight_in.dtype)
+            swiglu_into(linear(tile, weight_in), hidden[begin : begin + tile.shape[0]])
+        inner = hidden[: residual.shape[0]]
+        results.append(linear(inner, weight_out) if norm_weight is None else _add(residual, inner, weight_out))
+    out = results[0] if len(results) == 1 else torch.cat(results)
+    return out.view(*x.shape[:-1], weight_out.shape[0])
+
+
+def add_mixer(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    conv_weight: Tensor,
+    weight_in: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    weight_out: Tensor,
+    num_heads: int,
+    grid: tuple[int, int],
+    scan: tuple[str, ...],
+) -> Tensor:
+    """x + mixer(conv_silu(LayerNorm(x)) weight_in^T) weight_out^T, [B, N, C] -> [B, N, C] in the dtype of `x`.
+
+    In between in that of the weights.
+    """
+    dtype = weight_in.dtype
+    batch, tokens, dim = x.shape
+    inner = scratch("inner", batch * tokens * dim, dtype).view(x.shape)  # the convolution's output, then the gated one
+    conv_silu_into(x, conv_weight, grid, inner, (norm_weight, norm_bias), eps)
+    projected = _projected(inner, weight_in)
+    mixer_into(projected, gate_bias, aug_weight, num_heads, grid, scan, inner)
+    return _add(x, inner, weight_out)
+
+
+def _projected(x: Tensor, weight: Tensor) -> Tensor:
+    """x weight^T, [B, N, C] -> [B, N, C'], in kept memory where fresh pages would cost more than torch.mm does."""
+    shape = (*x.shape[:-1], weight.shape[0])
+    size = prod(shape)
+    if not MAPPED_BYTES <= size * x.element_size() <= SCRATCH_BYTES:
+        return linear(x, weight)
+    out = scratch("projected", size, x.dtype).view(shape)
+    torch.mm(x.flatten(0, 1), weight.t(), out=out.flatten(0, 1))
+    return out
+
+
+def _add(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """residual + x weight^T, in the dtype of the residual."""
+    if x.dtype == residual.dtype:
+        return linear(x, weight, residual)
+    return residual.contiguous() + linear(x, weight)
