@@ -382,7 +382,7 @@ def _choose(backend: str | None, device: torch.device, dtype: torch.dtype, width
     if reason and dtype != torch.float64 and kernel not in _announced:
         _announced.add(kernel)
         _logger.warning(
-            "%s: the chunked PyTorch form runs instead of the kernel (on a CPU 5 to 9 times slower)", reason
+            "%s: the chunked PyTorch form runs instead of the kernel (on a CPU 5 to 11 times slower)", reason
         )
     chosen = "chunked" if reason else kernel
     if chosen not in _announced:
