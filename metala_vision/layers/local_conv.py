@@ -27,3 +27,11 @@ class CausalConv(nn.Conv1d):
         x = F.pad(x.transpose(1, 2), (3, 0))
         x = F.conv1d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
         return F.silu(x.transpose(1, 2))
+
+
+class NoConv(nn.Module):
+    """The tokens as they are."""
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        return x

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metala_vision.kernels import SCAN_ORDERS
 
-from .local_conv import CausalConv, GridConv
+from .local_conv import CausalConv, GridConv, NoConv
 
 
 class MetaLA(nn.Module):
@@ -25,6 +25,8 @@ class MetaLA(nn.Module):
         num_heads: heads H, with K = dim / 2 / H and V = dim / H.
         scan: scan orders, out of `metala_vision.kernels.SCAN_ORDERS`.
         causal: the paper's 1-D layer: the convolution sees the last four tokens only, and `scan` must be ("row",).
+        local_conv: False leaves out convolution and SiLU, as the paper's ablation does.
+        self_aug: False keeps w_aug at zero, where the term is constant over a head and its norm takes it away.
         proj_drop: dropout on the output.
 
     Raises:
@@ -37,6 +39,8 @@ class MetaLA(nn.Module):
         num_heads: int,
         scan: tuple[str, ...] = ("row", "row_reverse"),
         causal: bool = False,
+        local_conv: bool = True,
+        self_aug: bool = True,
         proj_drop: float = 0.0,
         device=None,
         dtype=None,
@@ -55,10 +59,14 @@ class MetaLA(nn.Module):
         self.value_dim = dim // num_heads
         self.scan = tuple(scan)
         self.orders = ",".join(scan)  # what the operator takes: tracers take a string, and no tuple of them
-        self.conv = CausalConv(dim, **dd) if causal else GridConv(dim, **dd)
+        self.conv = (CausalConv(dim, **dd) if causal else GridConv(dim, **dd)) if local_conv else NoConv()
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False, **dd)  # q, decay, v, gate: dim/2, dim/2, dim, dim
         self.gate_bias = nn.Parameter(torch.zeros(dim, **dd))
-        self.aug_weight = nn.Parameter(torch.zeros(dim // 2, **dd))
+        aug_weight = torch.zeros(dim // 2, **dd)
+        if self_aug:
+            self.aug_weight = nn.Parameter(aug_weight)
+        else:
+            self.register_buffer("aug_weight", aug_weight, persistent=False)
         self.out_proj = nn.Linear(dim, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 

@@ -7,7 +7,13 @@ image model was not released. Linear in the number of tokens, for any height and
 from typing import Literal
 
 import torch
-from timm.layers import DropPath, calculate_drop_path_rates, global_pool_nlc, resample_patch_embed
+from timm.layers import (
+    DropPath,
+    calculate_drop_path_rates,
+    global_pool_nlc,
+    resample_abs_pos_embed,
+    resample_patch_embed,
+)
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
@@ -40,6 +46,8 @@ class MetaLABlock(nn.Module):
         mlp_ratio: float = 3.0,
         scan: tuple[str, ...] = ROWS,
         causal: bool = False,
+        local_conv: bool = True,
+        self_aug: bool = True,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
         device=None,
@@ -48,7 +56,7 @@ class MetaLABlock(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.mixer = MetaLA(dim, num_heads, scan=scan, causal=causal, proj_drop=proj_drop, **dd)
+        self.mixer = MetaLA(dim, num_heads, scan, causal, local_conv, self_aug, proj_drop, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.mlp = SwiGLU(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
@@ -78,12 +86,15 @@ class MetaLAViT(nn.Module):
         mlp_ratio: hidden channels of the SwiGLU over `embed_dim`.
         scan: "alternate" (rows both ways in even blocks, columns in odd ones), "cross" (all four orders in every
             block), "row" (rows both ways) or "causal" (one order and a causal convolution: the paper's 1-D layer).
+        local_conv: False leaves the convolutions of the mixers out.
+        self_aug: False leaves the self-augmentation of the mixers out.
+        pos_embed: "none", or "learn" for a learned embedding added to the patches, resampled at other sizes.
         drop_rate: dropout before the head.
         proj_drop_rate: dropout after the projections of mixer and SwiGLU.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
 
     Raises:
-        ValueError: `scan`, `global_pool` or `num_heads` that do not fit.
+        ValueError: `scan`, `pos_embed`, `global_pool` or `num_heads` that do not fit.
     """
 
     def __init__(
@@ -98,6 +109,9 @@ class MetaLAViT(nn.Module):
         num_heads: int = 6,
         mlp_ratio: float = 3.0,
         scan: str = "alternate",
+        local_conv: bool = True,
+        self_aug: bool = True,
+        pos_embed: Literal["none", "learn"] = "none",
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -107,6 +121,8 @@ class MetaLAViT(nn.Module):
         super().__init__()
         if scan not in SCANS:
             raise ValueError(f"scan: got {scan!r}, expected one of {tuple(SCANS)}")
+        if pos_embed not in ("none", "learn"):
+            raise ValueError(f"pos_embed: got {pos_embed!r}, expected 'none' or 'learn'")
         _check_pool(global_pool)
         dd = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
@@ -117,6 +133,10 @@ class MetaLAViT(nn.Module):
         self.grad_checkpointing = False
 
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, **dd)
+        self.pos_embed: nn.Parameter | None = None
+        self.pos_grid = self._nominal_grid()
+        if pos_embed == "learn":
+            self.pos_embed = nn.Parameter(torch.empty(1, self.pos_grid[0] * self.pos_grid[1], embed_dim, **dd))
         rates = calculate_drop_path_rates(drop_path_rate, depth)
         orders = SCANS[scan]
         self.blocks = nn.ModuleList(
@@ -126,6 +146,8 @@ class MetaLAViT(nn.Module):
                 mlp_ratio,
                 scan=orders[i % len(orders)],
                 causal=scan == "causal",
+                local_conv=local_conv,
+                self_aug=self_aug,
                 proj_drop=proj_drop_rate,
                 drop_path=rates[i],
                 **dd,
@@ -142,17 +164,19 @@ class MetaLAViT(nn.Module):
     @torch.jit.ignore
     def init_weights(self) -> None:
         """Initialises every parameter, also after `to_empty()`."""
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         named_apply(_init_weights, self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names beyond the one-dimensional parameters (norms, biases, self-augmentation), which timm exempts itself."""
-        return set()
+        return {"pos_embed"}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups for layer-wise rate decay."""
-        return dict(stem=r"^patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
+        return dict(stem=r"^patch_embed|^pos_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -182,17 +206,28 @@ class MetaLAViT(nn.Module):
     ) -> None:
         """Changes the nominal input size, or the patch size by resampling the patch embedding."""
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
+        former, self.pos_grid = self.pos_grid, self._nominal_grid()
+        if self.pos_embed is not None:
+            self.pos_embed = nn.Parameter(_resampled(self.pos_embed.detach(), former, self.pos_grid))
         reduction = self.patch_embed.feat_ratio()
         for info in self.feature_info:
             info["reduction"] = reduction
         update_model_input_size(self, self.patch_embed.img_size, patch_size=patch_size)
+
+    @torch.jit.ignore
+    def _nominal_grid(self) -> tuple[int, int]:
+        rows, cols = self.patch_embed.dynamic_feat_size(self.patch_embed.img_size)
+        return rows, cols
 
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Image [B, in_chans, height, width] -> tokens [B, N, C] and their grid."""
         x = self.patch_embed(x)
         batch, rows, cols, dim = x.shape
         # The projection leaves channels first in memory: contiguous once here, not in every norm of every block.
-        return x.reshape(batch, rows * cols, dim).contiguous(), (rows, cols)
+        x = x.reshape(batch, rows * cols, dim).contiguous()
+        if self.pos_embed is not None:
+            x = x + _resampled(self.pos_embed, self.pos_grid, (rows, cols))
+        return x, (rows, cols)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Image [B, in_chans, height, width] -> normalised tokens [B, N, C]."""
@@ -274,6 +309,13 @@ class MetaLAViT(nn.Module):
         return take
 
 
+def _resampled(pos_embed: Tensor, former: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """[1, former rows * cols, C] -> [1, rows * cols, C] of another grid."""
+    if former == grid:
+        return pos_embed
+    return resample_abs_pos_embed(pos_embed, list(grid), list(former), num_prefix_tokens=0)
+
+
 def _check_pool(global_pool: str) -> None:
     if global_pool not in POOLS:
         raise ValueError(f"global_pool: got {global_pool!r}, expected one of {POOLS}")
@@ -293,11 +335,17 @@ def _init_weights(module: nn.Module, name: str = "") -> None:
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: MetaLAViT) -> dict[str, Tensor]:
-    """Resamples the patch embedding of a checkpoint to the patch size of the model."""
+    """Resamples the patch embedding of a checkpoint to the patch size of the model, position embeddings to its grid."""
     key = "patch_embed.proj.weight"
     if key in state_dict:
         size = model.patch_embed.proj.weight.shape[-2:]
         state_dict = {**state_dict, key: resample_patch_embed(state_dict[key], list(size))}
+    if model.pos_embed is not None and "pos_embed" in state_dict:
+        # Of a square image: a checkpoint does not say.
+        resampled = resample_abs_pos_embed(
+            state_dict["pos_embed"], list(model.pos_grid), num_prefix_tokens=0
+        )
+        state_dict = {**state_dict, "pos_embed": resampled}
     return state_dict
 
 

@@ -63,7 +63,7 @@ def test_device_and_dtype():
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("argument", ["pos_embed", "qkv_bias", "nonsense"])
+@pytest.mark.parametrize("argument", ["class_token", "qkv_bias", "nonsense"])
 def test_unknown_argument(argument):
     """Catches a `**kwargs` that swallows a typo."""
     with pytest.raises(TypeError, match=argument):
