@@ -1,5 +1,5 @@
 # Fashion-MNIST, 28x28 grey: 55 000 train, 5 000 val, 10 000 test. One recipe for every model.
-epochs = 10
+epochs = 5
 batch_size = 128
 
 augmentation = dict(

@@ -8,11 +8,11 @@ import numpy as np
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metala_vision.errors import InputError
 
 from .base import LabelledImages, UnreadableImageError, check_split
+from .folder_index import class_names, list_images
 from .splits import SPLITS, stratified_split
 
 
@@ -30,12 +30,21 @@ class ImageFolder(LabelledImages):
         transform: see `LabelledImages`.
         holdout: share of each class for every split that has no folder of its own.
         channels: 3 for RGB, 1 for grey; every image is converted.
+        cache: remember the list of files under the user's cache folder, see `folder_index`.
 
     Raises:
         InputError: missing or empty folder, a class without images, classes that differ between splits.
     """
 
-    def __init__(self, root: str, split: str, transform: dict | None = None, holdout: float = 0.1, channels: int = 3):
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        transform: dict | None = None,
+        holdout: float = 0.1,
+        channels: int = 3,
+        cache: bool = True,
+    ):
         check_split(split)
         if channels not in (1, 3):
             raise InputError(f"channels: got {channels!r}, expected 3 (RGB) or 1 (grey)")
@@ -50,19 +59,21 @@ class ImageFolder(LabelledImages):
             raise InputError(f"root: {folder} has a train folder and neither val nor test beside it")
         if not own:
             fractions = (1 - 2 * holdout, holdout, holdout)
-            classes, paths, labels = _part(folder, fractions, SPLITS.index(split), split)
+            classes, paths, labels = _part(folder, fractions, SPLITS.index(split), split, cache)
         elif len(own) == len(SPLITS):
-            classes, paths, labels = _scan(folder / split)
+            classes, paths, labels = list_images(folder / split, cache)
         elif "train" in own:
             other = "val" if "val" in own else "test"
             if split == "test":
-                classes, paths, labels = _scan(folder / other)
+                classes, paths, labels = list_images(folder / other, cache)
             else:
-                classes, paths, labels = _part(folder / "train", (1 - holdout, holdout), SPLITS.index(split), split)
+                classes, paths, labels = _part(
+                    folder / "train", (1 - holdout, holdout), SPLITS.index(split), split, cache
+                )
         else:
             raise InputError(f"root: {folder} has {', '.join(own)} and no train folder")
         if own:
-            train_classes = _classes(folder / "train")
+            train_classes = class_names(folder / "train")
             if classes != train_classes:
                 differing = sorted(set(classes) ^ set(train_classes))
                 raise InputError(
@@ -89,40 +100,16 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {image.mode}) have no agreed range; save it with 8 or 16 bits")
-    converted = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    mode = "RGB" if channels == 3 else "L"
+    converted = np.asarray(image if image.mode == mode else image.convert(mode))
     return converted.reshape(image.height, image.width, channels)
 
 
-def _classes(folder: Path) -> list[str]:
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise InputError(f"root: {folder} has no class folders; expected {folder}/CLASS/IMAGE")
-    return classes
-
-
-def _is_image(relative: Path, path: Path) -> bool:
-    """By its ending; hidden files and folders hold thumbnails and checkpoints, copies of images that would leak."""
-    hidden = any(part.startswith(".") for part in relative.parts)
-    return not hidden and path.suffix.lower() in IMG_EXTENSIONS and path.is_file()
-
-
-def _scan(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """Classes, image paths in a fixed order, labels."""
-    classes = _classes(folder)
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        members = sorted(str(path) for path in (folder / name).rglob("*") if _is_image(path.relative_to(folder), path))
-        if not members:
-            endings = ", ".join(IMG_EXTENSIONS)
-            raise InputError(f"root: class folder {folder / name} has no images; expected files ending in {endings}")
-        paths += members
-        labels += [label] * len(members)
-    return classes, paths, np.array(labels, dtype=np.int64)
-
-
-def _part(folder: Path, fractions: tuple[float, ...], part: int, split: str) -> tuple[list[str], list[str], np.ndarray]:
+def _part(
+    folder: Path, fractions: tuple[float, ...], part: int, split: str, cache: bool
+) -> tuple[list[str], list[str], np.ndarray]:
     """One part of a folder that several splits share."""
-    classes, paths, labels = _scan(folder)
+    classes, paths, labels = list_images(folder, cache)
     chosen = stratified_split(labels, fractions)[part]
     print_log(
         f"{folder}: the {split} split is {len(chosen)} of its {len(paths)} images", logger="current", level=logging.INFO

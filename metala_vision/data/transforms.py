@@ -1,6 +1,7 @@
 """Per-image augmentation on albumentations, strict about arguments and seeded per sample."""
 
 import os
+import random
 import warnings
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ import albumentations as A
 import cv2
 import numpy as np
 from mmengine.registry import TRANSFORMS
+from PIL import Image
+from timm.data import rand_augment_transform
 
 from metala_vision.errors import InputError, near_matches
 
@@ -46,7 +49,10 @@ class Albumentations:
 
 @TRANSFORMS.register_module()
 class EvalTransform(Albumentations):
-    """Resize of the short side to `img_size / crop_ratio`, then the central square of side `img_size`."""
+    """Resize of the short side to `img_size / crop_ratio`, then the central square of side `img_size`.
+
+    What is made smaller is averaged over areas: OpenCV's bicubic skips pixels instead.
+    """
 
     def __init__(self, img_size: int, crop_ratio: float = 0.875, interpolation: str = "bicubic"):
         _check_size(img_size)
@@ -55,22 +61,59 @@ class EvalTransform(Albumentations):
         side = max(img_size, round(img_size / crop_ratio))
         super().__init__(
             [
-                dict(type="SmallestMaxSize", max_size=side, interpolation=_interpolation(interpolation)),
+                dict(
+                    type="SmallestMaxSize",
+                    max_size=side,
+                    interpolation=_interpolation(interpolation),
+                    area_for_downscale="image",
+                ),
                 dict(type="CenterCrop", height=img_size, width=img_size),
             ]
         )
 
 
+# What comes after crop and flip, by how much it changes an image. Colours first: a border that a rotation or an erased
+# patch brings in is no colour of the image.
+_TONES = (
+    dict(type="AutoContrast", p=1.0),
+    dict(type="Equalize", p=1.0),
+    dict(type="Posterize", num_bits=(4, 7), p=1.0),
+    dict(type="Solarize", threshold_range=(0.4, 0.9), p=1.0),
+    dict(type="Sharpen", alpha=(0.2, 0.8), p=1.0),
+    dict(type="RandomBrightnessContrast", brightness_limit=0.4, contrast_limit=0.4, p=1.0),
+    dict(type="Affine", rotate=(-27, 27), p=1.0),
+    dict(type="Affine", shear=dict(x=(-15, 15), y=(0, 0)), p=1.0),
+    dict(type="Affine", shear=dict(x=(0, 0), y=(-15, 15)), p=1.0),
+    dict(type="Affine", translate_percent=(-0.2, 0.2), p=1.0),
+)
+STRENGTHS = {
+    "light": (),
+    "medium": (
+        dict(type="ColorJitter", brightness=0.3, contrast=0.3, saturation=0.3, hue=0.0, p=0.8),
+        dict(type="Affine", rotate=(-10, 10), p=0.3),
+    ),
+    "strong": (
+        dict(type="ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0, p=0.8),
+        dict(type="SomeOf", transforms=_TONES, n=2, p=1.0),
+        dict(type="Erasing", scale=(0.02, 0.33), ratio=(0.3, 3.3), fill="random", p=0.25),
+    ),
+}
+
+
 @TRANSFORMS.register_module()
 class TrainTransform(Albumentations):
-    """Random resized crop and horizontal flip, then whatever `extra` lists.
+    """Random resized crop and horizontal flip, then one of three strengths of augmentation or RandAugment.
 
     Args:
         img_size: side of the square.
         scale: share of the area that a crop covers.
         hflip: probability of the flip.
-        interpolation: "nearest", "bilinear", "bicubic" or "area".
-        extra: further albumentations, as for `Albumentations`.
+        interpolation: "nearest", "bilinear", "bicubic" or "area"; what is made smaller is averaged over areas.
+        strength: "light" (nothing more), "medium" (colours, small rotations) or "strong" (two of ten operations,
+            colours, an erased rectangle in a quarter of the images).
+        rand_augment: timm's name of a RandAugment policy for RGB images, such as "rand-m9-mstd0.5-inc1" (DeiT's).
+        erasing: probability of a rectangle erased to random pixels, last of all.
+        extra: further albumentations before it, as for `Albumentations`.
     """
 
     def __init__(
@@ -79,24 +122,69 @@ class TrainTransform(Albumentations):
         scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
         interpolation: str = "bicubic",
+        strength: str = "light",
+        rand_augment: str | None = None,
+        erasing: float = 0.0,
         extra: Sequence[dict] = (),
     ):
         _check_size(img_size)
+        if strength not in STRENGTHS:
+            raise InputError(f"strength: got {strength!r}, expected one of {tuple(STRENGTHS)}")
+        if not 0 <= erasing <= 1:
+            raise InputError(f"erasing: got {erasing!r}, expected a probability")
         crop = dict(
             type="RandomResizedCrop",
             size=(img_size, img_size),
             scale=tuple(scale),
             interpolation=_interpolation(interpolation),
+            area_for_downscale="image",
         )
-        super().__init__([crop, dict(type="HorizontalFlip", p=hflip), *extra])
+        transforms = [crop, dict(type="HorizontalFlip", p=hflip), *STRENGTHS[strength]]
+        if rand_augment is not None:
+            transforms.append(dict(type="TimmRandAugment", policy=rand_augment, img_size=img_size))
+        transforms += extra
+        if erasing > 0:
+            transforms.append(dict(type="Erasing", scale=(0.02, 1 / 3), ratio=(0.3, 3.3), fill="random", p=erasing))
+        super().__init__(transforms)
 
 
-def _build(config: dict) -> A.BasicTransform:
+class TimmRandAugment(A.ImageOnlyTransform):
+    """timm's RandAugment as an albumentation: seeded with its pipeline, where timm draws from Python's generators."""
+
+    def __init__(self, policy: str, img_size: int, p: float = 1.0):
+        super().__init__(p=p)
+        grey = (124, 116, 104)  # mean colour of ImageNet, for what rotations and shifts bring in
+        try:
+            self.augment = rand_augment_transform(policy, dict(translate_const=int(img_size * 0.45), img_mean=grey))
+        except (AssertionError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{policy!r} is no policy that timm knows: {error}") from error
+
+    def apply(self, img: np.ndarray, **params) -> np.ndarray:
+        if img.shape[2] != 3:
+            raise InputError(f"rand_augment: got an image of {img.shape[2]} channels, expected 3 (RGB)")
+        former = random.getstate(), np.random.get_state()  # noqa: NPY002
+        seed = self.py_random.getrandbits(32)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            return np.asarray(self.augment(Image.fromarray(img)))
+        finally:
+            random.setstate(former[0])
+            np.random.set_state(former[1])  # noqa: NPY002
+
+
+OWN = {"TimmRandAugment": TimmRandAugment}
+
+
+def _build(config: dict) -> A.BasicTransform | A.BaseCompose:
     name = config.pop("type", None)
-    transform = getattr(A, name, None) if isinstance(name, str) else None
-    if not (isinstance(transform, type) and issubclass(transform, A.BasicTransform)):
-        known = [n for n in dir(A) if isinstance(getattr(A, n), type) and issubclass(getattr(A, n), A.BasicTransform)]
+    transform = OWN.get(name) or getattr(A, name, None) if isinstance(name, str) else None
+    kinds = (A.BasicTransform, A.BaseCompose)
+    if not (isinstance(transform, type) and issubclass(transform, kinds)):
+        known = [n for n in dir(A) if isinstance(getattr(A, n), type) and issubclass(getattr(A, n), kinds)]
         raise InputError(f"transforms: unknown albumentation {name!r}{near_matches(str(name), known)}")
+    if issubclass(transform, A.BaseCompose):
+        config["transforms"] = [_build(dict(member)) for member in config.get("transforms", ())]
     with warnings.catch_warnings():
         # albumentations warns of arguments it does not know and goes on without them.
         warnings.simplefilter("error", UserWarning)

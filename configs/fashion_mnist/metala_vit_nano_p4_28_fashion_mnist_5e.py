@@ -1,0 +1,23 @@
+"""MetaLA-ViT nano (width 128, depth 6) on Fashion-MNIST: 28x28 grey, patches of 4, 49 tokens.
+
+Command:  python tools/train.py configs/fashion_mnist/metala_vit_nano_p4_28_fashion_mnist_5e.py --amp
+Cost:     COST
+Accuracy: ACC
+"""
+
+_base_ = ["../_base_/classification.py", "../_base_/fashion_mnist.py"]
+
+model = dict(
+    type="ImageClassifier",
+    backbone=dict(
+        model_name="metala_vit_nano",
+        num_classes=10,
+        in_chans=1,
+        img_size=28,
+        patch_size=4,
+        drop_path_rate=0.05,
+    ),
+    mean=(0.2860,),
+    std=(0.3530,),
+    label_smoothing=0.1,
+)

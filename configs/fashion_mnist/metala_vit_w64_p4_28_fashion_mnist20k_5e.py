@@ -1,0 +1,28 @@
+"""The ablations: MetaLA-ViT of width 64 and depth 6 on 20 000 images of Fashion-MNIST, patches of 4, 49 tokens.
+
+Command:  python tools/train.py configs/fashion_mnist/metala_vit_w64_p4_28_fashion_mnist20k_5e.py --amp \\
+              --cfg-options model.backbone.scan=cross
+          and with model.backbone.local_conv=False, .self_aug=False or .pos_embed=learn instead
+Cost:     COST
+Accuracy: ACC
+"""
+
+_base_ = ["../_base_/classification.py", "../_base_/fashion_mnist.py"]
+
+model = dict(
+    type="ImageClassifier",
+    backbone=dict(
+        model_name="metala_vit_nano",
+        num_classes=10,
+        in_chans=1,
+        img_size=28,
+        patch_size=4,
+        embed_dim=64,
+        num_heads=1,
+        drop_path_rate=0.05,
+    ),
+    mean=(0.2860,),
+    std=(0.3530,),
+    label_smoothing=0.1,
+)
+train_dataloader = dict(dataset=dict(subset=20000))

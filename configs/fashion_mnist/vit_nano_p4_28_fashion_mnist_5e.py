@@ -1,0 +1,26 @@
+"""timm's ViT of the width and depth of metala_vit_nano_p4_28_fashion_mnist_5e.py, under the same recipe.
+
+Command:  python tools/train.py configs/fashion_mnist/vit_nano_p4_28_fashion_mnist_5e.py --amp
+Cost:     COST
+Accuracy: ACC
+"""
+
+_base_ = ["../_base_/classification.py", "../_base_/fashion_mnist.py"]
+
+model = dict(
+    type="ImageClassifier",
+    backbone=dict(
+        model_name="vit_tiny_patch16_224",
+        num_classes=10,
+        in_chans=1,
+        img_size=28,
+        patch_size=4,
+        embed_dim=128,
+        depth=6,
+        num_heads=2,
+        drop_path_rate=0.05,
+    ),
+    mean=(0.2860,),
+    std=(0.3530,),
+    label_smoothing=0.1,
+)
