@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Test a checkpoint on the test split of a config.
+"""Test checkpoints on the test split of a config, at its own resolution or at others.
 
-Prints accuracy, and the result as JSON on the last line; writes result.json and confusion_matrix.png to the out folder.
+Prints a table, and the results as JSON on the last line. Leaves in the out folder result.json, results.csv, and for
+each checkpoint and resolution confusion_matrix.png and per_class.csv; with several resolutions also resolutions.png.
 """
 
 import argparse
 import sys
-from pathlib import Path
 
 EXAMPLES = """examples:
   python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth
-  python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth --img-size 12
+  python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth --resolutions 8 12 16
+  python tools/test.py CONFIG work_dirs/*/best.pth --weights raw --out work_dirs/all
+  python tools/test.py CONFIG best.pth --img-size 288 --crop-ratio 1.0
 """
 
 
@@ -19,9 +21,17 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="a config file, see configs/")
-    parser.add_argument("checkpoint", help="best.pth or last.pth of a run, or a state_dict of the timm model")
-    parser.add_argument("--img-size", type=int, metavar="N", help="test at N x N pixels instead of the config's size")
-    parser.add_argument("--out", help="folder for the result (default: beside the checkpoint, in test_<size>)")
+    parser.add_argument("checkpoints", nargs="+", help="best.pth or last.pth of runs, or state_dicts of the timm model")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--img-size", type=int, metavar="N", help="test at N x N pixels instead of the config's size")
+    sizes.add_argument(
+        "--resolutions", type=int, nargs="+", metavar="N", help="test at each of these sizes, and draw it"
+    )
+    parser.add_argument("--crop-ratio", type=float, metavar="R", help="share of the short side that the crop keeps")
+    parser.add_argument(
+        "--weights", default="auto", metavar="WHICH", help="auto (the moving average where there is one), ema or raw"
+    )
+    parser.add_argument("--out", help="folder for the results (default: test, beside the first checkpoint)")
     parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override parts of the config")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
@@ -29,18 +39,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main(args: argparse.Namespace) -> dict:
-    from metala_vision.engine import ClassificationRunner, apply_test_options, load_config, set_data_root
-    from metala_vision.engine.cli import write_result
+def main(args: argparse.Namespace) -> dict | list[dict]:
+    from metala_vision.engine import load_config, set_data_root
+    from metala_vision.engine.evaluation import evaluate_checkpoints, render
 
     config = load_config(args.config, args.cfg_options)
     if args.data_root is not None:
         set_data_root(config, args.data_root)
-    apply_test_options(config, args.checkpoint, args.out, args.img_size, args.device)
-
-    runner = ClassificationRunner.from_cfg(config)
-    result = runner.test_checkpoint(args.checkpoint, args.img_size)
-    return write_result({**result, "checkpoint": str(Path(args.checkpoint))}, runner.work_dir)
+    resolutions = args.resolutions or [args.img_size]
+    results = evaluate_checkpoints(
+        config, args.checkpoints, args.out, resolutions, args.crop_ratio, args.weights, args.device
+    )
+    print(render(results))
+    return results if len(results) > 1 else results[0]
 
 
 if __name__ == "__main__":

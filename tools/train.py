@@ -6,15 +6,19 @@ result.json with confusion_matrix.png for the test split. The last line printed 
 """
 
 import argparse
+import contextlib
 import sys
+import tempfile
 
 EXAMPLES = """examples:
   python tools/train.py configs/digits/metala_vit_digits.py
   python tools/train.py configs/digits/metala_vit_digits.py --seed 1 --work-dir work_dirs/digits_seed1
   python tools/train.py configs/digits/metala_vit_digits.py --resume auto
-  python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py --data-root FOLDER \\
+  python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py --data-root FOLDER --dry-run \\
       --cfg-options model.backbone.num_classes=3
-  python tools/train.py configs/digits/metala_vit_digits.py --amp --cfg-options train_dataloader.batch_size=128
+  torchrun --nproc-per-node 8 tools/train.py configs/imagenet/metala_vit_tiny_224_imagenet_300e_paper.py \\
+      --launcher pytorch --amp
+  srun --ntasks-per-node 8 --gpus-per-node 8 python tools/train.py CONFIG --launcher slurm --amp
 """
 
 
@@ -38,21 +42,57 @@ def parse_args() -> argparse.Namespace:
         "--amp", nargs="?", const="bfloat16", metavar="DTYPE", help="mixed precision: bfloat16 (default) or float16"
     )
     parser.add_argument("--seed", type=int, help="random seed (default: the config's)")
+    parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
+    parser.add_argument(
+        "--grad-checkpointing", action="store_true", help="recompute activations instead of keeping them: less memory"
+    )
+    parser.add_argument(
+        "--launcher",
+        default="none",
+        metavar="NAME",
+        help="none, pytorch (started by torchrun) or slurm (started by srun); one GPU each, or CPUs by gloo",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, run two batches, print memory, time per epoch and of the whole run, and stop",
+    )
     parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> dict:
-    from metala_vision.engine import ClassificationRunner, apply_train_options, load_config, set_data_root
-    from metala_vision.engine.cli import write_result
+    from metala_vision.engine import (
+        ClassificationRunner,
+        apply_train_options,
+        join_processes,
+        leave_processes,
+        load_config,
+        set_data_root,
+    )
+    from metala_vision.engine.cli import say, write_result
+    from metala_vision.engine.dry_run import describe, dry_run
 
-    config = load_config(args.config, args.cfg_options)
-    if args.data_root is not None:
-        set_data_root(config, args.data_root)
-    apply_train_options(config, args.work_dir, args.resume, args.device, args.amp, args.seed)
-
-    runner = ClassificationRunner.from_cfg(config)
-    return write_result(runner.train_and_test(), runner.work_dir)
+    with contextlib.ExitStack() as stack:
+        if args.dry_run:  # a run of its own, of which nothing stays
+            args.work_dir = stack.enter_context(tempfile.TemporaryDirectory())
+        config = load_config(args.config, args.cfg_options)
+        if args.data_root is not None:
+            set_data_root(config, args.data_root)
+        apply_train_options(
+            config, args.work_dir, args.resume, args.device, args.amp, args.seed, args.compile, args.grad_checkpointing
+        )
+        join_processes(config, args.launcher)
+        if args.dry_run:
+            config.visualizer = None
+            result = dry_run(ClassificationRunner.from_cfg(config))
+            say(describe(result))
+        else:
+            runner = ClassificationRunner.from_cfg(config)
+            result = runner.train_and_test()
+            write_result(result, runner.work_dir)
+    leave_processes()
+    return result
 
 
 if __name__ == "__main__":

@@ -2,25 +2,32 @@
 
 from .checkpoint import LastBestCheckpointHook
 from .classifier import ImageClassifier, ImagePreprocessor
-from .config import apply_test_options, apply_train_options, load_config, set_data_root
+from .config import load_config
+from .distributed import DistributedClassifier, join_processes, leave_processes
+from .ema import ModelEmaHook
 from .hooks import HistoryHook, StepSeedHook, UnreadableImagesHook
 from .metrics import ClassificationMetric
 from .optim import AutocastOptimWrapper, TimmOptimConstructor
+from .options import apply_test_options, apply_train_options, set_data_root
 from .runner import ClassificationRunner
 
 __all__ = [
     "AutocastOptimWrapper",
     "ClassificationMetric",
     "ClassificationRunner",
+    "DistributedClassifier",
     "StepSeedHook",
     "HistoryHook",
     "ImageClassifier",
     "ImagePreprocessor",
     "LastBestCheckpointHook",
+    "ModelEmaHook",
     "TimmOptimConstructor",
     "UnreadableImagesHook",
     "apply_test_options",
     "apply_train_options",
+    "join_processes",
+    "leave_processes",
     "load_config",
     "set_data_root",
 ]

@@ -17,6 +17,8 @@ from metala_vision.errors import InputError
 
 PREFIX = "backbone."
 LAST, BEST = "last.pth", "best.pth"
+EMA_KEY = "state_dict_ema"  # timm's: create_model(checkpoint_path=...) takes the average where there is one
+WEIGHTS = ("auto", "ema", "raw")
 
 
 def read_checkpoint(filename: str | Path) -> dict:
@@ -55,21 +57,36 @@ def to_portable(checkpoint: dict) -> None:
             checkpoint[key] = _plain(checkpoint[key], key)
 
 
-def from_portable(checkpoint: dict, model: nn.Module) -> None:
+def from_portable(checkpoint: dict, model: nn.Module, weights: str = "raw") -> str:
     """The inverse of `to_portable`, in place; also takes a bare state_dict of the timm model.
 
+    Args:
+        checkpoint: what `read_checkpoint` gave.
+        model: the `ImageClassifier` that will load its `state_dict`.
+        weights: which weights become its `state_dict`: "raw", "ema" (their moving average), or "auto", the average
+            where there is one.
+
+    Returns:
+        "raw" or "ema".
+
     Raises:
-        InputError: the weights are not those of `model`; the message lists the keys.
+        InputError: no such weights, or they are not those of `model`; the message lists the keys.
     """
-    weights = checkpoint.get("state_dict")
-    if weights is None:
-        weights = dict(checkpoint)
+    if weights not in WEIGHTS:
+        raise InputError(f"weights: got {weights!r}, expected one of {WEIGHTS}")
+    if weights == "ema" and EMA_KEY not in checkpoint:
+        raise InputError("weights: got 'ema', but the checkpoint holds no moving average; use raw")
+    used = "ema" if weights != "raw" and EMA_KEY in checkpoint else "raw"
+    found = checkpoint.get(EMA_KEY if used == "ema" else "state_dict")
+    if found is None:
+        found = dict(checkpoint)
         checkpoint.clear()
-    checkpoint["state_dict"] = {k if k.startswith(PREFIX) else PREFIX + k: v for k, v in weights.items()}
+    checkpoint["state_dict"] = {k if k.startswith(PREFIX) else PREFIX + k: v for k, v in found.items()}
     _check_keys(checkpoint["state_dict"], model.state_dict())
     if "message_hub" in checkpoint:
         scalars = checkpoint["message_hub"]["log_scalars"]
         checkpoint["message_hub"]["log_scalars"] = {key: _unpack(packed) for key, packed in scalars.items()}
+    return used
 
 
 def _check_keys(found: dict, expected: dict) -> None:

@@ -1,13 +1,16 @@
 """An image classifier for mmengine's Runner around any timm model."""
 
-import timm
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
-from metala_vision.errors import InputError, near_matches
+from metala_vision.errors import InputError
+
+from .backbone import create_backbone
+from .distillation import Distillation
+from .mixing import BatchMixup
 
 
 @MODELS.register_module()
@@ -39,9 +42,16 @@ class ImageClassifier(BaseModel):
         backbone: arguments of `timm.create_model`, such as dict(model_name="metala_vit_tiny", num_classes=10).
         mean, std: normalisation of the images, see `ImagePreprocessor`.
         label_smoothing: share of the target spread over all classes.
+        mixup: arguments of `timm.data.Mixup`, such as dict(mixup_alpha=0.8, cutmix_alpha=1.0); None for none.
+        distillation: arguments of `Distillation`, such as dict(teacher=dict(model_name=...), kind="hard").
+        init_from: checkpoint to start from, see `create_backbone`.
+        train_only_head: a linear probe: everything but the classifier is frozen, and runs as in evaluation.
+        grad_checkpointing: recompute activations in the backward pass, for less memory.
+        compile: run the model through torch.compile.
+        channels_last: keep images and convolution weights with channels last in memory.
 
     Raises:
-        InputError: a model timm does not know, an argument the model does not take, or mean and std of other channels.
+        InputError: a part that does not fit; the message names the argument.
     """
 
     def __init__(
@@ -50,19 +60,48 @@ class ImageClassifier(BaseModel):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         label_smoothing: float = 0.0,
+        mixup: dict | None = None,
+        distillation: dict | None = None,
+        init_from: str | None = None,
+        train_only_head: bool = False,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+        channels_last: bool = False,
         data_preprocessor: dict | None = None,
     ):
         super().__init__(data_preprocessor or ImagePreprocessor(mean, std))
-        self.backbone = _create(dict(backbone))
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"model: label_smoothing is {label_smoothing!r}, expected a number in [0, 1)")
+        self.backbone = create_backbone(backbone, init_from)
         self.label_smoothing = label_smoothing
+        self.train_only_head = train_only_head
         in_chans = getattr(self.backbone, "in_chans", None)
         if in_chans is not None and not len(mean) == len(std) == in_chans:
             raise InputError(
                 f"model: mean has {len(mean)} and std {len(std)} channels, expected {in_chans}, the model's in_chans"
             )
+        num_classes = self.backbone.num_classes
+        self.mixup = BatchMixup(mixup, num_classes, label_smoothing) if mixup else None
+        self.distillation = _distillation(distillation, num_classes, mean, std) if distillation else None
+        if grad_checkpointing:
+            self.backbone.set_grad_checkpointing()
+        if train_only_head:
+            self.backbone.requires_grad_(False)
+            self.backbone.get_classifier().requires_grad_(True)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone.to(memory_format=self.memory_format)
+        if compile:
+            self.backbone.compile()
 
     def init_weights(self) -> None:
         """Nothing: timm has initialised the backbone, or loaded it. mmengine would call its init_weights again."""
+
+    def train(self, mode: bool = True) -> "ImageClassifier":
+        super().train(mode)
+        if self.train_only_head:
+            self.backbone.eval()
+            self.backbone.get_classifier().train(mode)
+        return self
 
     def forward(
         self, inputs: Tensor, labels: Tensor | None = None, errors: list[str] | None = None, mode: str = "tensor"
@@ -73,23 +112,28 @@ class ImageClassifier(BaseModel):
         """
         if len(inputs) == 0 and mode != "tensor":
             if mode == "loss":
-                return dict(loss=sum(p.sum() for p in self.backbone.parameters()) * 0.0)
+                return dict(loss=sum(p.sum() for p in self.backbone.parameters() if p.requires_grad) * 0.0)
             return [dict(logits=inputs.new_empty(0, self.backbone.num_classes), labels=labels)]
-        logits = self.backbone(inputs)
         if mode == "loss":
-            return dict(loss=F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing))
+            return dict(loss=self._loss(inputs, labels))
+        logits = self.backbone(inputs.contiguous(memory_format=self.memory_format))
         if mode == "predict":
             return [dict(logits=logits.float(), labels=labels)]
         return logits
 
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with smoothed labels, or with the mixed ones that mixup has smoothed already."""
+        smoothing = self.label_smoothing
+        if self.mixup is not None:
+            images, labels = self.mixup(images, labels)
+            smoothing = 0.0
+        logits = self.backbone(images.contiguous(memory_format=self.memory_format)).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return loss if self.distillation is None else self.distillation.loss(images, logits, loss)
 
-def _create(arguments: dict) -> torch.nn.Module:
-    name = arguments.pop("model_name", None)
-    if not isinstance(name, str) or not timm.is_model(name):
-        raise InputError(f"model: unknown model_name {name!r}{near_matches(str(name), timm.list_models())}")
+
+def _distillation(options: dict, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Distillation:
     try:
-        return timm.create_model(name, **arguments)
-    except FileNotFoundError as error:
-        raise InputError(f"model: {name}: no file {arguments.get('checkpoint_path')}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"model: {name}: {error}") from error
+        return Distillation(**options, num_classes=num_classes, mean=mean, std=std)
+    except TypeError as error:
+        raise InputError(f"model.distillation: {error}") from error

@@ -1,24 +1,33 @@
 """What the tools share: errors without tracebacks, one JSON line at the end, an exit code that can be trusted."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from mmengine.dist import is_main_process
 
 from metala_vision.errors import InputError
 
 from .files import to_json, write_json
 
 
-def write_result(result: dict, folder: str | Path) -> dict:
-    """Writes `result.json` into the folder, says in two lines what it holds, and returns the result."""
+def say(text: str) -> None:
+    """Prints a text, once for all processes."""
+    if is_main_process():
+        print(text, flush=True)
+
+
+def write_result(result: dict, folder: str | Path) -> None:
+    """Writes `result.json` into the folder and says in two lines what it holds; once for all processes."""
     path = Path(folder) / "result.json"
-    write_json(path, result)
+    if is_main_process():
+        write_json(path, result)
     pictures = [result[key] for key in ("curves", "confusion_matrix") if key in result]
     where = f"{result['images']} images ({result['dataset']}, {result['split']} split)"
-    print(f"top-1 {result['top1']:.2f} percent of {where}")
-    print(f"pictures: {', '.join(pictures)}; result: {path}")
-    return result
+    say(f"top-1 {result['top1']:.2f} percent of {where}")
+    say(f"pictures: {', '.join(pictures)}; result: {path}")
 
 
 def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
@@ -32,6 +41,7 @@ def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
         The exit code: 0; 2 for input that does not fit, with the reason on stderr; 130 after an interrupt. Any other
         error is ours and keeps its traceback.
     """
+    process = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     try:
         with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
             result = main()
@@ -41,5 +51,6 @@ def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(to_json(result), flush=True)
+    if process == "0":
+        print(to_json(result), flush=True)
     return 0

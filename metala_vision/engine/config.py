@@ -3,18 +3,13 @@
 import argparse
 import difflib
 import inspect
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from metala_vision.errors import InputError, near_matches
-
-from .checkpoint import BEST, LAST, read_checkpoint
-from .optim import DTYPES
 
 RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
 KNOWN_KEYS = RUNNER_KEYS | {"custom_imports", "device"}
@@ -76,128 +71,3 @@ def _check_option(config: Config, key: str) -> None:
         )
     if not parents and last not in KNOWN_KEYS:
         raise InputError(f"--cfg-options: unknown key {key!r}{near_matches(key, {*config, *KNOWN_KEYS})}")
-
-
-def check_device(device: str) -> str:
-    """Returns `device` if this machine has it.
-
-    Raises:
-        InputError: it has not, or there is no such device.
-    """
-    if device == "auto":
-        return device
-    try:
-        kind = torch.device(device)
-    except RuntimeError:
-        kind = None
-    if kind is None or kind.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"--device: got {device!r}, expected auto, cpu, cuda, cuda:1 or mps")
-    if kind.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device: got {device!r}, but torch finds no CUDA GPU here; use --device cpu")
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device: got {device!r}, but there are {torch.cuda.device_count()} GPUs")
-    if kind.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError(f"--device: got {device!r}, but torch finds no Apple GPU here; use --device cpu")
-    return device
-
-
-def set_data_root(config: Config, root: str) -> None:
-    """Points every dataset of the config to one folder.
-
-    Raises:
-        InputError: the datasets of the config have no root.
-    """
-    datasets = [config[f"{part}_dataloader"].dataset for part in ("train", "val", "test")]
-    if not all("root" in dataset for dataset in datasets):
-        kinds = ", ".join(sorted({dataset.type for dataset in datasets}))
-        raise InputError(f"--data-root: got {root!r}, but the config's datasets ({kinds}) take no root")
-    for dataset in datasets:
-        dataset.root = root
-
-
-def apply_train_options(
-    config: Config,
-    work_dir: str | None = None,
-    resume: str | None = None,
-    device: str = "auto",
-    amp: str | None = None,
-    seed: int | None = None,
-) -> None:
-    """Writes the options of `tools/train.py` into the config.
-
-    Raises:
-        InputError: an option that does not fit; a work_dir that holds a run, without `resume`.
-    """
-    config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(config.filename).stem)
-    config.device = check_device(device)
-    if amp is not None and amp not in DTYPES:
-        raise InputError(f"--amp: got {amp!r}, expected one of {tuple(DTYPES)}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: training in several processes is not supported yet; start one"
-        )
-    folder = Path(config.work_dir)
-    source = None
-    if resume == "auto":
-        source = folder / LAST if (folder / LAST).exists() else None
-    elif resume is not None:
-        source = Path(resume)
-        if not source.is_file():
-            raise InputError(f"--resume: no file {resume}")
-    occupied = (folder / LAST).exists() or (folder / BEST).exists()
-    if occupied and (source is None or source.parent.resolve() != folder.resolve()):
-        raise InputError(f"--work-dir: {folder} holds a run already; continue it with --resume auto, or name another")
-    if source is not None:
-        seed, amp = _same_run(source, seed, amp)
-        config.resume, config.load_from = True, str(source)
-    if seed is not None:
-        config.randomness = dict(config.get("randomness", {}), seed=seed)
-    if amp is not None:
-        config.optim_wrapper.type = "AutocastOptimWrapper"
-        config.optim_wrapper.dtype = amp
-
-
-def _same_run(source: Path, seed: int | None, amp: str | None) -> tuple[int, str | None]:
-    """Seed and mixed precision of the run to continue: with others it would be another run.
-
-    Raises:
-        InputError: weights alone, or options that contradict the run.
-    """
-    checkpoint = read_checkpoint(source)
-    if "meta" not in checkpoint or "optimizer" not in checkpoint:
-        raise InputError(f"--resume: {source} holds weights alone; to start from them set load_from={source} instead")
-    former_seed = checkpoint["meta"]["seed"]
-    scaler = checkpoint["optimizer"].get("loss_scaler")
-    former_amp = None if scaler is None else "float16" if scaler else "bfloat16"
-    if seed not in (None, former_seed):
-        raise InputError(f"--seed: got {seed}, but the run of {source} has seed {former_seed}; leave it out")
-    if amp not in (None, former_amp):
-        raise InputError(f"--amp: got {amp}, but the run of {source} has {former_amp or 'float32'}; leave it out")
-    return former_seed, former_amp
-
-
-def apply_test_options(
-    config: Config, checkpoint: str, out: str | None = None, img_size: int | None = None, device: str = "auto"
-) -> None:
-    """Writes the options of `tools/test.py` into the config.
-
-    Raises:
-        InputError: an option that does not fit.
-    """
-    if not Path(checkpoint).is_file():
-        raise InputError(f"checkpoint: no file {checkpoint}")
-    config.device = check_device(device)
-    transform = config.test_dataloader.dataset.get("transform") or {}
-    if img_size is not None:
-        if img_size < 1:
-            raise InputError(f"--img-size: got {img_size}, expected a positive integer")
-        if "img_size" not in transform:
-            raise InputError("--img-size: the test transform of the config has no img_size; use EvalTransform there")
-        transform.img_size = img_size
-    name = f"test_{transform['img_size']}" if "img_size" in transform else "test"
-    config.work_dir = out or str(Path(checkpoint).parent / name)
-    # Testing needs no training data, loops or event files.
-    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg"):
-        config.pop(key, None)
-    config.pop("val_evaluator", None)
-    config.visualizer = None

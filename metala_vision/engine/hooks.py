@@ -1,11 +1,12 @@
 """What a run of ours adds to mmengine's: reproducible epochs, a record of them, and a limit on unreadable images."""
 
 import logging
+import random
 import time
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import all_gather_object, get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
@@ -30,7 +31,8 @@ class StepSeedHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         state = np.random.SeedSequence([runner.seed or 0, get_rank(), runner.iter]).generate_state(1)
         torch.manual_seed(int(state[0]))
-        np.random.seed(int(state[0]))  # noqa: NPY002  (third-party augmentation may draw from it)
+        np.random.seed(int(state[0]))  # noqa: NPY002  (timm's mixup draws from it)
+        random.seed(int(state[0]))
 
 
 @HOOKS.register_module()
@@ -39,9 +41,18 @@ class HistoryHook(Hook):
 
     The records travel in the checkpoint, so that the curves of a resumed run are whole.
 
+    Args:
+        check_interval: steps after which the losses so far are looked at: a loss that is not finite ends the run, and
+            each look waits for the GPU.
+
     Raises:
-        InputError: at the end of an epoch with a loss that is not finite, before its checkpoint is written.
+        InputError: at a loss that is not finite, with its step; no later checkpoint is written.
     """
+
+    def __init__(self, check_interval: int = 20):
+        if check_interval < 1:
+            raise InputError(f"check_interval: got {check_interval!r}, expected at least 1 step")
+        self.check_interval = check_interval
 
     def before_train_epoch(self, runner: Runner) -> None:
         self.start, self.losses = time.perf_counter(), []
@@ -50,15 +61,23 @@ class HistoryHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         self.losses.append(outputs["loss"].detach())
+        if len(self.losses) % self.check_interval == 0:
+            self._check(runner, runner.iter + 1)
+
+    def _check(self, runner: Runner, steps: int) -> torch.Tensor:
+        """The losses of this epoch, all finite; `steps` have been taken in all."""
+        loss = torch.stack(self.losses).float()
+        wrong = (~loss.isfinite()).nonzero()
+        if len(wrong):
+            step = steps - len(loss) + int(wrong[0]) + 1
+            raise InputError(
+                f"training: the loss is {loss[wrong[0]].item()} at step {step} (epoch {runner.epoch + 1}); "
+                f"last.pth is of the epoch before. A lower rate or gradient clipping may help"
+            )
+        return loss
 
     def after_train_epoch(self, runner: Runner) -> None:
-        loss = torch.stack(self.losses).float()
-        if not loss.isfinite().all():
-            step = runner.iter - len(loss) + int((~loss.isfinite()).nonzero()[0]) + 1
-            raise InputError(
-                f"training: the loss is {loss[~loss.isfinite()][0].item()} at step {step} (epoch {runner.epoch + 1}); "
-                f"last.pth is the epoch before. A lower rate or gradient clipping may help"
-            )
+        loss = self._check(runner, runner.iter)
         record = {
             "epoch": runner.epoch + 1,
             "iter": runner.iter,
@@ -108,26 +127,53 @@ class UnreadableImagesHook(Hook):
             raise InputError(f"max_share: got {max_share!r}, expected a number in [0, 1]")
         self.max_share = max_share
         self.seen: dict[str, set[str]] = {}
+        self.pending: set[str] = set()  # met in this process, not known to the others yet
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        self._count(runner.train_dataloader.dataset, data_batch)
+        self._meet(runner.train_dataloader.dataset, data_batch)
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        self._count(runner.val_dataloader.dataset, data_batch)
+        self._meet(runner.val_dataloader.dataset, data_batch)
 
     def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        self._count(runner.test_dataloader.dataset, data_batch)
+        self._meet(runner.test_dataloader.dataset, data_batch)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._share(runner.train_dataloader.dataset)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self._share(runner.val_dataloader.dataset)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self._share(runner.test_dataloader.dataset)
 
     def counts(self) -> dict[str, int]:
-        """Unreadable images met so far in each split."""
+        """Unreadable images met so far in each split, by all processes up to the end of its last epoch."""
         return {split: len(messages) for split, messages in self.seen.items()}
 
-    def _count(self, dataset, data_batch: dict) -> None:
+    def _meet(self, dataset, data_batch: dict) -> None:
         seen = self.seen.setdefault(dataset.split, set())
-        for message in data_batch["errors"]:
-            if message not in seen:
-                seen.add(message)
-                print_log(f"skipped an unreadable image: {message}", logger="current", level=logging.WARNING)
+        new = set(data_batch["errors"]) - seen
+        self.pending |= new
+        self._note(seen, new)
+        self._check(dataset)
+
+    def _share(self, dataset) -> None:
+        """Every process learns of the others' images: the log is written by the first one."""
+        seen = self.seen.setdefault(dataset.split, set())
+        others = set().union(*all_gather_object(self.pending)) - seen
+        self.pending.clear()
+        self._note(seen, others)
+        self._check(dataset)
+
+    @staticmethod
+    def _note(seen: set[str], new: set[str]) -> None:
+        for message in sorted(new):
+            seen.add(message)
+            print_log(f"skipped an unreadable image: {message}", logger="current", level=logging.WARNING)
+
+    def _check(self, dataset) -> None:
+        seen = self.seen[dataset.split]
         if len(seen) > self.max_share * len(dataset):
             raise InputError(
                 f"data: {len(seen)} of the {len(dataset)} images of the {dataset.split} split cannot be read, more "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from mmengine.dist import all_gather_object
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch.nn import functional as F
@@ -31,6 +32,16 @@ class ClassificationMetric(BaseMetric):
             self.classes = logits.shape[1]
             for sample in zip(labels, ranking[:, 0], ranks, losses):
                 self.results.append(tuple(value.item() for value in sample))
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """The metrics of what all processes have seen together, in every process.
+
+        mmengine's own way cuts all parts to the shortest: images would be lost where a process skipped unreadable ones.
+        """
+        results = [result for part in all_gather_object(self.results) for result in part]
+        self.results.clear()
+        self.classes = max(all_gather_object(getattr(self, "classes", 0)))
+        return self.compute_metrics(results)
 
     def compute_metrics(self, results: list[tuple[int, int, int, float]]) -> dict[str, float]:
         if not results:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from metala_vision.errors import InputError
@@ -16,27 +16,41 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class TimmOptimConstructor:
-    """timm's two parameter groups: no weight decay for one-dimensional parameters and the model's own exceptions.
+    """timm's parameter groups: no weight decay for one-dimensional parameters and the model's own exceptions.
 
     Args:
         optim_wrapper_cfg: type (default "OptimWrapper") and arguments of the wrapper, with `optimizer`.
+        paramwise_cfg: dict(layer_decay=0.75) for rates that shrink by this factor from one layer to the one before it,
+            by the model's `group_matcher`.
 
     Raises:
-        InputError: a paramwise_cfg, which belongs to mmengine's own constructor.
+        InputError: another paramwise_cfg, or a decay out of range.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
-        if paramwise_cfg:
-            raise InputError("optim_wrapper: TimmOptimConstructor takes no paramwise_cfg")
+        options = dict(paramwise_cfg or {})
+        self.layer_decay = options.pop("layer_decay", None)
+        if options:
+            raise InputError(f"optim_wrapper.paramwise_cfg: got {', '.join(options)}, expected layer_decay alone")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise InputError(
+                f"optim_wrapper.paramwise_cfg: layer_decay is {self.layer_decay!r}, expected a number in (0, 1]"
+            )
         self.wrapper = dict(optim_wrapper_cfg)
         self.optimizer = dict(self.wrapper.pop("optimizer"))
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         backbone = getattr(model, "module", model).backbone
         no_decay = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
-        groups = param_groups_weight_decay(
-            backbone, self.optimizer.get("weight_decay", 0.0), no_weight_decay_list=no_decay
-        )
+        weight_decay = self.optimizer.get("weight_decay", 0.0)
+        if self.layer_decay is None:
+            groups = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=no_decay)
+        else:
+            groups = param_groups_layer_decay(
+                backbone, weight_decay, no_weight_decay_list=no_decay, layer_decay=self.layer_decay
+            )
+            for group in groups:
+                group["lr"] = self.optimizer["lr"] * group["lr_scale"]
         optimizer = OPTIMIZERS.build(dict(self.optimizer, params=groups))
         return OPTIM_WRAPPERS.build(dict(dict(type="OptimWrapper"), **self.wrapper, optimizer=optimizer))
 

@@ -55,6 +55,29 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Pa
     _save(figure, path)
 
 
+def plot_resolutions(results: Sequence[dict], names: dict[str, str], path: str | Path) -> None:
+    """Top-1 against the side of the test images, one line for each checkpoint; `names` are their labels."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    panel = figure.subplots()
+    for checkpoint, name in names.items():
+        points = sorted((r["img_size"], r["top1"]) for r in results if r["checkpoint"] == str(checkpoint))
+        panel.plot(*zip(*points), marker="o", label=name)
+        for size, top1 in points:
+            panel.annotate(
+                f"{top1:.1f}", (size, top1), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8
+            )
+    panel.set_xscale("log", base=2)
+    sizes = sorted({r["img_size"] for r in results})
+    panel.set_xticks(sizes, [str(size) for size in sizes])
+    panel.set_xticks([], minor=True)
+    panel.set(xlabel="side of the test images, pixels", ylabel="top-1 in percent", title=results[0]["model"])
+    panel.margins(y=0.15)
+    panel.grid(alpha=0.3)
+    if len(names) > 1:
+        panel.legend()
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: str | Path) -> None:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)

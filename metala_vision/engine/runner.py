@@ -1,24 +1,21 @@
 """mmengine's Runner with our defaults: a device by name, whole checkpoints, and every check before the first step."""
 
 import logging
-import os
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from metala_vision.data import LabelledImages
-from metala_vision.errors import InputError
-
 from .checkpoint import BEST, LAST, from_portable, read_checkpoint, to_portable
+from .checks import check_data, config_errors
+from .distributed import DistributedClassifier
 from .files import write_atomic
 from .hooks import UnreadableImagesHook, history
 from .plots import plot_confusion
@@ -29,38 +26,6 @@ DEFAULT_HOOKS = dict(
     history=dict(type="HistoryHook"),
     checkpoint=dict(type="LastBestCheckpointHook"),
 )
-
-
-@contextmanager
-def _config_errors() -> Iterator[None]:
-    """What registries and constructors say of a config's types and arguments, as InputError; our own bugs pass."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        origin: BaseException = error
-        while origin.__context__ is not None:
-            origin = origin.__context__
-        place = traceback.extract_tb(origin.__traceback__)[-1].filename
-        # A TypeError or KeyError counts where the registry calls and looks up, not where a constructor goes wrong.
-        if isinstance(error, (KeyError, TypeError)) and f"{os.sep}registry{os.sep}" not in place:
-            raise
-        raise InputError(f"config: {error.args[0] if error.args else error}") from error
-
-
-def _first_image(dataset: LabelledImages, where: str) -> torch.Tensor:
-    """An image as the model will get it, out of the first hundred."""
-    for index in range(min(len(dataset), 100)):
-        try:
-            sample = dataset[index]
-        except InputError:
-            raise
-        except Exception as error:  # a transform is anybody's code
-            raise InputError(f"data: the transform of {where} fails: {type(error).__name__}: {error}") from error
-        if "image" in sample:
-            return sample["image"]
-    raise InputError(f"data: the first images of {where} are all unreadable: {sample['error']}")
 
 
 @RUNNERS.register_module()
@@ -79,7 +44,7 @@ class ClassificationRunner(Runner):
         Raises:
             InputError: a type that is not registered, or an argument it does not take.
         """
-        with _config_errors():
+        with config_errors():
             return super().from_cfg(cfg)
 
     @property
@@ -93,47 +58,55 @@ class ClassificationRunner(Runner):
     def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
         if isinstance(optim_wrapper, dict):
             optim_wrapper = {"constructor": "TimmOptimConstructor", **optim_wrapper}
-        with _config_errors():
+        with config_errors():
             return super().build_optim_wrapper(optim_wrapper)
 
     def build_param_scheduler(self, scheduler: dict | list) -> list:
-        with _config_errors():
+        with config_errors():
             return super().build_param_scheduler(scheduler)
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """The rates in proportion to the images of one optimiser step, over `base_batch_size`; says which they are."""
+        lr = optim_wrapper.optimizer.defaults["lr"]
+        batch, processes, sums = self._step_images(optim_wrapper)
+        images = batch * processes * sums
+        parts = f"{images} images a step: {batch} x {processes} processes x {sums} accumulated"
+        if not (auto_scale_lr or {}).get("enable", False):
+            print_log(f"learning rate {lr:g} ({parts})", logger="current", level=logging.INFO)
+            return
+        base = auto_scale_lr["base_batch_size"]
+        for group in optim_wrapper.optimizer.param_groups:
+            group["lr"] *= images / base
+        print_log(
+            f"learning rate {lr * images / base:g}: {lr:g} for {base} images, scaled to {parts}",
+            logger="current",
+            level=logging.INFO,
+        )
+
+    def _step_images(self, optim_wrapper: OptimWrapper) -> tuple[int, int, int]:
+        """Images of a batch, processes, batches that are accumulated."""
+        return self.train_dataloader.batch_size, self.world_size, optim_wrapper._accumulative_counts
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = self.cfg.get("device", "auto")
-        if device == "auto" or self.distributed:
-            return super().wrap_model(model_wrapper_cfg, model)
-        return model.to(device)
+        model = model.to(get_device() if device == "auto" else device)
+        if not self.distributed:
+            return model
+        device_ids = [torch.device(device)] if device.startswith("cuda") else None
+        return DistributedClassifier(model, device_ids=device_ids, broadcast_buffers=False)
 
     def prepare(self) -> None:
-        """Builds loops, data and optimiser and checks that they fit the model: nothing may fail an hour later for it.
+        """Builds loops, data and optimiser and checks that they fit the model.
 
         Raises:
             InputError: what does not fit.
         """
-        with _config_errors():  # the first use of a loop builds it, with its data
+        with config_errors():  # the first use of a loop builds it, with its data
             parts = [(self._train_loop, "train_loop"), (self._val_loop, "val_loop"), (self._test_loop, "test_loop")]
             loops = [getattr(self, name) for config, name in parts if config is not None]
         if self.optim_wrapper is not None:
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
-        datasets = [loop.dataloader.dataset for loop in loops]
-        model = self.classifier.backbone
-        for dataset in datasets:
-            where = f"{type(dataset).__name__} ({dataset.split})"
-            if len(dataset.classes) != model.num_classes:
-                raise InputError(
-                    f"model: num_classes is {model.num_classes}, but the labels of {where} run from 0 to "
-                    f"{len(dataset.classes) - 1}; set model.backbone.num_classes={len(dataset.classes)}"
-                )
-            if dataset.classes != datasets[0].classes:
-                raise InputError(f"data: the classes of {where} differ from those of {datasets[0].split}")
-            image = _first_image(dataset, where)
-            in_chans = getattr(model, "in_chans", image.shape[0])
-            if image.shape[0] != in_chans:
-                raise InputError(
-                    f"model: in_chans is {in_chans}, but the images of {where} have {image.shape[0]} channels"
-                )
+        check_data([loop.dataloader.dataset for loop in loops], self.classifier.backbone)
 
     def train(self) -> nn.Module:
         self.is_training = True
@@ -147,26 +120,30 @@ class ClassificationRunner(Runner):
         if fn_name == "before_save_checkpoint":  # after every hook has added what is its own
             to_portable(kwargs["checkpoint"])
 
-    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+    def load_checkpoint(self, filename: str, *args, weights: str = "raw", **kwargs) -> dict:
         """Loads the weights of a checkpoint file, nothing of which is run, if its keys are exactly the model's.
 
+        Args:
+            weights: "raw", "ema" for their moving average, or "auto" for the average where there is one.
+
         Raises:
-            InputError: no such file, no checkpoint, or one of another model, with the keys.
+            InputError: no such file, no checkpoint, no average in it, or one of another model, with the keys.
         """
         checkpoint = read_checkpoint(filename)
-        from_portable(checkpoint, self.classifier)
+        used = from_portable(checkpoint, self.classifier, weights)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         self.classifier.load_state_dict(checkpoint["state_dict"])
         self._has_loaded = True
-        print_log(f"loaded {filename}", logger="current", level=logging.INFO)
-        return checkpoint
+        print_log(f"loaded {filename} ({used} weights)", logger="current", level=logging.INFO)
+        return {**checkpoint, "weights": used}
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         """Continues the run of a checkpoint, and keeps the best weights that lie beside it."""
         super().resume(filename, *args, **kwargs)
         best, beside = Path(self.work_dir) / BEST, Path(filename).parent / BEST
-        if not best.is_file() and beside.is_file():
+        if is_main_process() and not best.is_file() and beside.is_file():
             write_atomic(best, beside.read_bytes())
+        barrier()
         if not best.is_file():  # its score would keep lesser weights from being saved as the best
             for key in ("best_score", "best_epoch"):
                 self.message_hub.runtime_info.pop(key, None)
@@ -177,45 +154,44 @@ class ClassificationRunner(Runner):
         model = self.classifier.backbone
         dataset = self.test_dataloader.dataset
         picture = Path(self.work_dir) / "confusion_matrix.png"
-        plot_confusion(self.test_evaluator.metrics[0].confusion, dataset.classes, picture)
+        confusion = self.test_evaluator.metrics[0].confusion
+        if is_main_process():
+            plot_confusion(confusion, dataset.classes, picture)
         unreadable = [hook.counts() for hook in self.hooks if isinstance(hook, UnreadableImagesHook)]
         return {
             "model": self.cfg.model.backbone.model_name,
             "parameters": sum(p.numel() for p in model.parameters()),
             "dataset": type(dataset).__name__,
             "split": dataset.split,
-            "images": int(self.test_evaluator.metrics[0].confusion.sum()),
+            "images": int(confusion.sum()),
             "unreadable": unreadable[0] if unreadable else {},
             **{key: round(float(value), 4) for key, value in metrics.items() if "time" not in key},
             "confusion_matrix": str(picture),
         }
-
-    def test_checkpoint(self, checkpoint: str, img_size: int | None = None) -> dict:
-        """Tests a checkpoint, at another image size than the model was built for if one is given."""
-        self.prepare()
-        self.load_checkpoint(checkpoint)
-        model = self.classifier.backbone
-        if img_size is not None and hasattr(model, "set_input_size"):
-            model.set_input_size(img_size=(img_size, img_size))
-        return {**self.evaluate(), "img_size": img_size}
 
     def train_and_test(self) -> dict:
         """Trains, then tests the best weights; returns the result as plain values."""
         self.prepare()
         self._warn_of_schedule()
         self.train()
+        barrier()  # one process writes the checkpoints that all read
         info = self.message_hub.runtime_info
         checkpoint = Path(self.work_dir) / (BEST if "best_epoch" in info else LAST)
-        self.load_checkpoint(str(checkpoint))
+        used = self.load_checkpoint(str(checkpoint), weights="auto")["weights"]
+        seconds = [record["seconds"] for record in history(self)]
         return {
             **self.evaluate(),
             "seed": self.seed,
             "epochs": self.max_epochs,
             "best_epoch": info.get("best_epoch"),
             "val_best": info.get("best_score"),
-            "train_seconds": round(sum(record["seconds"] for record in history(self)), 1),
+            "weights": used,
+            "train_seconds": round(sum(seconds), 1),
+            "seconds_per_epoch": round(sorted(seconds)[len(seconds) // 2], 1),
             "device": str(next(self.model.parameters()).device),
+            "precision": str(getattr(self.optim_wrapper, "dtype", "float32")).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            "processes": self.world_size,
             "checkpoint": str(checkpoint),
             "curves": str(Path(self.work_dir) / "curves.png"),
         }

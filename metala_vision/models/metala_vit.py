@@ -342,9 +342,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: MetaLAViT) -> dic
         state_dict = {**state_dict, key: resample_patch_embed(state_dict[key], list(size))}
     if model.pos_embed is not None and "pos_embed" in state_dict:
         # Of a square image: a checkpoint does not say.
-        resampled = resample_abs_pos_embed(
-            state_dict["pos_embed"], list(model.pos_grid), num_prefix_tokens=0
-        )
+        resampled = resample_abs_pos_embed(state_dict["pos_embed"], list(model.pos_grid), num_prefix_tokens=0)
         state_dict = {**state_dict, "pos_embed": resampled}
     return state_dict
 

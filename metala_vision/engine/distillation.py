@@ -1,0 +1,81 @@
+"""Distillation from any timm model (DeiT, arXiv 2012.12877, section 4), without a distillation token."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metala_vision.errors import InputError
+
+from .backbone import create_backbone
+
+KINDS = ("hard", "soft")
+
+
+class Distillation:
+    """A frozen teacher beside the model: in no checkpoint, no optimiser and no gradient exchange.
+
+    Args:
+        teacher: arguments of `timm.create_model` for a trained model: with `pretrained=True` or a `checkpoint_path`.
+        kind: "hard", cross-entropy with the teacher's decision, or "soft", divergence from its distribution.
+        weight: share of the distillation in the loss, in (0, 1].
+        temperature: of both distributions in soft distillation.
+        img_size: side that images are resized to for the teacher; None leaves them.
+
+    Raises:
+        InputError: an unknown kind, a number out of range, a teacher without weights or of other classes.
+    """
+
+    def __init__(
+        self,
+        teacher: dict,
+        num_classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        kind: str = "hard",
+        weight: float = 0.5,
+        temperature: float = 1.0,
+        img_size: int | None = None,
+    ):
+        if kind not in KINDS:
+            raise InputError(f"model.distillation: kind is {kind!r}, expected one of {KINDS}")
+        if not 0 < weight <= 1:
+            raise InputError(f"model.distillation: weight is {weight!r}, expected a number in (0, 1]")
+        if not temperature > 0:
+            raise InputError(f"model.distillation: temperature is {temperature!r}, expected a positive number")
+        if not teacher.get("pretrained") and not teacher.get("checkpoint_path"):
+            raise InputError("model.distillation: the teacher has no weights; set its pretrained or checkpoint_path")
+        self.kind, self.weight, self.temperature, self.img_size = kind, weight, temperature, img_size
+        self.teacher: nn.Module = create_backbone({"num_classes": num_classes, **teacher}).eval().requires_grad_(False)
+        if self.teacher.num_classes != num_classes:
+            raise InputError(
+                f"model.distillation: the teacher has {self.teacher.num_classes} classes and the model {num_classes}"
+            )
+        cfg = self.teacher.pretrained_cfg
+        # From images as the model gets them to images as the teacher knows them.
+        ours = [torch.tensor(values).view(-1, 1, 1) for values in (mean, std)]
+        theirs = [torch.tensor(cfg.get(key) or default).view(-1, 1, 1) for key, default in zip(("mean", "std"), ours)]
+        self.scale = ours[1] / theirs[1]
+        self.shift = (ours[0] - theirs[0]) / theirs[1]
+
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] as the model gets them -> the teacher's logits [B, classes]."""
+        device = images.device
+        if next(self.teacher.parameters()).device != device:
+            self.teacher.to(device)
+        images = images * self.scale.to(device) + self.shift.to(device)
+        if self.img_size is not None and images.shape[-2:] != (self.img_size, self.img_size):
+            images = F.interpolate(images, (self.img_size, self.img_size), mode="bicubic", antialias=True)
+        return self.teacher(images).float()
+
+    def loss(self, images: Tensor, logits: Tensor, base: Tensor) -> Tensor:
+        """The loss `base` against the labels, and the one against the teacher, by weight."""
+        taught = self.teach(images)
+        if self.kind == "hard":
+            distilled = F.cross_entropy(logits, taught.argmax(1))
+        else:
+            t = self.temperature
+            distilled = F.kl_div(
+                F.log_softmax(logits / t, 1), F.log_softmax(taught / t, 1), reduction="batchmean", log_target=True
+            ) * (t * t)
+        return (1 - self.weight) * base + self.weight * distilled

@@ -1,0 +1,94 @@
+"""Several processes: how they find each other, and the model that averages over them."""
+
+import datetime
+import os
+import subprocess
+
+import torch
+from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODEL_WRAPPERS
+from torch import Tensor
+from torch import distributed as dist
+
+from metala_vision.errors import InputError
+
+LAUNCHERS = ("none", "pytorch", "slurm")
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODELIST")
+
+
+def join_processes(config: Config, launcher: str, timeout: float = 1800.0) -> None:
+    """Joins the processes of a launcher: NCCL where each has a GPU, gloo on CPUs. Writes `launcher` into the config.
+
+    Args:
+        config: with `device`, "auto", "cpu" or "cuda".
+        launcher: "none", "pytorch" (torchrun) or "slurm" (srun).
+        timeout: seconds that a process waits for the others in one exchange before it gives up.
+
+    Raises:
+        InputError: an unknown launcher, its variables not set, a GPU by number, more processes than GPUs on a machine.
+    """
+    if launcher not in LAUNCHERS:
+        raise InputError(f"--launcher: got {launcher!r}, expected one of {LAUNCHERS}")
+    if launcher == "none":
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, so this is one of several processes: add --launcher pytorch"
+            )
+        return
+    needed, how = (TORCHRUN, "torchrun --nproc-per-node N") if launcher == "pytorch" else (SLURM, "srun python")
+    missing = [name for name in needed if name not in os.environ]
+    if missing:
+        raise InputError(f"--launcher {launcher}: {missing[0]} is not set; start with `{how} tools/train.py ...`")
+    if launcher == "slurm":
+        _translate_slurm()
+    device = config.get("device", "auto")
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device: got {device!r} with --launcher {launcher}, expected auto, cpu or cuda")
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if on_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"--launcher {launcher}: process {local_rank} of this machine has no GPU of its own, there are "
+                f"{torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(local_rank)
+    config.device = f"cuda:{local_rank}" if on_gpu else "cpu"
+    config.launcher = launcher
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout))
+
+
+def leave_processes() -> None:
+    """After the end of a run: an orderly goodbye. After an error there is none, so that the others end too."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _translate_slurm() -> None:
+    """srun's variables as those of torchrun."""
+    if "MASTER_ADDR" not in os.environ:
+        hosts = subprocess.run(
+            ["scontrol", "show", "hostnames", os.environ["SLURM_NODELIST"]], capture_output=True, text=True, check=True
+        )
+        os.environ["MASTER_ADDR"] = hosts.stdout.split()[0]
+    # A port of the job's own: two jobs may share a node.
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+    os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+
+
+@MODEL_WRAPPERS.register_module()
+class DistributedClassifier(MMDistributedDataParallel):
+    """DistributedDataParallel whose reported losses are means over all processes, the same in each."""
+
+    def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        """One step; a loss that is not finite anywhere is seen by every process, and all end together."""
+        losses = super().train_step(data, optim_wrapper)
+        values = torch.stack([value.detach().float() for value in losses.values()])
+        dist.all_reduce(values)
+        return dict(zip(losses, values / dist.get_world_size()))

@@ -1,0 +1,158 @@
+"""Testing checkpoints: several in one go, at several resolutions, with what each class gets out of it."""
+
+import csv
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from rich.console import Console
+from rich.table import Table
+
+from metala_vision.errors import InputError
+
+from .files import write_atomic, write_json
+from .options import apply_test_options
+from .plots import plot_resolutions
+from .runner import ClassificationRunner
+
+
+def evaluate_checkpoints(
+    config: Config,
+    checkpoints: Sequence[str],
+    out: str | None = None,
+    resolutions: Sequence[int | None] = (None,),
+    crop_ratio: float | None = None,
+    weights: str = "auto",
+    device: str = "auto",
+) -> list[dict]:
+    """Tests every checkpoint at every resolution; writes all results and pictures under `out`.
+
+    Args:
+        config: with the model and the test split.
+        checkpoints: files of the same model.
+        out: folder for the results; None is `test` beside the first checkpoint.
+        resolutions: sides of the test images, None for the config's own.
+        crop_ratio: share of the short side that the central crop keeps; None for the config's own.
+        weights: "auto" (the moving average where there is one), "ema" or "raw".
+        device: as for `tools/test.py`.
+
+    Returns:
+        One result for each pair. `out` holds them as `result.json` and `results.csv`, for each pair a folder with its
+        confusion matrix and `per_class.csv`, and with several resolutions the picture `resolutions.png`.
+
+    Raises:
+        InputError: a file or an option that does not fit, before anything is tested.
+    """
+    folder = Path(out) if out is not None else Path(checkpoints[0]).parent / "test"
+    if len(set(resolutions)) < len(resolutions):
+        raise InputError(f"--resolutions: got {' '.join(map(str, resolutions))}, expected none twice")
+    names = _short_names(checkpoints)
+    cells = []
+    for (checkpoint, name), size in itertools.product(zip(checkpoints, names), resolutions):
+        cell = config.copy()
+        apply_test_options(cell, checkpoint, size, crop_ratio, device)
+        size = cell.test_dataloader.dataset.get("transform", {}).get("img_size")
+        if len(checkpoints) > 1:
+            place = folder / f"{name}_{size}"
+        else:
+            place = folder / str(size) if len(resolutions) > 1 else folder
+        cell.work_dir = str(place)
+        cell.experiment_name = f"test {place}"  # mmengine keeps one message hub for each name
+        cells.append((checkpoint, size, cell))
+    results = [_test(cell, checkpoint, size, weights) for checkpoint, size, cell in cells]
+    if is_main_process():
+        write_json(folder / "result.json", results if len(results) > 1 else results[0])
+        write_atomic(folder / "results.csv", _csv([_flat(result) for result in results]))
+        if len(resolutions) > 1:
+            plot_resolutions(results, dict(zip(checkpoints, names)), folder / "resolutions.png")
+    return results
+
+
+def _test(config: Config, checkpoint: str, size: int | None, weights: str) -> dict:
+    """One checkpoint at one image size; the model is resized where its position embedding asks for it."""
+    runner = ClassificationRunner.from_cfg(config)
+    runner.prepare()
+    used = runner.load_checkpoint(checkpoint, weights=weights)["weights"]
+    model = runner.classifier.backbone
+    if size is not None and hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=(size, size))
+    result = runner.evaluate()
+    confusion = runner.test_evaluator.metrics[0].confusion
+    report = Path(config.work_dir) / "per_class.csv"
+    if is_main_process():
+        write_atomic(report, _csv(per_class(confusion, runner.test_dataloader.dataset.classes)))
+    transform = config.test_dataloader.dataset.get("transform") or {}
+    return {
+        **result,
+        "img_size": size,
+        "crop_ratio": transform.get("crop_ratio"),
+        "weights": used,
+        "checkpoint": str(checkpoint),
+        "per_class": str(report),
+    }
+
+
+def per_class(confusion: np.ndarray, classes: Sequence[str]) -> list[dict]:
+    """Precision, recall and F1 in percent of each class, None where there is nothing to divide by.
+
+    `confusion[i, j]` counts images of class i taken for j.
+    """
+    right, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+
+    def percent(part: int, whole: int) -> float | None:
+        return round(100 * part / whole, 2) if whole else None
+
+    return [
+        {
+            "class": name,
+            "images": int(true[i]),
+            "predicted": int(predicted[i]),
+            "precision": percent(right[i], predicted[i]),
+            "recall": percent(right[i], true[i]),
+            "f1": percent(2 * right[i], true[i] + predicted[i]),
+        }
+        for i, name in enumerate(classes)
+    ]
+
+
+def render(results: Sequence[dict]) -> str:
+    """The results as a table to read."""
+    table = Table(box=None)
+    for column in ("checkpoint", "weights", "pixels", "crop", "images", "top-1", "top-5", "loss"):
+        table.add_column(column, justify="left" if column in ("checkpoint", "weights") else "right", overflow="fold")
+    for r in results:
+        numbers = [f"{r['top1']:.2f}", f"{r['top5']:.2f}" if "top5" in r else "", f"{r['loss']:.4f}"]
+        pixels, crop = ("" if r[key] is None else str(r[key]) for key in ("img_size", "crop_ratio"))
+        table.add_row(r["checkpoint"], r["weights"], pixels, crop, str(r["images"]), *numbers)
+    console = Console(file=io.StringIO(), width=140)
+    console.print(table)
+    return console.file.getvalue().rstrip()
+
+
+def _short_names(checkpoints: Sequence[str]) -> list[str]:
+    """A name for each file that no other has: its own, or with the folders that tell them apart."""
+    paths = [Path(path).with_suffix("").absolute().parts for path in checkpoints]
+    if len(set(paths)) < len(paths):
+        raise InputError("checkpoint: the same file is named twice")
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = ["_".join(parts[-depth:]).replace("/", "") for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError("checkpoint: names that cannot be told apart")
+
+
+def _flat(result: dict) -> dict:
+    return {key: value for key, value in result.items() if not isinstance(value, dict)}
+
+
+def _csv(rows: Sequence[dict]) -> bytes:
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
