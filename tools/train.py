@@ -41,6 +41,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--amp", nargs="?", const="bfloat16", metavar="DTYPE", help="mixed precision: bfloat16 (default) or float16"
     )
+    parser.add_argument(
+        "--ema", nargs="?", const=0.9999, type=float, metavar="DECAY", help="keep a moving average (default: 0.9999)"
+    )
     parser.add_argument("--seed", type=int, help="random seed (default: the config's)")
     parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
     parser.add_argument(
@@ -80,7 +83,15 @@ def main(args: argparse.Namespace) -> dict:
         if args.data_root is not None:
             set_data_root(config, args.data_root)
         apply_train_options(
-            config, args.work_dir, args.resume, args.device, args.amp, args.seed, args.compile, args.grad_checkpointing
+            config,
+            work_dir=args.work_dir,
+            resume=args.resume,
+            device=args.device,
+            amp=args.amp,
+            seed=args.seed,
+            compile=args.compile,
+            grad_checkpointing=args.grad_checkpointing,
+            ema=args.ema,
         )
         join_processes(config, args.launcher)
         if args.dry_run:

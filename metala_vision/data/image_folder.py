@@ -28,7 +28,8 @@ class ImageFolder(LabelledImages):
         root: the folder.
         split: "train", "val" or "test".
         transform: see `LabelledImages`.
-        holdout: share of each class for every split that has no folder of its own.
+        holdout: share of each class for every split that has no folder of its own. 0 holds nothing out of ImageNet's
+            `train`: val and test are then both the `val` folder, and nothing may be chosen by it.
         channels: 3 for RGB, 1 for grey; every image is converted.
         cache: remember the list of files under the user's cache folder, see `folder_index`.
 
@@ -48,8 +49,8 @@ class ImageFolder(LabelledImages):
         check_split(split)
         if channels not in (1, 3):
             raise InputError(f"channels: got {channels!r}, expected 3 (RGB) or 1 (grey)")
-        if not 0 < holdout < 0.5:
-            raise InputError(f"holdout: got {holdout!r}, expected a number in (0, 0.5)")
+        if not 0 <= holdout < 0.5:
+            raise InputError(f"holdout: got {holdout!r}, expected a number in [0, 0.5)")
         self.channels = channels
         folder = Path(root)
         if not folder.is_dir():
@@ -58,13 +59,17 @@ class ImageFolder(LabelledImages):
         if "train" in own and len(own) == 1:
             raise InputError(f"root: {folder} has a train folder and neither val nor test beside it")
         if not own:
+            if holdout == 0:
+                raise InputError(f"holdout: got 0, but {folder} has no folder for val or test; expected above 0")
             fractions = (1 - 2 * holdout, holdout, holdout)
             classes, paths, labels = _part(folder, fractions, SPLITS.index(split), split, cache)
         elif len(own) == len(SPLITS):
             classes, paths, labels = list_images(folder / split, cache)
         elif "train" in own:
             other = "val" if "val" in own else "test"
-            if split == "test":
+            if holdout == 0 and split == "train":
+                classes, paths, labels = list_images(folder / "train", cache)
+            elif holdout == 0 or split == "test":
                 classes, paths, labels = list_images(folder / other, cache)
             else:
                 classes, paths, labels = _part(

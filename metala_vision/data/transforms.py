@@ -1,9 +1,10 @@
 """Per-image augmentation on albumentations, strict about arguments and seeded per sample."""
 
+import functools
 import os
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 # albumentations asks a package index for its newest version while it is imported, and waits.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -158,6 +159,9 @@ class TimmRandAugment(A.ImageOnlyTransform):
             self.augment = rand_augment_transform(policy, dict(translate_const=int(img_size * 0.45), img_mean=grey))
         except (AssertionError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{policy!r} is no policy that timm knows: {error}") from error
+        for operation in self.augment.ops:
+            if operation.name.startswith("Posterize"):
+                operation.level_fn = functools.partial(_some_bits, operation.level_fn)
 
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
         if img.shape[2] != 3:
@@ -171,6 +175,11 @@ class TimmRandAugment(A.ImageOnlyTransform):
         finally:
             random.setstate(former[0])
             np.random.set_state(former[1])  # noqa: NPY002
+
+
+def _some_bits(level_to_bits: Callable, level: float, hparams: dict) -> tuple[int]:
+    """timm's number of bits that Posterize keeps; it asks for none at the highest levels, which Pillow refuses."""
+    return (max(1, level_to_bits(level, hparams)[0]),)
 
 
 OWN = {"TimmRandAugment": TimmRandAugment}

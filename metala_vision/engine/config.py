@@ -49,7 +49,12 @@ def _parse_options(strings: Sequence[str]) -> dict:
         raise InputError(f"--cfg-options: got {wrong[0]!r}, expected KEY=VALUE")
     parser = argparse.ArgumentParser()
     parser.add_argument("--options", nargs="*", action=DictAction)
-    return parser.parse_args(["--options", *strings]).options or {}
+    try:
+        return parser.parse_args(["--options", *strings]).options or {}
+    except (AssertionError, RecursionError, ValueError) as error:  # what mmengine's parser does with dicts and quotes
+        raise InputError(
+            f"--cfg-options: {' '.join(strings)} cannot be read; values are numbers, words, lists and tuples of them"
+        ) from error
 
 
 def _check_option(config: Config, key: str) -> None:

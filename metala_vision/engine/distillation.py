@@ -20,6 +20,8 @@ class Distillation:
         weight: share of the distillation in the loss, in (0, 1].
         temperature: of both distributions in soft distillation.
         img_size: side that images are resized to for the teacher; None leaves them.
+        teacher_mean, teacher_std: normalisation that the teacher was trained with. None is timm's for this teacher, or
+            the model's own where timm's is for another number of channels.
 
     Raises:
         InputError: an unknown kind, a number out of range, a teacher without weights or of other classes.
@@ -35,6 +37,8 @@ class Distillation:
         weight: float = 0.5,
         temperature: float = 1.0,
         img_size: int | None = None,
+        teacher_mean: tuple[float, ...] | None = None,
+        teacher_std: tuple[float, ...] | None = None,
     ):
         if kind not in KINDS:
             raise InputError(f"model.distillation: kind is {kind!r}, expected one of {KINDS}")
@@ -51,9 +55,14 @@ class Distillation:
                 f"model.distillation: the teacher has {self.teacher.num_classes} classes and the model {num_classes}"
             )
         cfg = self.teacher.pretrained_cfg
+        fits = len(cfg.get("mean") or ()) == len(mean)
+        teacher_mean = teacher_mean or (cfg["mean"] if fits else mean)
+        teacher_std = teacher_std or (cfg["std"] if fits else std)
+        ours, theirs = (
+            [torch.tensor(values).view(-1, 1, 1) for values in pair]
+            for pair in ((mean, std), (teacher_mean, teacher_std))
+        )
         # From images as the model gets them to images as the teacher knows them.
-        ours = [torch.tensor(values).view(-1, 1, 1) for values in (mean, std)]
-        theirs = [torch.tensor(cfg.get(key) or default).view(-1, 1, 1) for key, default in zip(("mean", "std"), ours)]
         self.scale = ours[1] / theirs[1]
         self.shift = (ours[0] - theirs[0]) / theirs[1]
 

@@ -1,5 +1,6 @@
 """What the options of the tools change in a config."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -34,6 +35,15 @@ def check_device(device: str) -> str:
     return device
 
 
+def limit_workers(config: Config) -> None:
+    """No data loader of the config gets more workers than this process has processors."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for part in ("train", "val", "test"):
+        loader = config.get(f"{part}_dataloader")
+        if loader is not None:
+            loader.num_workers = min(loader.get("num_workers", 0), processors)
+
+
 def set_data_root(config: Config, root: str) -> None:
     """Points every dataset of the config to one folder.
 
@@ -57,6 +67,7 @@ def apply_train_options(
     seed: int | None = None,
     compile: bool = False,
     grad_checkpointing: bool = False,
+    ema: float | None = None,
 ) -> None:
     """Writes the options of `tools/train.py` into the config.
 
@@ -65,12 +76,19 @@ def apply_train_options(
     """
     config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(config.filename).stem)
     config.device = check_device(device)
+    limit_workers(config)
     if amp is not None and amp not in DTYPES:
         raise InputError(f"--amp: got {amp!r}, expected one of {tuple(DTYPES)}")
+    if torch.cuda.is_available() and device not in ("cpu", "mps"):
+        for part in ("train", "val", "test"):
+            config[f"{part}_dataloader"].setdefault("pin_memory", True)
     if compile:
         config.model.compile = True
     if grad_checkpointing:
         config.model.grad_checkpointing = True
+    if ema is not None:
+        others = [hook for hook in config.get("custom_hooks") or [] if hook["type"] != "ModelEmaHook"]
+        config.custom_hooks = [*others, dict(type="ModelEmaHook", decay=ema)]
     folder = Path(config.work_dir)
     source = None
     if resume == "auto":
@@ -126,6 +144,7 @@ def apply_test_options(
     if not Path(checkpoint).is_file():
         raise InputError(f"checkpoint: no file {checkpoint}")
     config.device = check_device(device)
+    limit_workers(config)
     transform = config.test_dataloader.dataset.get("transform") or {}
     if img_size is not None and img_size < 1:
         raise InputError(f"--img-size: got {img_size}, expected a positive integer")

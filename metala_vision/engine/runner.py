@@ -1,6 +1,7 @@
 """mmengine's Runner with our defaults: a device by name, whole checkpoints, and every check before the first step."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -111,7 +112,10 @@ class ClassificationRunner(Runner):
     def train(self) -> nn.Module:
         self.is_training = True
         try:
-            return super().train()
+            with warnings.catch_warnings():
+                # Schedules go by batches; while gradients accumulate they are ahead of the optimiser, as they should.
+                warnings.filterwarnings("ignore", "Detected call of `scheduler.step.*before `optimizer.step")
+                return super().train()
         finally:
             self.is_training = False
 
