@@ -78,6 +78,20 @@ def plot_resolutions(results: Sequence[dict], names: dict[str, str], path: str |
     _save(figure, path)
 
 
+def plot_images(images: np.ndarray, titles: Sequence[str], path: str | Path) -> None:
+    """Images [N, C, H, W] in [0, 1], C of 1 or 3, in a grid with a title each; small ones keep their square pixels."""
+    columns = min(len(images), 8)
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.9 * columns, 2.2 * rows), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, image, title in zip(panels, np.clip(images, 0, 1).transpose(0, 2, 3, 1), titles):
+        panel.imshow(image, cmap="gray" if image.shape[2] == 1 else None, vmin=0, vmax=1, interpolation="nearest")
+        panel.set_title(title, fontsize=8)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: str | Path) -> None:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
