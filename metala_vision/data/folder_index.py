@@ -4,6 +4,7 @@ A listing of ImageNet's 1.3 million files takes minutes on a network disk. It is
 the modification time of every folder in it; a folder in which a file came or went is newer, and all is listed anew.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -101,5 +102,6 @@ def _remember(folder: Path, folders: dict[str, tuple[int, list[str]]]) -> None:
         partial.write_text(json.dumps(dict(folder=str(folder.resolve()), folders=folders)))
         os.replace(partial, path)
     except OSError as error:  # a full or read-only home: the next start lists the folder again
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         print_log(f"the list of {folder} could not be kept: {error}", logger="current", level=logging.WARNING)

@@ -1,0 +1,209 @@
+"""Augmentation: every strength on every kind of image, seeds, and the arguments of the pipelines."""
+
+import random
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import rand_augment_transform
+
+from metala_vision.data import EpochSampler, EvalTransform, ImageFolder, TrainTransform
+from metala_vision.data.photo_crops import write_photo_crops
+from metala_vision.data.transforms import STRENGTHS
+from metala_vision.errors import InputError
+
+SHAPES = [(1, 1), (1, 90), (60, 90), (300, 20)]
+
+
+def picture(shape, channels, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*shape, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_strengths(strength, channels):
+    """Right shape from any image, the same from the same seed, other images from other seeds."""
+    transform = TrainTransform(32, strength=strength)
+    for shape in SHAPES:
+        image = picture(shape, channels)
+        results = [transform(image, seed).reshape(32, 32, channels) for seed in range(25)]
+        assert all(np.array_equal(transform(image, s).reshape(32, 32, channels), r) for s, r in enumerate(results))
+        if shape == (60, 90):
+            assert len({result.tobytes() for result in results}) > 20
+        assert EvalTransform(32)(image).reshape(32, 32, channels).dtype == np.uint8
+
+
+def test_stronger_changes_more():
+    """Distance from the plain crop, which every strength begins with from the same seed."""
+    image = np.asarray(Image.fromarray(picture((8, 8), 3)).resize((128, 128), Image.Resampling.BICUBIC))
+    changed = {
+        strength: np.mean(
+            [
+                np.abs(
+                    TrainTransform(64, scale=(1.0, 1.0), hflip=0.0, strength=strength)(image, s).astype(int)
+                    - TrainTransform(64, scale=(1.0, 1.0), hflip=0.0)(image, s)
+                ).mean()
+                for s in range(30)
+            ]
+        )
+        for strength in STRENGTHS
+    }
+    assert changed["light"] == 0
+    assert 5 < changed["medium"] < changed["strong"]
+
+
+def test_rand_augment_is_timms():
+    """The same operations as timm's from the same state of Python's generator, whose state it leaves alone."""
+    image = picture((64, 64), 3)
+    transform = TrainTransform(64, scale=(1.0, 1.0), hflip=0.0, rand_augment="rand-m9-mstd0.5-inc1")
+    ours = transform.compose.transforms[-1]
+    random.seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    result = ours.apply(image)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+    transform.compose.set_random_seed(5)
+    result = ours.apply(image)
+    transform.compose.set_random_seed(5)
+    seed = ours.py_random.getrandbits(32)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    policy = rand_augment_transform(
+        "rand-m9-mstd0.5-inc1", dict(translate_const=int(64 * 0.45), img_mean=(124, 116, 104))
+    )
+    assert np.array_equal(np.asarray(policy(Image.fromarray(image))), result)
+
+
+def test_rand_augment_at_its_strongest():
+    """timm asks Pillow for zero bits at the highest levels, which Pillow refuses: it would end a run after hours."""
+    transform = TrainTransform(16, rand_augment="rand-m10-n6-inc1")
+    image = picture((20, 20), 3)
+    for seed in range(200):
+        assert transform(image, seed).shape == (16, 16, 3)
+
+
+def test_erasing():
+    transform = TrainTransform(32, scale=(1.0, 1.0), hflip=0.0, erasing=1.0)
+    flat = np.full((32, 32, 3), 100, np.uint8)
+    share = np.mean([(transform(flat, seed) != 100).any(-1).mean() for seed in range(200)])
+    assert 0.05 < share < 0.35
+    assert len(np.unique(transform(flat, 0))) > 20, "random pixels, no flat colour"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(strength="extreme"), "strength: got 'extreme', expected one of"),
+        (dict(erasing=2), "erasing: got 2, expected a probability"),
+        (dict(rand_augment="augmix-m5"), "'augmix-m5' is no policy that timm knows"),
+        (dict(rand_augment="rand-q9"), "'rand-q9' is no policy that timm knows"),
+        (dict(extra=[dict(type="SomeOf", n=1, transforms=[dict(type="HorizontalFlip", q=1)])]), "HorizontalFlip.q=1"),
+    ],
+)
+def test_arguments(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainTransform(32, **options)
+
+
+def test_rand_augment_wants_colours():
+    with pytest.raises(InputError, match="rand_augment: got an image of 1 channels, expected 3"):
+        TrainTransform(32, rand_augment="rand-m9")(picture((40, 40), 1))
+
+
+def test_downscaling_averages():
+    """A checkerboard of single pixels at an eighth of its size: grey, and neither black nor white."""
+    board = np.indices((256, 256)).sum(0)[..., None].repeat(3, 2) % 2 * 255
+    for transform in (EvalTransform(32, crop_ratio=1.0), TrainTransform(32, scale=(1.0, 1.0), hflip=0.0)):
+        small = transform(board.astype(np.uint8), 0).astype(int)
+        assert np.abs(small - 128).max() < 20
+
+
+# --- repeated augmentation
+
+
+def test_repeats_are_drawn_side_by_side_with_other_seeds(monkeypatch):
+    sampler = EpochSampler(range(10), seed=1, repeats=3)
+    keys = list(sampler)
+    assert len(keys) == len(sampler) == 10
+    assert [key.index for key in keys[:9]] == [keys[3 * i].index for i in range(3) for _ in range(3)]
+    assert len({key.index for key in keys}) == 4
+    assert len({key.seed for key in keys}) == 10
+    ranks = []
+    for rank in range(3):
+        monkeypatch.setattr("metala_vision.data.sampling.get_dist_info", lambda rank=rank: (rank, 3))
+        ranks.append([key.index for key in EpochSampler(range(10), seed=1, repeats=3)])
+    assert ranks[0][:3] == ranks[1][:3] == ranks[2][:3], "each rank has a copy"
+    with pytest.raises(InputError, match="repeats is 2 with shuffle=False"):
+        EpochSampler(range(10), shuffle=False, repeats=2)
+
+
+def test_evaluation_draws_no_image_twice(monkeypatch):
+    drawn = []
+    for rank in range(3):
+        monkeypatch.setattr("metala_vision.data.sampling.get_dist_info", lambda rank=rank: (rank, 3))
+        drawn += [key.index for key in EpochSampler(range(10), shuffle=False)]
+    assert sorted(drawn) == list(range(10))
+
+
+def test_ranks_see_what_one_process_sees(monkeypatch):
+    """The same samples with the same seeds, dealt out: training does not depend on the number of processes."""
+    alone = list(EpochSampler(range(12), seed=4))
+    for rank in range(3):
+        monkeypatch.setattr("metala_vision.data.sampling.get_dist_info", lambda rank=rank: (rank, 3))
+        assert list(EpochSampler(range(12), seed=4)) == alone[rank::3]
+
+
+# --- strange files
+
+
+def folder_of(tmp_path, save):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(10):
+            save(tmp_path / label / f"{i}.png")
+    return ImageFolder(str(tmp_path), "train", transform=dict(type="TrainTransform", img_size=16, strength="strong"))
+
+
+def test_one_pixel(tmp_path):
+    data = folder_of(tmp_path, lambda path: Image.new("RGB", (1, 1), (9, 8, 7)).save(path))
+    assert data[0]["image"].shape == (3, 16, 16)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims to be of this size and has hardly a byte of it."""
+    ihdr = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    chunks = b""
+    for kind, body in ((b"IHDR", ihdr), (b"IDAT", zlib.compress(b"0" * 100)), (b"IEND", b"")):
+        chunks += len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("size", [(12_000, 12_000), (60_000, 60_000)])
+def test_giant_is_reported_and_not_decoded(tmp_path, size):
+    """A few bytes can ask for gigabytes of memory."""
+    data = folder_of(tmp_path, lambda path: path.write_bytes(png_header(*size)))
+    error = data[0]["error"]
+    assert "DecompressionBomb" in error
+    assert str(tmp_path) in error
+
+
+# --- crops of photographs
+
+
+def test_photo_crops_come_from_their_side(tmp_path):
+    ramp = np.tile(np.linspace(0, 255, 400).astype(np.uint8), (150, 1))  # grey says the column
+    counts = write_photo_crops({"ramp": ramp, "dark": ramp // 2}, tmp_path / "out", size=100, train=20, val=10)
+    assert counts == {"train": 40, "val": 20}
+    cut = ramp[0, 260]
+    for split, right in (("train", False), ("val", True)):
+        paths = sorted((tmp_path / "out" / split / "ramp").glob("*.png"))
+        crops = [np.asarray(Image.open(path)) for path in paths]
+        assert all(crop.shape == (100, 100) for crop in crops)
+        assert all((crop.min() >= cut) if right else (crop.max() <= cut) for crop in crops)
+        assert len({crop.tobytes() for crop in crops}) > 5
+    assert len(ImageFolder(str(tmp_path / "out"), "test", holdout=0.0)) == 20
+    assert len(ImageFolder(str(tmp_path / "out"), "train", holdout=0.0)) == 40
+    with pytest.raises(InputError, match="exists already"):
+        write_photo_crops({"ramp": ramp}, tmp_path / "out")
+    with pytest.raises(InputError, match="ramp is 400x150, too small for crops of 151"):
+        write_photo_crops({"ramp": ramp}, tmp_path / "other", size=151)

@@ -1,0 +1,120 @@
+"""The remembered list of a folder: the same as a fresh one, and never older than the folder."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metala_vision.data import ImageFolder, folder_index
+from metala_vision.data.folder_index import list_images
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two classes, one of them with a folder of its own, all of it long unchanged; and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "images"
+    for name in ("cat/0.png", "cat/1.JPEG", "dog/small/2.png", "dog/3.png", "dog/notes.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / name, format="png")
+    settle(root)
+    return root
+
+
+def settle(root: Path) -> None:
+    """As if nothing had changed for a minute."""
+    past = time.time() - 60
+    for place, _, _ in os.walk(root):
+        os.utime(place, (past, past))
+
+
+def cached(root: Path) -> list[Path]:
+    return list((root.parent / "cache" / "metala_vision" / "folders").glob("*.json"))
+
+
+def names(root: Path) -> list[str]:
+    _, paths, labels = list_images(root)
+    assert labels.tolist() == [0 if "/cat/" in path else 1 for path in paths]
+    return [os.path.relpath(path, root) for path in paths]
+
+
+ALL = ["cat/0.png", "cat/1.JPEG", "dog/3.png", "dog/small/2.png"]
+
+
+def test_second_listing_reads_no_folder(folder, monkeypatch):
+    assert names(folder) == ALL
+    assert len(cached(folder)) == 1
+    monkeypatch.setattr(folder_index, "_listed", lambda _: pytest.fail("listed anew"))
+    assert names(folder) == ALL
+
+
+def test_listing_without_cache(folder):
+    assert [os.path.relpath(path, folder) for path in list_images(folder, cache=False)[1]] == ALL
+    assert not cached(folder)
+
+
+@pytest.mark.parametrize("change", ["new file", "gone file", "new folder", "new class", "gone class"])
+def test_every_change_is_seen(folder, change):
+    names(folder)
+    if change == "new file":
+        (folder / "dog" / "small" / "9.png").write_bytes(b"")
+        expected = [*ALL, "dog/small/9.png"]
+    elif change == "gone file":
+        (folder / "cat" / "0.png").unlink()
+        expected = ALL[1:]
+    elif change == "new folder":
+        (folder / "cat" / "more").mkdir()
+        (folder / "cat" / "more" / "5.png").write_bytes(b"")
+        expected = [*ALL[:2], "cat/more/5.png", *ALL[2:]]
+    elif change == "new class":
+        (folder / "ant").mkdir()
+        (folder / "ant" / "7.png").write_bytes(b"")
+        assert list_images(folder)[0] == ["ant", "cat", "dog"]
+        return
+    else:
+        shutil.rmtree(folder / "dog")
+        expected = ALL[:2]
+    assert names(folder) == expected
+
+
+def test_folder_that_just_changed_is_not_remembered(folder):
+    """Within one tick of the file system's clock a further change would not show."""
+    (folder / "cat" / "8.png").write_bytes(b"")
+    names(folder)
+    assert not cached(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"folder": "/elsewhere", "folders": {}}', '{"folders": 3}'])
+def test_unusable_cache_is_replaced(folder, content):
+    names(folder)
+    cached(folder)[0].write_text(content)
+    assert names(folder) == ALL
+    assert json.loads(cached(folder)[0].read_text())["folder"] == str(folder)
+
+
+def test_cache_that_cannot_be_written_costs_nothing_but_time(folder, monkeypatch):
+    (folder.parent / "cache").write_text("a file where a folder should be")
+    assert names(folder) == ALL
+
+
+def test_splits_are_the_same_from_cache(folder):
+    for label in ("cat", "dog"):
+        for i in range(10, 30):
+            (folder / label / f"{i}.png").write_bytes(b"")
+    settle(folder)
+    first = {split: ImageFolder(str(folder), split).paths for split in ("train", "val", "test")}
+    assert cached(folder)
+    assert {split: ImageFolder(str(folder), split).paths for split in first} == first
+    assert {split: ImageFolder(str(folder), split, cache=False).paths for split in first} == first
+
+
+def test_links_to_folders_are_followed(folder):
+    elsewhere = folder.parent / "elsewhere"
+    shutil.move(folder / "dog", elsewhere)
+    (folder / "dog").symlink_to(elsewhere)
+    assert names(folder) == ALL
