@@ -1,0 +1,190 @@
+"""Testing checkpoints: several, at several resolutions, by weights and by average, and the reports of it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.metrics import precision_recall_fscore_support
+from small_runs import DIGITS, ROOT, SMALL
+
+from metala_vision.data import Digits, EvalTransform
+from metala_vision.engine import load_config
+from metala_vision.engine.browse import browse
+from metala_vision.engine.evaluation import evaluate_checkpoints, per_class, render
+from metala_vision.errors import InputError
+
+MODEL = dict(model_name="metala_vit_nano", embed_dim=32, depth=2, num_heads=2, patch_size=2)
+OPTIONS = {key: value for key, value in SMALL.items() if key.startswith(("model", "test"))}
+
+
+def make(name: str, seed: int, **kwargs) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    model = timm.create_model(name, num_classes=10, in_chans=1, img_size=8, **kwargs).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """A run with an average, and weights alone, of one model: two folders, the same file name."""
+    paths = []
+    for i in range(2):
+        options = {key: value for key, value in MODEL.items() if key != "model_name"}
+        models = [make("metala_vit_nano", seed=10 * i + j, **options) for j in range(2)]
+        checkpoint = models[0].state_dict()
+        if i == 0:
+            checkpoint = dict(state_dict=checkpoint, state_dict_ema=models[1].state_dict())
+        path = tmp_path / f"run{i}" / "best.pth"
+        path.parent.mkdir()
+        torch.save(checkpoint, path)
+        paths.append((str(path), models))
+    return paths
+
+
+@pytest.fixture
+def config():
+    return load_config(str(DIGITS), OPTIONS)
+
+
+def top1(model: torch.nn.Module, size: int, crop_ratio: float = 1.0) -> float:
+    """By hand: every test image through the transform and the model."""
+    data = Digits("test", transform=EvalTransform(size, crop_ratio))
+    images = torch.stack([data[i]["image"] for i in range(len(data))]).float() / 255
+    with torch.inference_mode():
+        predicted = model((images - 0.3053) / 0.3760).argmax(1).numpy()
+    return 100 * (predicted == data.labels).mean()
+
+
+def test_checkpoints_by_resolutions(config, checkpoints, tmp_path):
+    """Each accuracy is the one computed by hand, for the average where there is one."""
+    out = tmp_path / "out"
+    paths = [path for path, _ in checkpoints]
+    results = evaluate_checkpoints(config, paths, str(out), resolutions=(8, 12))
+    assert [(r["checkpoint"], r["img_size"], r["weights"]) for r in results] == [
+        (path, size, weights) for path, weights in zip(paths, ("ema", "raw")) for size in (8, 12)
+    ]
+    for result, (model, size) in zip(
+        results, [(m, s) for m in (checkpoints[0][1][1], checkpoints[1][1][0]) for s in (8, 12)]
+    ):
+        assert result["top1"] == pytest.approx(top1(model, size), abs=0.3)
+        assert result["images"] == 359
+    assert len({r["top1"] for r in results}) > 1
+    assert json.loads((out / "result.json").read_text()) == results
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [float(row["top1"]) for row in rows] == [r["top1"] for r in results]
+    with Image.open(out / "resolutions.png") as picture:
+        assert picture.size[0] > 500
+    for name in ("run0_best_8", "run0_best_12", "run1_best_8", "run1_best_12"):
+        assert (out / name / "confusion_matrix.png").is_file()
+        report = list(csv.DictReader((out / name / "per_class.csv").open()))
+        assert sum(int(row["images"]) for row in report) == 359
+    assert all(str(r["img_size"]) in render(results) for r in results)
+
+
+def test_weights_and_crop(config, checkpoints, tmp_path):
+    path, models = checkpoints[0]
+    for weights, model in (("raw", models[0]), ("ema", models[1])):
+        (result,) = evaluate_checkpoints(config, [path], str(tmp_path / weights), weights=weights, crop_ratio=0.5)
+        assert result["top1"] == pytest.approx(top1(model, 8, 0.5), abs=0.3)
+        assert result["crop_ratio"] == 0.5
+        assert (tmp_path / weights / "confusion_matrix.png").is_file(), "one pair needs no folder of its own"
+    with pytest.raises(InputError, match="holds no moving average; use raw"):
+        evaluate_checkpoints(config, [checkpoints[1][0]], str(tmp_path / "x"), weights="ema")
+    with pytest.raises(InputError, match="weights: got 'best', expected one of"):
+        evaluate_checkpoints(config, [path], str(tmp_path / "y"), weights="best")
+
+
+def test_errors_come_before_anything_is_tested(config, checkpoints, tmp_path):
+    paths = [path for path, _ in checkpoints]
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="checkpoint: no file none.pth"):
+        evaluate_checkpoints(config, [*paths, "none.pth"], str(out))
+    with pytest.raises(InputError, match="--resolutions: got 8 8, expected none twice"):
+        evaluate_checkpoints(config, paths, str(out), resolutions=(8, 8))
+    with pytest.raises(InputError, match="the same file is named twice"):
+        evaluate_checkpoints(config, [paths[0], paths[0]], str(out))
+    assert not out.exists()
+
+
+def test_position_embedding_follows_the_resolution(tmp_path):
+    """timm's ViT at twice its size: by hand with set_input_size."""
+    model = make("vit_tiny_patch16_224", 3, patch_size=2, embed_dim=32, depth=2, num_heads=2)
+    path = str(tmp_path / "vit.pth")
+    torch.save(model.state_dict(), path)
+    changed = {"model.backbone.model_name": "vit_tiny_patch16_224", "model.backbone.num_heads": 2}
+    config = load_config(str(DIGITS), {**OPTIONS, **changed})
+    (result,) = evaluate_checkpoints(config, [path], str(tmp_path / "out"), resolutions=(16,))
+    model.set_input_size(img_size=(16, 16))
+    assert result["top1"] == pytest.approx(top1(model, 16), abs=0.3)
+
+
+def test_per_class_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(0, 6, 300), rng.integers(0, 5, 300)  # class 5 is never predicted
+    true[true == 2] = 1  # and class 2 never true
+    confusion = np.zeros((7, 7), dtype=int)  # class 6 neither
+    np.add.at(confusion, (true, predicted), 1)
+    rows = per_class(confusion, "abcdefg")
+    reference = precision_recall_fscore_support(true, predicted, labels=range(7), zero_division=np.nan)
+    for row, precision, recall, f1, images in zip(rows, *reference):
+        assert row["images"] == images
+        for key, value in (("precision", precision), ("recall", recall), ("f1", f1)):
+            if np.isnan(value):
+                assert row[key] is None
+            else:
+                assert row[key] == pytest.approx(100 * value, abs=0.006)
+    assert (rows[6]["precision"], rows[6]["recall"], rows[6]["f1"]) == (None, None, None)
+
+
+def test_browse(config, tmp_path):
+    """The picture of mixed images, and values as the model gets them."""
+    config = load_config(str(DIGITS), {**SMALL, "model.mixup": dict(mixup_alpha=0.8)})
+    config.work_dir = str(tmp_path / "run")
+    result = browse(config, "train", tmp_path / "batch.png", images=20)
+    assert result["images"] == 20
+    assert result["shape"] == [1, 8, 8]
+    assert result["pixels"][0] == pytest.approx(-0.3053 / 0.3760, abs=0.01)
+    with Image.open(tmp_path / "batch.png") as picture:
+        assert len(picture.convert("L").getcolors(10**6)) > 50
+    for options, message in [(dict(split="dev"), "--split: got 'dev'"), (dict(images=0), "--images: got 0")]:
+        with pytest.raises(InputError, match=message):
+            browse(config, **{"split": "val", "path": tmp_path / "x.png", **options})
+
+
+def test_dry_run_tool(tmp_path):
+    """Two steps of each process, an estimate, and nothing left behind."""
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), str(DIGITS), "--dry-run", "--amp", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["images_per_step"] == 64
+    assert result["images"] == 1258
+    assert result["epochs"] == 30
+    assert result["hours"] == pytest.approx(30 * result["seconds_per_epoch"] / 3600, abs=0.01)
+    assert 20 * result["seconds_per_batch_model"] < result["seconds_per_epoch"] + 0.1
+    assert 0.2 < result["peak_memory_gb"] < 8
+    assert "an epoch: " in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_test_tool_on_several(checkpoints, tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / "test.py"), str(DIGITS), *(path for path, _ in checkpoints)]
+    options = [f"{key}={value}" for key, value in OPTIONS.items()]
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [*command, "--resolutions", "8", "10", "--out", str(out), "--json", "--cfg-options", *options],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == 4
+    assert json.loads(done.stdout) == json.loads(Path(out / "result.json").read_text())
