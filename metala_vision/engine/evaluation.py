@@ -1,5 +1,6 @@
 """Testing checkpoints: several in one go, at several resolutions, with what each class gets out of it."""
 
+import copy
 import csv
 import io
 import itertools
@@ -53,7 +54,7 @@ def evaluate_checkpoints(
     names = _short_names(checkpoints)
     cells = []
     for (checkpoint, name), size in itertools.product(zip(checkpoints, names), resolutions):
-        cell = config.copy()
+        cell = copy.deepcopy(config)  # its own `copy` shares the transforms
         apply_test_options(cell, checkpoint, size, crop_ratio, device)
         size = cell.test_dataloader.dataset.get("transform", {}).get("img_size")
         if len(checkpoints) > 1:
