@@ -79,13 +79,13 @@ def test_checkpoints_by_resolutions(config, checkpoints, tmp_path):
         assert result["images"] == 359
     assert len({r["top1"] for r in results}) > 1
     assert json.loads((out / "result.json").read_text()) == results
-    rows = list(csv.DictReader((out / "results.csv").open()))
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert [float(row["top1"]) for row in rows] == [r["top1"] for r in results]
     with Image.open(out / "resolutions.png") as picture:
         assert picture.size[0] > 500
     for name in ("run0_best_8", "run0_best_12", "run1_best_8", "run1_best_12"):
         assert (out / name / "confusion_matrix.png").is_file()
-        report = list(csv.DictReader((out / name / "per_class.csv").open()))
+        report = list(csv.DictReader((out / name / "per_class.csv").read_text().splitlines()))
         assert sum(int(row["images"]) for row in report) == 359
     assert all(str(r["img_size"]) in render(results) for r in results)
 
