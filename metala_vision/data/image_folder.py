@@ -88,15 +88,23 @@ class ImageFolder(LabelledImages):
         super().__init__(split, classes, labels, transform)
 
     def load(self, index: int) -> np.ndarray:
-        path = self.paths[index]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    return _pixels(image, self.channels)
-        # PIL raises almost anything on broken files: SyntaxError for PNG chunks, ValueError, struct.error, ...
-        except Exception as error:
-            raise UnreadableImageError(f"{path}: {type(error).__name__}: {error}") from error
+        return read_image(self.paths[index], self.channels)
+
+
+def read_image(path: str | Path, channels: int) -> np.ndarray:
+    """An image file as [height, width, channels] uint8, of any mode.
+
+    Raises:
+        UnreadableImageError: it is no image, not whole, or so large that a few bytes ask for gigabytes of memory.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return _pixels(image, channels)
+    # PIL raises almost anything on broken files: SyntaxError for PNG chunks, ValueError, struct.error, ...
+    except Exception as error:
+        raise UnreadableImageError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:

@@ -1,0 +1,90 @@
+"""Runs that differ in their seed, put together: mean and spread of what they reached, and what it cost."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from metala_vision.errors import InputError
+
+
+def gather(groups: dict[str, Sequence[str | Path]]) -> list[dict]:
+    """One row for each group of finished runs.
+
+    Args:
+        groups: name -> work_dirs of runs of one config with different seeds.
+
+    Returns:
+        Rows of plain values: `name`, `model`, `parameters`, `seeds`, `top1` of each, `mean`, `deviation` (of the
+        sample; None for one run), `seconds_per_epoch` and `milliseconds_per_step` (medians over all epochs of all runs,
+        with their range), `epochs`, `images`, `precision`, `threads`.
+
+    Raises:
+        InputError: a group without runs, a folder without a finished run, two runs of one seed, runs of several models.
+    """
+    return [_row(name, [Path(folder) for folder in folders]) for name, folders in groups.items()]
+
+
+def _row(name: str, folders: list[Path]) -> dict:
+    if not folders:
+        raise InputError(f"{name}: no such folder")
+    results, epochs = [], []
+    for folder in sorted(folders):
+        results.append(_read(folder / "result.json"))
+        records = _read(folder / "history.json")
+        steps = [b["iter"] - a["iter"] for a, b in zip([{"iter": 0}, *records], records)]
+        epochs += [(record["seconds"], count) for record, count in zip(records, steps)]
+    seeds = [result["seed"] for result in results]
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"{name}: two runs have the same seed, {sorted(seeds)}")
+    for key in ("model", "parameters", "dataset", "images", "epochs"):
+        if len({result[key] for result in results}) > 1:
+            raise InputError(f"{name}: the runs differ in {key}: {sorted({str(result[key]) for result in results})}")
+    order = sorted(range(len(results)), key=lambda i: seeds[i])
+    top1 = [results[i]["top1"] for i in order]
+    per_step = [1000 * seconds / count for seconds, count in epochs]
+    return {
+        "name": name,
+        "model": results[0]["model"],
+        "parameters": results[0]["parameters"],
+        "seeds": [seeds[i] for i in order],
+        "top1": top1,
+        "mean": round(statistics.mean(top1), 2),
+        "deviation": round(statistics.stdev(top1), 2) if len(top1) > 1 else None,
+        "seconds_per_epoch": _median([seconds for seconds, _ in epochs]),
+        "milliseconds_per_step": _median(per_step),
+        "epochs": results[0]["epochs"],
+        "images": results[0]["images"],
+        "precision": results[0].get("precision"),
+        "threads": results[0]["threads"],
+    }
+
+
+def _median(values: list[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(values), 1), "low": round(min(values), 1), "high": round(max(values), 1)}
+
+
+def _read(path: Path) -> dict | list:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent}: no finished run there, {path.name} is missing") from error
+    except ValueError as error:
+        raise InputError(f"{path}: no JSON: {error}") from error
+
+
+def render(rows: Sequence[dict]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| run | parameters | top-1 of each seed | mean | deviation | s per epoch (range) | ms per step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        epoch, step = row["seconds_per_epoch"], row["milliseconds_per_step"]
+        deviation = "" if row["deviation"] is None else f"{row['deviation']:.2f}"
+        lines.append(
+            f"| {row['name']} | {row['parameters'] / 1e3:.0f} k | {', '.join(f'{top1:.2f}' for top1 in row['top1'])} | "
+            f"{row['mean']:.2f} | {deviation} | {epoch['median']:.0f} ({epoch['low']:.0f} to {epoch['high']:.0f}) | "
+            f"{step['median']:.0f} |"
+        )
+    return "\n".join(lines)
