@@ -16,8 +16,8 @@ lint: $(VENV)/.installed
 
 # The Triton kernels run in their interpreter, which is chosen when Triton is imported: a process of its own.
 test: lint
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreter
 
 timm-suite: $(VENV)/.installed
 	$(BIN)/python tools/timm_suite.py

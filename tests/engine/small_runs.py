@@ -26,8 +26,8 @@ SMALL = {
 def assert_same_checkpoint(first: Path, second: Path) -> None:
     one, other = (torch.load(path, weights_only=True) for path in (first, second))
     assert one["meta"]["epoch"] == other["meta"]["epoch"]
-    for part in ("state_dict", "optimizer", "param_schedulers"):
-        left, right = flatten(one[part]), flatten(other[part])
+    for part in ("state_dict", "state_dict_ema", "optimizer", "param_schedulers"):
+        left, right = flatten(one.get(part)), flatten(other.get(part))
         assert left.keys() == right.keys()
         for key, value in left.items():
             same = torch.equal(value, right[key]) if isinstance(value, torch.Tensor) else value == right[key]

@@ -18,6 +18,7 @@ CONFIG = f"""
 _base_ = {str(DIGITS)!r}
 custom_imports = dict(imports=["metala_vision", "metala_vision.data", "metala_vision.engine", "killer"])
 default_hooks = dict(killer=dict(type="Killer"), logger=dict(interval=1))
+custom_hooks = [dict(type="ModelEmaHook", decay=0.9)]
 model = dict(backbone=dict(embed_dim=32, depth=2))
 train_dataloader = dict(batch_size=128, num_workers=2)
 train_cfg = dict(max_epochs=3)
@@ -39,6 +40,10 @@ class Killer(Hook):
         if KILL == "epoch" and runner.epoch == 1 and batch_idx == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if KILL == "validation" and runner.epoch == 2 and batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
 class HalfWritten:
     def __init__(self, file):
         self.file = file
@@ -58,6 +63,10 @@ def open_to_die(path, mode):
         written += 1
         if written == 2:
             return HalfWritten(file)
+    if KILL == "between" and ".last.pth." in str(path):  # best.pth of this epoch is written, last.pth is not
+        written += 1
+        if written == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
     return file
 
 written = 0
@@ -93,14 +102,19 @@ def straight(train, tmp_path_factory) -> Path:
     return work_dir
 
 
-@pytest.mark.parametrize("kill", ["epoch", "write"])
+SLOW = [pytest.param(kill, marks=pytest.mark.slow) for kill in ("between", "validation")]
+
+
+@pytest.mark.parametrize("kill", ["epoch", "write", *SLOW])
 def test_killed_run_resumes_to_the_same_weights(train, straight, tmp_path, kill):
-    """With workers, augmentation and drop path; SIGKILL in the middle of an epoch, and of writing last.pth."""
+    """With workers, augmentation, drop path and average; SIGKILL in the middle of an epoch, of writing last.pth, of a
+    validation, and between the writing of best.pth and of last.pth.
+    """
     killed = train(tmp_path / "run", kill=kill)
     assert killed.returncode == -signal.SIGKILL
     assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["meta"]["epoch"] == 1
     stale = list((tmp_path / "run").glob(".last.pth.*.tmp"))
-    assert bool(stale) == (kill == "write"), "the kill came where it was meant to"
+    assert bool(stale) == (kill in ("write", "between")), "the kill came where it was meant to"
     done = train(tmp_path / "run", "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert_same_checkpoint(straight / "last.pth", tmp_path / "run" / "last.pth")
