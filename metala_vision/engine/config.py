@@ -13,6 +13,11 @@ from metala_vision.errors import InputError, near_matches
 
 RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
 KNOWN_KEYS = RUNNER_KEYS | {"custom_imports", "device"}
+# Parts that a config may lack and a command line may bring in.
+OPEN_PARTS = (
+    *("model.mixup", "model.distillation", "optim_wrapper.clip_grad", "optim_wrapper.paramwise_cfg"),
+    *("auto_scale_lr", "randomness"),
+)
 REQUIRED_KEYS = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "optim_wrapper")
 
 
@@ -63,6 +68,8 @@ def _check_option(config: Config, key: str) -> None:
     node = config
     for depth, name in enumerate(parents):
         known = list(node) if isinstance(node, dict | Config) else [str(i) for i in range(len(node))]
+        if name not in known and ".".join(parents[: depth + 1]) in OPEN_PARTS:
+            return
         if name not in known:
             where = ".".join(parents[:depth]) or "the config"
             raise InputError(f"--cfg-options: {key}: {where} has no {name!r}{near_matches(name, known)}")

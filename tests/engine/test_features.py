@@ -224,6 +224,21 @@ def test_init_from_prefers_the_average_and_refuses_another_model(tmp_path):
         classifier(init_from=str(tmp_path / "x"))
 
 
+def test_parts_that_a_command_line_may_bring_in():
+    options = ["model.mixup.mixup_alpha=0.8", "optim_wrapper.paramwise_cfg.layer_decay=0.75"]
+    options += ["auto_scale_lr.enable=True", "auto_scale_lr.base_batch_size=64"]
+    options += ["model.distillation.teacher.model_name=resnet18"]
+    config = load_config(str(DIGITS), options)
+    assert config.model.mixup == dict(mixup_alpha=0.8)
+    assert config.model.distillation.teacher.model_name == "resnet18"
+    assert config.optim_wrapper.paramwise_cfg.layer_decay == 0.75
+    assert config.auto_scale_lr == dict(enable=True, base_batch_size=64)
+    with pytest.raises(InputError, match="model has no 'mixups'"):
+        load_config(str(DIGITS), ["model.mixups.mixup_alpha=0.8"])
+    with pytest.raises(InputError, match="--cfg-options: .* cannot be read; values are numbers"):
+        load_config(str(DIGITS), ["custom_hooks=[dict(type='ModelEmaHook', decay=0.9)]"])
+
+
 # --- the optimiser
 
 
