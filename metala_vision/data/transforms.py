@@ -18,6 +18,8 @@ from timm.data import rand_augment_transform
 
 from metala_vision.errors import InputError, near_matches
 
+from .resize import ResizedCrop, ShortSide
+
 INTERPOLATION = {
     "nearest": cv2.INTER_NEAREST,
     "bilinear": cv2.INTER_LINEAR,
@@ -50,10 +52,7 @@ class Albumentations:
 
 @TRANSFORMS.register_module()
 class EvalTransform(Albumentations):
-    """Resize of the short side to `img_size / crop_ratio`, then the central square of side `img_size`.
-
-    What is made smaller is averaged over areas: OpenCV's bicubic skips pixels instead.
-    """
+    """Resize of the short side to `img_size / crop_ratio`, then the central square of side `img_size`."""
 
     def __init__(self, img_size: int, crop_ratio: float = 0.875, interpolation: str = "bicubic"):
         _check_size(img_size)
@@ -62,12 +61,7 @@ class EvalTransform(Albumentations):
         side = max(img_size, round(img_size / crop_ratio))
         super().__init__(
             [
-                dict(
-                    type="SmallestMaxSize",
-                    max_size=side,
-                    interpolation=_interpolation(interpolation),
-                    area_for_downscale="image",
-                ),
+                dict(type="ShortSide", max_size=side, interpolation=_interpolation(interpolation)),
                 dict(type="CenterCrop", height=img_size, width=img_size),
             ]
         )
@@ -109,7 +103,7 @@ class TrainTransform(Albumentations):
         img_size: side of the square.
         scale: share of the area that a crop covers.
         hflip: probability of the flip.
-        interpolation: "nearest", "bilinear", "bicubic" or "area"; what is made smaller is averaged over areas.
+        interpolation: "nearest", "bilinear", "bicubic" or "area".
         strength: "light" (nothing more), "medium" (colours, small rotations) or "strong" (two of ten operations,
             colours, an erased rectangle in a quarter of the images).
         rand_augment: timm's name of a RandAugment policy for RGB images, such as "rand-m9-mstd0.5-inc1" (DeiT's).
@@ -134,11 +128,10 @@ class TrainTransform(Albumentations):
         if not 0 <= erasing <= 1:
             raise InputError(f"erasing: got {erasing!r}, expected a probability")
         crop = dict(
-            type="RandomResizedCrop",
+            type="ResizedCrop",
             size=(img_size, img_size),
             scale=tuple(scale),
             interpolation=_interpolation(interpolation),
-            area_for_downscale="image",
         )
         transforms = [crop, dict(type="HorizontalFlip", p=hflip), *STRENGTHS[strength]]
         if rand_augment is not None:
@@ -182,7 +175,7 @@ def _some_bits(level_to_bits: Callable, level: float, hparams: dict) -> tuple[in
     return (max(1, level_to_bits(level, hparams)[0]),)
 
 
-OWN = {"TimmRandAugment": TimmRandAugment}
+OWN = {"TimmRandAugment": TimmRandAugment, "ShortSide": ShortSide, "ResizedCrop": ResizedCrop}
 
 
 def _build(config: dict) -> A.BasicTransform | A.BaseCompose:

@@ -10,7 +10,8 @@ from timm.data import rand_augment_transform
 
 from metala_vision.data import EpochSampler, EvalTransform, ImageFolder, TrainTransform
 from metala_vision.data.photo_crops import write_photo_crops
-from metala_vision.data.transforms import STRENGTHS
+from metala_vision.data.resize import resize
+from metala_vision.data.transforms import INTERPOLATION, STRENGTHS
 from metala_vision.errors import InputError
 
 SHAPES = [(1, 1), (1, 90), (60, 90), (300, 20)]
@@ -116,6 +117,24 @@ def test_downscaling_averages():
     for transform in (EvalTransform(32, crop_ratio=1.0), TrainTransform(32, scale=(1.0, 1.0), hflip=0.0)):
         small = transform(board.astype(np.uint8), 0).astype(int)
         assert np.abs(small - 128).max() < 20
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("name", "pillow"), [("bilinear", 2), ("bicubic", 3)])
+def test_resize_is_pillows(channels, name, pillow):
+    """Within two levels of uint8 on noise, smaller and larger, of a part of an image too; the array may be read-only."""
+    image = picture((70, 111), channels)
+    image.flags.writeable = False
+    for height, width in ((20, 33), (64, 64), (70, 111), (150, 90), (1, 1)):
+        for part in (image, image[5:50, 7:80]):
+            ours = resize(part, height, width, INTERPOLATION[name])
+            pil = Image.fromarray(np.ascontiguousarray(part).squeeze())
+            theirs = np.asarray(pil.resize((width, height), pillow)).reshape(ours.shape)
+            assert ours.shape == (height, width, channels)
+            assert np.abs(ours.astype(int) - theirs).max() <= 2
+    nearest = resize(image, 35, 111, INTERPOLATION["nearest"])
+    assert set(np.unique(nearest)) <= set(np.unique(image))
+    assert nearest.shape == (35, 111, channels)
 
 
 # --- repeated augmentation

@@ -1,0 +1,47 @@
+"""Resizing as Pillow, and so timm's evaluation, does it: by filters as wide as the reduction. OpenCV's skip pixels.
+
+PyTorch's uint8 kernels give Pillow's values within two levels of 255, in 0.4 of its time.
+"""
+
+import warnings
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+MODES = {cv2.INTER_LINEAR: "bilinear", cv2.INTER_CUBIC: "bicubic"}
+
+
+def resize(image: np.ndarray, height: int, width: int, interpolation: int) -> np.ndarray:
+    """[h, w, channels] uint8 -> [height, width, channels]. `interpolation` is OpenCV's constant; what is neither linear
+    nor cubic is left to OpenCV.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    if interpolation not in MODES:
+        channels = image.shape[2]
+        return cv2.resize(image, (width, height), interpolation=interpolation).reshape(height, width, channels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+        pixels = torch.from_numpy(image)
+    pixels = pixels.permute(2, 0, 1)[None]
+    pixels = F.interpolate(pixels, (height, width), mode=MODES[interpolation], antialias=True)
+    return np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy())
+
+
+class ShortSide(A.SmallestMaxSize):
+    """albumentations' resize of the short side to a length, with `resize` for images."""
+
+    def apply(self, img: np.ndarray, scale: float, **params) -> np.ndarray:
+        height, width = (max(1, round(side * scale)) for side in img.shape[:2])
+        return resize(img, height, width, self.interpolation)
+
+
+class ResizedCrop(A.RandomResizedCrop):
+    """albumentations' random crop of a share of the area, with `resize` for images."""
+
+    def apply(self, img: np.ndarray, crop_coords: tuple[int, int, int, int], **params) -> np.ndarray:
+        left, top, right, bottom = crop_coords
+        return resize(img[top:bottom, left:right], *self.size, self.interpolation)
