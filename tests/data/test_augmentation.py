@@ -122,7 +122,7 @@ def test_downscaling_averages():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("name", "pillow"), [("bilinear", 2), ("bicubic", 3)])
 def test_resize_is_pillows(channels, name, pillow):
-    """Within two levels of uint8 on noise, smaller and larger, of a part of an image too; the array may be read-only."""
+    """Within two levels on noise, smaller and larger, of a part of an image too; the array may be read-only."""
     image = picture((70, 111), channels)
     image.flags.writeable = False
     for height, width in ((20, 33), (64, 64), (70, 111), (150, 90), (1, 1)):
