@@ -34,8 +34,12 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> dict:
     from metala_vision.engine.comparison import gather, render
     from metala_vision.engine.files import write_json
+    from metala_vision.errors import InputError
     from metala_vision.profiling.bench import environment
 
+    names = [name for name, *_ in args.run]
+    if len(set(names)) < len(names):
+        raise InputError(f"--run: got {', '.join(names)}, expected no name twice")
     groups = {name: [Path(folder) for folder in folders] for name, *folders in args.run}
     rows = gather(groups)
     print(render(rows))

@@ -35,22 +35,32 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override parts of the config")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    parser.add_argument(
+        "--launcher",
+        default="none",
+        metavar="NAME",
+        help="none, pytorch (started by torchrun) or slurm (started by srun)",
+    )
     parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> dict | list[dict]:
-    from metala_vision.engine import load_config, set_data_root
+    from metala_vision.engine import check_device, join_processes, leave_processes, load_config, set_data_root
+    from metala_vision.engine.cli import say
     from metala_vision.engine.evaluation import evaluate_checkpoints, render
 
     config = load_config(args.config, args.cfg_options)
     if args.data_root is not None:
         set_data_root(config, args.data_root)
+    config.device = check_device(args.device)
+    join_processes(config, args.launcher)
     resolutions = args.resolutions or [args.img_size]
     results = evaluate_checkpoints(
-        config, args.checkpoints, args.out, resolutions, args.crop_ratio, args.weights, args.device
+        config, args.checkpoints, args.out, resolutions, args.crop_ratio, args.weights, config.device
     )
-    print(render(results))
+    say(render(results))
+    leave_processes()
     return results if len(results) > 1 else results[0]
 
 

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
       --cfg-options model.backbone.num_classes=3
   torchrun --nproc-per-node 8 tools/train.py configs/imagenet/metala_vit_tiny_224_imagenet_300e_paper.py \\
       --launcher pytorch --amp
-  srun --ntasks-per-node 8 --gpus-per-node 8 python tools/train.py CONFIG --launcher slurm --amp
+  srun --kill-on-bad-exit=1 --ntasks-per-node 8 --gpus-per-node 8 python tools/train.py CONFIG --launcher slurm --amp
 """
 
 

@@ -16,6 +16,7 @@ model = dict(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
     label_smoothing=0.1,
+    mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0),
 )
 default_hooks = dict(checkpoint=dict(save_best=None))
 train_dataloader = dict(batch_size=64, dataset=dict(transform=dict(img_size=384)))

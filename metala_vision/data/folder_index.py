@@ -64,10 +64,19 @@ def class_names(folder: Path) -> list[str]:
 def _listed(folder: Path) -> dict[str, tuple[int, list[str]]]:
     """Relative folder -> (its modification time in ns, names of the images right in it)."""
     folders = {}
-    for place, names, files in os.walk(folder, followlinks=True):
-        changed = os.stat(place).st_mtime_ns
-        names[:] = [name for name in names if not name.startswith(".")]
-        images = [file for file in files if not file.startswith(".") and file.lower().endswith(IMG_EXTENSIONS)]
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        changed = os.stat(place).st_mtime_ns  # before it is read: what comes after makes it newer
+        images = []
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append(Path(entry.path))
+                elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                    images.append(entry.name)
         folders[os.path.relpath(place, folder)] = (changed, images)
     return folders
 

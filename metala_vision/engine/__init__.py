@@ -8,7 +8,7 @@ from .ema import ModelEmaHook
 from .hooks import HistoryHook, StepSeedHook, UnreadableImagesHook
 from .metrics import ClassificationMetric
 from .optim import AutocastOptimWrapper, TimmOptimConstructor
-from .options import apply_test_options, apply_train_options, set_data_root
+from .options import apply_test_options, apply_train_options, check_device, set_data_root
 from .runner import ClassificationRunner
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "UnreadableImagesHook",
     "apply_test_options",
     "apply_train_options",
+    "check_device",
     "join_processes",
     "leave_processes",
     "load_config",

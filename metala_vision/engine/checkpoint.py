@@ -184,7 +184,10 @@ class LastBestCheckpointHook(Hook):
         # mmengine would count one epoch more: it expects to be called before the loop counts this one.
         try:
             runner.save_checkpoint(
-                runner.work_dir, name, meta=dict(epoch=epoch, iter=runner.iter), backend_args=dict(backend="atomic")
+                runner.work_dir,
+                name,
+                meta=dict(epoch=epoch, iter=runner.iter, step_images=list(runner.step_images())),
+                backend_args=dict(backend="atomic"),
             )
         except OSError as error:
             raise InputError(

@@ -87,7 +87,8 @@ class ImageClassifier(BaseModel):
             self.backbone.set_grad_checkpointing()
         if train_only_head:
             self.backbone.requires_grad_(False)
-            self.backbone.get_classifier().requires_grad_(True)
+            for head in self._heads():
+                head.requires_grad_(True)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone.to(memory_format=self.memory_format)
         if compile:
@@ -100,8 +101,14 @@ class ImageClassifier(BaseModel):
         super().train(mode)
         if self.train_only_head:
             self.backbone.eval()
-            self.backbone.get_classifier().train(mode)
+            for head in self._heads():
+                head.train(mode)
         return self
+
+    def _heads(self) -> list[torch.nn.Module]:
+        """The classifier, or the two of a distilled model."""
+        found = self.backbone.get_classifier()
+        return list(found) if isinstance(found, tuple) else [found]
 
     def forward(
         self, inputs: Tensor, labels: Tensor | None = None, errors: list[str] | None = None, mode: str = "tensor"

@@ -46,6 +46,8 @@ class Distillation:
             raise InputError(f"model.distillation: weight is {weight!r}, expected a number in (0, 1]")
         if not temperature > 0:
             raise InputError(f"model.distillation: temperature is {temperature!r}, expected a positive number")
+        if not isinstance(teacher, dict):
+            raise InputError(f"model.distillation: teacher is {teacher!r}, expected a dict with model_name")
         if not teacher.get("pretrained") and not teacher.get("checkpoint_path"):
             raise InputError("model.distillation: the teacher has no weights; set its pretrained or checkpoint_path")
         self.kind, self.weight, self.temperature, self.img_size = kind, weight, temperature, img_size

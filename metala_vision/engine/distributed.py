@@ -38,7 +38,11 @@ def join_processes(config: Config, launcher: str, timeout: float = 1800.0) -> No
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, so this is one of several processes: add --launcher pytorch"
             )
         return
-    needed, how = (TORCHRUN, "torchrun --nproc-per-node N") if launcher == "pytorch" else (SLURM, "srun python")
+    needed, how = (
+        (TORCHRUN, "torchrun --nproc-per-node N")
+        if launcher == "pytorch"
+        else (SLURM, "srun --kill-on-bad-exit=1 python")
+    )
     missing = [name for name in needed if name not in os.environ]
     if missing:
         raise InputError(f"--launcher {launcher}: {missing[0]} is not set; start with `{how} tools/train.py ...`")
@@ -50,6 +54,8 @@ def join_processes(config: Config, launcher: str, timeout: float = 1800.0) -> No
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     local_rank = int(os.environ["LOCAL_RANK"])
     if on_gpu:
+        if launcher == "slurm" and torch.cuda.device_count() == 1:
+            local_rank = 0  # srun --gpus-per-task=1 shows each process its own alone
         if local_rank >= torch.cuda.device_count():
             raise InputError(
                 f"--launcher {launcher}: process {local_rank} of this machine has no GPU of its own, there are "
@@ -71,9 +77,13 @@ def leave_processes() -> None:
 def _translate_slurm() -> None:
     """srun's variables as those of torchrun."""
     if "MASTER_ADDR" not in os.environ:
-        hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", os.environ["SLURM_NODELIST"]], capture_output=True, text=True, check=True
-        )
+        command = ["scontrol", "show", "hostnames", os.environ["SLURM_NODELIST"]]
+        try:
+            hosts = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise InputError(
+                f"--launcher slurm: `{' '.join(command)}` fails ({error}); set MASTER_ADDR to the first node"
+            ) from error
         os.environ["MASTER_ADDR"] = hosts.stdout.split()[0]
     # A port of the job's own: two jobs may share a node.
     os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))

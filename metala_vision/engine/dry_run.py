@@ -1,5 +1,7 @@
 """Everything a run would do, for two batches: does it fit, how much memory, how long would the whole of it take."""
 
+import itertools
+import math
 import resource
 import sys
 import time
@@ -7,6 +9,9 @@ import time
 import torch
 from mmengine.dist import all_gather_object
 
+from metala_vision.errors import InputError
+
+from .ema import ModelEmaHook
 from .runner import ClassificationRunner
 
 STEPS = 2
@@ -29,28 +34,27 @@ def dry_run(runner: ClassificationRunner) -> dict:
     runner.prepare()
     loop, loader = runner.train_loop, runner.train_dataloader
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    images_per_step = math.prod(runner.step_images())
+    # Every step updates: the optimiser's memory and time belong to what is looked for.
+    runner.optim_wrapper._accumulative_counts = 1
     runner.optim_wrapper.initialize_count_status(runner.model, 0, loop.max_iters)
+    for hook in runner.hooks:
+        if isinstance(hook, ModelEmaHook):
+            hook.start(runner)
     device = next(runner.model.parameters()).device
     per_image = _seconds_to_load(loader.dataset)
-    batches = iter(loader)
-    runner.model.train()
-    for _ in range(STEPS):
-        batch = next(batches)
-        step = _timed(device, lambda batch=batch: runner.model.train_step(batch, runner.optim_wrapper))
-    del batches
-    peak = _peak_memory(device)
-    validation = 0.0
-    if runner.val_loop is not None:
-        runner.model.eval()
-        batch = next(iter(runner.val_dataloader))
-        with torch.inference_mode():
-            seconds = _timed(device, lambda: runner.model.val_step(batch))
-        validation = len(runner.val_dataloader) * max(seconds, _data_seconds(runner.val_dataloader, per_image))
+    try:
+        step, batch = _train(runner, device)
+        validation = _validate(runner, device, per_image)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"memory: a batch of {loader.batch_size} images does not fit {device}: {error}. Lower "
+            f"train_dataloader.batch_size, or give --grad-checkpointing or --amp"
+        ) from error
     data = _data_seconds(loader, per_image)
     # Without workers the model waits for the images.
     seconds = step + data if loader.num_workers == 0 else max(step, data)
     epoch = len(loader) * seconds + validation / max(1, getattr(loop, "val_interval", 1))
-    accumulated = runner.optim_wrapper._accumulative_counts
     return {
         "model": runner.cfg.model.backbone.model_name,
         "parameters": sum(p.numel() for p in runner.classifier.backbone.parameters()),
@@ -58,19 +62,41 @@ def dry_run(runner: ClassificationRunner) -> dict:
         "images": len(loader.dataset),
         "classes": len(loader.dataset.classes),
         "input": list(batch["inputs"].shape[1:]),
-        "images_per_step": loader.batch_size * runner.world_size * accumulated,
-        "lr": runner.optim_wrapper.optimizer.param_groups[-1]["lr"],
+        "images_per_step": images_per_step,
+        "lr": max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups),
         "seconds_per_batch_model": round(step, 4),
         "seconds_per_batch_data": round(data, 4),
         "data_workers": loader.num_workers,
         "seconds_per_epoch": round(epoch, 1),
         "epochs": loop.max_epochs,
         "hours": round(loop.max_epochs * epoch / 3600, 2),
-        "peak_memory_gb": round(max(all_gather_object(peak)) / 1e9, 2),
+        "peak_memory_gb": round(max(all_gather_object(_peak_memory(device))) / 1e9, 2),
         "memory_of": "GPU" if device.type == "cuda" else "process",
         "device": str(device),
         "processes": runner.world_size,
     }
+
+
+def _train(runner: ClassificationRunner, device: torch.device) -> tuple[float, dict]:
+    """Seconds of the last of the steps, and its batch; the loader begins anew where it has fewer."""
+    loader = runner.train_dataloader
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    runner.model.train()
+    for batch in itertools.islice(batches, STEPS):
+        seconds = _timed(device, lambda batch=batch: runner.model.train_step(batch, runner.optim_wrapper))
+    return seconds, batch
+
+
+def _validate(runner: ClassificationRunner, device: torch.device, per_image: float) -> float:
+    """Seconds of a whole validation, from one batch of it."""
+    if runner.val_loop is None or len(runner.val_dataloader) == 0:
+        return 0.0
+    loader = runner.val_dataloader
+    runner.model.eval()
+    batch = next(iter(loader))
+    with torch.inference_mode():
+        seconds = _timed(device, lambda: runner.model.val_step(batch))
+    return len(loader) * max(seconds, _data_seconds(loader, per_image))
 
 
 def describe(result: dict) -> str:

@@ -35,8 +35,12 @@ class ModelEmaHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         if runner.is_training:
-            self.ema = ModelEmaV3(runner.classifier.backbone, decay=self.decay, use_warmup=self.use_warmup)
-            self.ema.requires_grad_(False)
+            self.start(runner)
+
+    def start(self, runner: Runner) -> None:
+        """Makes the average, of the weights as they are."""
+        self.ema = ModelEmaV3(runner.classifier.backbone, decay=self.decay, use_warmup=self.use_warmup)
+        self.ema.requires_grad_(False)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if runner.is_training and EMA_KEY in checkpoint:
@@ -51,8 +55,9 @@ class ModelEmaHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         if runner.optim_wrapper.should_update():  # just now: between two updates gradients only gather
-            steps = runner.iter // runner.optim_wrapper._accumulative_counts + 1
-            self.ema.update(runner.classifier.backbone, step=steps)
+            sums = runner.optim_wrapper._accumulative_counts
+            earlier = runner.epoch * -(-len(runner.train_dataloader) // sums)
+            self.ema.update(runner.classifier.backbone, step=earlier + -(-(batch_idx + 1) // sums))
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._swap(runner)
@@ -72,4 +77,5 @@ class ModelEmaHook(Hook):
             averages[key].copy_(former)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint["ema"] = dict(decay=self.decay, use_warmup=self.use_warmup)
         checkpoint[EMA_KEY] = {key: value.cpu() for key, value in self.ema.module.state_dict().items()}

@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.registry import MODELS
 from rich.console import Console
 from rich.table import Table
 
 from metala_vision.errors import InputError
 
+from .checkpoint import from_portable, read_checkpoint
+from .checks import config_errors
 from .files import write_atomic, write_json
 from .options import apply_test_options
 from .plots import plot_resolutions
@@ -64,6 +67,7 @@ def evaluate_checkpoints(
         cell.work_dir = str(place)
         cell.experiment_name = f"test {place}"  # mmengine keeps one message hub for each name
         cells.append((checkpoint, size, cell))
+    _check_weights(cells[0][2], checkpoints, weights)
     results = [_test(cell, checkpoint, size, weights) for checkpoint, size, cell in cells]
     if is_main_process():
         write_json(folder / "result.json", results if len(results) > 1 else results[0])
@@ -71,6 +75,17 @@ def evaluate_checkpoints(
         if len(resolutions) > 1:
             plot_resolutions(results, dict(zip(checkpoints, names)), folder / "resolutions.png")
     return results
+
+
+def _check_weights(config: Config, checkpoints: Sequence[str], weights: str) -> None:
+    """Whether every checkpoint is of the config's model and has the weights asked for."""
+    with config_errors():
+        model = MODELS.build(config.model)
+    for checkpoint in checkpoints:
+        try:
+            from_portable(read_checkpoint(checkpoint), model, weights)
+        except InputError as error:
+            raise InputError(f"{checkpoint}: {error}") from error
 
 
 def _test(config: Config, checkpoint: str, size: int | None, weights: str) -> dict:

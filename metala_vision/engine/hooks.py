@@ -36,6 +36,20 @@ class StepSeedHook(Hook):
 
 
 @HOOKS.register_module()
+class AccumulationHook(Hook):
+    """Gradient accumulation that begins anew with each epoch; the last sum of an epoch may be of fewer batches.
+
+    mmengine goes on over the end of an epoch, where a checkpoint would need the gradients of every process.
+    """
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        wrapper = runner.optim_wrapper
+        wrapper._inner_count = 0
+        wrapper._max_counts = len(runner.train_dataloader)
+        wrapper._remainder_counts = wrapper._max_counts % wrapper._accumulative_counts
+
+
+@HOOKS.register_module()
 class HistoryHook(Hook):
     """Writes `history.json`, one record per epoch, and draws it as `curves.png`.
 
@@ -81,7 +95,7 @@ class HistoryHook(Hook):
         record = {
             "epoch": runner.epoch + 1,
             "iter": runner.iter,
-            "lr": runner.optim_wrapper.get_lr()["lr"][0],
+            "lr": max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups),
             "train/loss": loss.mean().item(),
             "seconds": round(time.perf_counter() - self.start, 3),
         }

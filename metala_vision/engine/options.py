@@ -82,13 +82,13 @@ def apply_train_options(
     if torch.cuda.is_available() and device not in ("cpu", "mps"):
         for part in ("train", "val", "test"):
             config[f"{part}_dataloader"].setdefault("pin_memory", True)
+    _check_scaling(config)
     if compile:
         config.model.compile = True
     if grad_checkpointing:
         config.model.grad_checkpointing = True
     if ema is not None:
-        others = [hook for hook in config.get("custom_hooks") or [] if hook["type"] != "ModelEmaHook"]
-        config.custom_hooks = [*others, dict(type="ModelEmaHook", decay=ema)]
+        _set_ema(config, {"use_warmup": True, **(_ema_of(config) or {}), "decay": ema})
     folder = Path(config.work_dir)
     source = None
     if resume == "auto":
@@ -101,7 +101,8 @@ def apply_train_options(
     if occupied and (source is None or source.parent.resolve() != folder.resolve()):
         raise InputError(f"--work-dir: {folder} holds a run already; continue it with --resume auto, or name another")
     if source is not None:
-        seed, amp = _same_run(source, seed, amp)
+        seed, amp = _same_run(config, source, seed, amp)
+        config.model.pop("init_from", None)  # the weights are the run's own
         config.resume, config.load_from = True, str(source)
     if seed is not None:
         config.randomness = dict(config.get("randomness", {}), seed=seed)
@@ -110,8 +111,30 @@ def apply_train_options(
         config.optim_wrapper.dtype = amp
 
 
-def _same_run(source: Path, seed: int | None, amp: str | None) -> tuple[int, str | None]:
-    """Seed and mixed precision of the run to continue: with others it would be another run.
+def _check_scaling(config: Config) -> None:
+    scaling = config.get("auto_scale_lr")
+    if scaling is None:
+        return
+    unknown = set(scaling) - {"enable", "base_batch_size"}
+    if unknown or (scaling.get("enable") and "base_batch_size" not in scaling):
+        raise InputError(f"auto_scale_lr: got {dict(scaling)}, expected enable and base_batch_size")
+
+
+def _ema_of(config: Config) -> dict | None:
+    """The arguments of the config's ModelEmaHook."""
+    for hook in config.get("custom_hooks") or []:
+        if hook["type"] == "ModelEmaHook":
+            return {"decay": 0.9999, "use_warmup": False, **{k: v for k, v in hook.items() if k != "type"}}
+    return None
+
+
+def _set_ema(config: Config, arguments: dict) -> None:
+    others = [hook for hook in config.get("custom_hooks") or [] if hook["type"] != "ModelEmaHook"]
+    config.custom_hooks = [*others, dict(type="ModelEmaHook", **arguments)]
+
+
+def _same_run(config: Config, source: Path, seed: int | None, amp: str | None) -> tuple[int, str | None]:
+    """Seed and mixed precision of the run to continue: with others it would be another run. Its moving average goes on.
 
     Raises:
         InputError: weights alone, or options that contradict the run.
@@ -126,6 +149,12 @@ def _same_run(source: Path, seed: int | None, amp: str | None) -> tuple[int, str
         raise InputError(f"--seed: got {seed}, but the run of {source} has seed {former_seed}; leave it out")
     if amp not in (None, former_amp):
         raise InputError(f"--amp: got {amp}, but the run of {source} has {former_amp or 'float32'}; leave it out")
+    former_ema, ema = checkpoint.get("ema"), _ema_of(config)
+    if ema is not None and ema != former_ema:
+        was = "no moving average" if former_ema is None else f"one with {former_ema}"
+        raise InputError(f"--ema: got a moving average with {ema}, but the run of {source} has {was}; leave it out")
+    if former_ema is not None:
+        _set_ema(config, dict(former_ema))
     return former_seed, former_amp
 
 

@@ -14,6 +14,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from metala_vision.errors import InputError
+
 from .checkpoint import BEST, LAST, from_portable, read_checkpoint, to_portable
 from .checks import check_data, config_errors
 from .distributed import DistributedClassifier
@@ -23,6 +25,7 @@ from .plots import plot_confusion
 
 DEFAULT_HOOKS = dict(
     step_seed=dict(type="StepSeedHook"),
+    accumulation=dict(type="AccumulationHook"),
     unreadable=dict(type="UnreadableImagesHook"),
     history=dict(type="HistoryHook"),
     checkpoint=dict(type="LastBestCheckpointHook"),
@@ -69,7 +72,7 @@ class ClassificationRunner(Runner):
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
         """The rates in proportion to the images of one optimiser step, over `base_batch_size`; says which they are."""
         lr = optim_wrapper.optimizer.defaults["lr"]
-        batch, processes, sums = self._step_images(optim_wrapper)
+        batch, processes, sums = self.step_images()
         images = batch * processes * sums
         parts = f"{images} images a step: {batch} x {processes} processes x {sums} accumulated"
         if not (auto_scale_lr or {}).get("enable", False):
@@ -78,15 +81,16 @@ class ClassificationRunner(Runner):
         base = auto_scale_lr["base_batch_size"]
         for group in optim_wrapper.optimizer.param_groups:
             group["lr"] *= images / base
+        optim_wrapper.base_param_settings["lr"] *= images / base  # what is logged as base_lr
         print_log(
             f"learning rate {lr * images / base:g}: {lr:g} for {base} images, scaled to {parts}",
             logger="current",
             level=logging.INFO,
         )
 
-    def _step_images(self, optim_wrapper: OptimWrapper) -> tuple[int, int, int]:
+    def step_images(self) -> tuple[int, int, int]:
         """Images of a batch, processes, batches that are accumulated."""
-        return self.train_dataloader.batch_size, self.world_size, optim_wrapper._accumulative_counts
+        return self.train_dataloader.batch_size, self.world_size, self.optim_wrapper._accumulative_counts
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = self.cfg.get("device", "auto")
@@ -94,7 +98,7 @@ class ClassificationRunner(Runner):
         if not self.distributed:
             return model
         device_ids = [torch.device(device)] if device.startswith("cuda") else None
-        return DistributedClassifier(model, device_ids=device_ids, broadcast_buffers=False)
+        return DistributedClassifier(model, device_ids=device_ids)
 
     def prepare(self) -> None:
         """Builds loops, data and optimiser and checks that they fit the model.
@@ -102,9 +106,13 @@ class ClassificationRunner(Runner):
         Raises:
             InputError: what does not fit.
         """
+        if not is_main_process():
+            barrier()  # one process downloads and unpacks what is not there
         with config_errors():  # the first use of a loop builds it, with its data
             parts = [(self._train_loop, "train_loop"), (self._val_loop, "val_loop"), (self._test_loop, "test_loop")]
             loops = [getattr(self, name) for config, name in parts if config is not None]
+        if is_main_process():
+            barrier()
         if self.optim_wrapper is not None:
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
         check_data([loop.dataloader.dataset for loop in loops], self.classifier.backbone)
@@ -138,12 +146,24 @@ class ClassificationRunner(Runner):
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         self.classifier.load_state_dict(checkpoint["state_dict"])
         self._has_loaded = True
+        self.resumed_meta = checkpoint.get("meta", {})
         print_log(f"loaded {filename} ({used} weights)", logger="current", level=logging.INFO)
         return {**checkpoint, "weights": used}
 
     def resume(self, filename: str, *args, **kwargs) -> None:
-        """Continues the run of a checkpoint, and keeps the best weights that lie beside it."""
+        """Continues the run of a checkpoint, and keeps the best weights that lie beside it.
+
+        Raises:
+            InputError: its steps had other numbers of images: its schedule would be that of another run.
+        """
         super().resume(filename, *args, **kwargs)
+        batch, processes, sums = self.step_images()
+        former = self.resumed_meta.get("step_images")
+        if former is not None and (former[0] * former[1], former[2]) != (batch * processes, sums):
+            raise InputError(
+                f"--resume: the run of {filename} took {former[0]} images x {former[1]} processes x {former[2]} "
+                f"accumulated a step, and this one would take {batch} x {processes} x {sums}; make them alike"
+            )
         best, beside = Path(self.work_dir) / BEST, Path(filename).parent / BEST
         if is_main_process() and not best.is_file() and beside.is_file():
             write_atomic(best, beside.read_bytes())

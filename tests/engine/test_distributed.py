@@ -159,7 +159,7 @@ def test_launchers_are_checked(monkeypatch):
         join_processes(config, "mpi")
     with pytest.raises(InputError, match="RANK is not set; start with `torchrun --nproc-per-node N tools/train.py"):
         join_processes(config, "pytorch")
-    with pytest.raises(InputError, match="SLURM_PROCID is not set; start with `srun python"):
+    with pytest.raises(InputError, match="SLURM_PROCID is not set; start with `srun --kill-on-bad-exit=1 python"):
         join_processes(config, "slurm")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="WORLD_SIZE is 2, .*add --launcher pytorch"):

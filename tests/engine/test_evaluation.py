@@ -15,8 +15,9 @@ from sklearn.metrics import precision_recall_fscore_support
 from small_runs import DIGITS, ROOT, SMALL
 
 from metala_vision.data import Digits, EvalTransform
-from metala_vision.engine import load_config
+from metala_vision.engine import ClassificationRunner, load_config
 from metala_vision.engine.browse import browse
+from metala_vision.engine.dry_run import dry_run
 from metala_vision.engine.evaluation import evaluate_checkpoints, per_class, render
 from metala_vision.errors import InputError
 
@@ -110,6 +111,11 @@ def test_errors_come_before_anything_is_tested(config, checkpoints, tmp_path):
         evaluate_checkpoints(config, [*paths, "none.pth"], str(out))
     with pytest.raises(InputError, match="--resolutions: got 8 8, expected none twice"):
         evaluate_checkpoints(config, paths, str(out), resolutions=(8, 8))
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="(?s)other.pth: checkpoint: it is of another model"):
+        evaluate_checkpoints(config, [*paths, str(tmp_path / "other.pth")], str(out))
+    with pytest.raises(InputError, match="run1/best.pth: weights: got 'ema', but"):
+        evaluate_checkpoints(config, paths, str(out), weights="ema")
     with pytest.raises(InputError, match="the same file is named twice"):
         evaluate_checkpoints(config, [paths[0], paths[0]], str(out))
     assert not out.exists()
@@ -174,6 +180,16 @@ def test_dry_run_tool(tmp_path):
     assert 0.2 < result["peak_memory_gb"] < 8
     assert "an epoch: " in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_of_fewer_images_than_two_batches(tmp_path):
+    hooks = [dict(type="ModelEmaHook")]
+    options = {"train_dataloader.batch_size": 2000, "optim_wrapper.accumulative_counts": 4, "custom_hooks": hooks}
+    config = load_config(str(DIGITS), {**SMALL, **options})
+    config.work_dir = str(tmp_path)
+    result = dry_run(ClassificationRunner.from_cfg(config))
+    assert result["images_per_step"] == 8000
+    assert result["input"] == [1, 8, 8]
 
 
 def test_test_tool_on_several(checkpoints, tmp_path):

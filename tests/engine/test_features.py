@@ -132,6 +132,7 @@ def test_distillation_errors(teacher):
         (dict(teacher=arguments, weight=0), "weight is 0, expected"),
         (dict(teacher=arguments, temperature=0), "temperature is 0, expected"),
         (dict(teacher={**arguments, "num_classes": 11}), "teacher|checkpoint|size mismatch"),
+        (dict(teacher="resnet18"), "teacher is 'resnet18', expected a dict"),
         (dict(teacher=arguments, alpha=1), "unexpected keyword argument 'alpha'"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -215,12 +216,18 @@ def test_init_from_prefers_the_average_and_refuses_another_model(tmp_path):
     model = classifier(init_from=str(tmp_path / "run.pth")).backbone
     assert torch.equal(model.norm.weight, average.norm.weight)
     assert torch.equal(model.blocks[0].mixer.in_proj.weight, average.blocks[0].mixer.in_proj.weight)
-    with pytest.raises(InputError, match="checkpoint: no file"):
+    with pytest.raises(InputError, match="no file .*none.pth"):
         classifier(init_from=str(tmp_path / "none.pth"))
-    torch.save(
-        timm.create_model("metala_vit_nano", num_classes=10, **{**ARGS, "depth": 3}).state_dict(), tmp_path / "x"
-    )
-    with pytest.raises(InputError, match=r"(?s)init_from .*x: .*blocks\.2"):
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="init_from .*broken.pth cannot be read"):
+        classifier(init_from=str(tmp_path / "broken.pth"))
+    for depth, classes in ((3, 10), (3, 5), (1, 5)):  # with another head too: timm alone would take what fits
+        other = timm.create_model("metala_vit_nano", num_classes=classes, **{**ARGS, "depth": depth})
+        torch.save(other.state_dict(), tmp_path / "x")
+        with pytest.raises(InputError, match=r"(?s)init_from .*x: .*blocks\.[12]"):
+            classifier(init_from=str(tmp_path / "x"))
+    torch.save({"nothing.weight": torch.zeros(3)}, tmp_path / "x")
+    with pytest.raises(InputError, match=r"(?s)init_from .*x: .*Missing"):
         classifier(init_from=str(tmp_path / "x"))
 
 
@@ -277,8 +284,15 @@ def test_rate_follows_the_images_of_a_step(small_config, capfd):
     runner.prepare()
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     assert {group["lr"] for group in runner.optim_wrapper.optimizer.param_groups} == {2e-3 * 256 * 3 / 128}
+    assert runner.optim_wrapper.base_param_settings["lr"] == pytest.approx(0.012), "what is logged as base_lr"
     captured = capfd.readouterr()
     assert "learning rate 0.012: 0.002 for 128 images, scaled to 768 images a step" in captured.out + captured.err
+
+
+@pytest.mark.parametrize("scaling", [dict(enable=True), dict(enable=True, base_batch=64)])
+def test_scaling_is_checked(small_config, scaling):
+    with pytest.raises(InputError, match="auto_scale_lr: got .*, expected enable and base_batch_size"):
+        small_config({"auto_scale_lr": scaling})
 
 
 def test_accumulation_equals_the_larger_batch(run_small, tmp_path):
@@ -347,6 +361,50 @@ def test_average_resumes(run_small, tmp_path):
     run_small(EMA, work_dir=str(tmp_path / "parts"), resume="auto")
     assert_same_checkpoint(tmp_path / "straight" / "last.pth", tmp_path / "parts" / "last.pth")
     assert "state_dict_ema" in torch.load(tmp_path / "parts" / "last.pth", weights_only=True)
+
+
+def test_resuming_keeps_the_average(run_small, small_config, tmp_path):
+    """Its settings come from the checkpoint; others, or one where there was none, are refused."""
+    run_small({**EMA, **ONE_EPOCH})
+    (hook,) = small_config(resume="auto").custom_hooks
+    assert hook == dict(type="ModelEmaHook", decay=0.9, use_warmup=False)
+    with pytest.raises(InputError, match="--ema: got a moving average with .*0.5.*, but the run of .* has one with"):
+        small_config(resume="auto", ema=0.5)
+    without = str(tmp_path / "without")
+    run_small(ONE_EPOCH, work_dir=without)
+    with pytest.raises(InputError, match="--ema: .* has no moving average; leave it out"):
+        small_config(resume="auto", ema=0.9, work_dir=without)
+    assert not small_config(resume="auto", work_dir=without).get("custom_hooks")
+
+
+def test_option_of_the_average_keeps_what_the_config_says(small_config):
+    (hook,) = small_config(ema=0.99).custom_hooks
+    assert hook == dict(type="ModelEmaHook", decay=0.99, use_warmup=True)
+    (hook,) = small_config({"custom_hooks": [dict(type="ModelEmaHook", use_warmup=False)]}, ema=0.99).custom_hooks
+    assert hook == dict(type="ModelEmaHook", decay=0.99, use_warmup=False)
+
+
+def test_resuming_with_other_steps_is_refused(run_small):
+    """The schedule counts batches: with twice as many a run would reach its end halfway."""
+    run_small(ONE_EPOCH)
+    with pytest.raises(
+        InputError, match="took 256 images x 1 processes x 1 accumulated.*would take 128 x 1 x 1"
+    ):
+        run_small({"train_dataloader.batch_size": 128}, resume="auto")
+    with pytest.raises(InputError, match="would take 256 x 1 x 2; make them alike"):
+        run_small({"optim_wrapper.accumulative_counts": 2}, resume="auto")
+
+
+def test_accumulation_resumes(run_small, tmp_path):
+    """Five batches an epoch by twos: the odd one is an update of its own, and no gradient waits for the next epoch."""
+    sums = {"optim_wrapper.accumulative_counts": 2, **EMA}
+    run_small(sums, work_dir=str(tmp_path / "straight"))
+    run_small({**sums, **ONE_EPOCH}, work_dir=str(tmp_path / "parts"))
+    runner, _ = run_small(sums, work_dir=str(tmp_path / "parts"), resume="auto")
+    assert len(runner.train_dataloader) == 5
+    assert_same_checkpoint(tmp_path / "straight" / "last.pth", tmp_path / "parts" / "last.pth")
+    steps = {int(s["step"]) for s in runner.optim_wrapper.optimizer.state.values()}
+    assert steps == {2 * 3}
 
 
 def test_decay_of_the_average_is_checked(small_config):
