@@ -8,6 +8,8 @@ median of the rounds is reported with its spread. The last line printed is the r
 import argparse
 import sys
 
+from arguments import add_json
+
 EXAMPLES = """examples:
   python tools/bench_pipeline.py --folder FOLDER/train
   python tools/bench_pipeline.py --folder FOLDER --images 500 --rounds 7 --img-size 384
@@ -22,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=200, metavar="N", help="how many of them (default: 200)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of all pipelines (default: 5)")
     parser.add_argument("--img-size", type=int, default=224, metavar="N", help="side of the result (default: 224)")
-    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
+    add_json(parser)
     return parser.parse_args()
 
 

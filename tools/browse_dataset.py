@@ -8,6 +8,8 @@ import argparse
 import sys
 import tempfile
 
+from arguments import add_config, add_json
+
 EXAMPLES = """examples:
   python tools/browse_dataset.py configs/digits/metala_vit_digits.py
   python tools/browse_dataset.py configs/imagenet/metala_vit_tiny_224_imagenet_300e_deit.py --data-root FOLDER \\
@@ -20,15 +22,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="a config file, see configs/")
+    add_config(parser)
     parser.add_argument("--split", default="train", help="train, val or test (default: train)")
     parser.add_argument("--images", type=int, default=32, metavar="N", help="how many, at most (default: 32)")
     parser.add_argument("--epoch", type=int, default=0, metavar="N", help="whose order and augmentation (default: 0)")
     parser.add_argument("--out", default="batch.png", help="the picture (default: batch.png)")
-    parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override parts of the config")
     parser.add_argument("--seed", type=int, help="random seed (default: the config's)")
-    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
+    add_json(parser)
     return parser.parse_args()
 
 

@@ -8,6 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from arguments import add_json
+
 EXAMPLES = """examples:
   python tools/compare_runs.py --run ours work_dirs/metala_seed* --run vit work_dirs/vit_seed*
   python tools/compare_runs.py --run alternate runs/alternate_* --run cross runs/cross_* --out results/scans.json
@@ -27,7 +29,7 @@ def parse_args() -> argparse.Namespace:
         help="a name and the work_dirs of its runs, one for each seed; may be given several times",
     )
     parser.add_argument("--out", help="a JSON file for the result")
-    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
+    add_json(parser)
     return parser.parse_args()
 
 

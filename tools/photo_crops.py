@@ -7,6 +7,8 @@ Writes OUT/{train,val}/PHOTO/NUMBER.png; training crops come from the left of a 
 import argparse
 import sys
 
+from arguments import add_json
+
 EXAMPLES = """examples:
   python tools/photo_crops.py --out data/photo_crops
   python tools/photo_crops.py --out data/photo_crops_96 --size 96 --train 100 --val 30
@@ -24,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--val", type=int, default=60, metavar="N", help="test crops a photograph (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="of the places of the crops (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
+    add_json(parser)
     return parser.parse_args()
 
 

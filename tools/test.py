@@ -8,6 +8,8 @@ each checkpoint and resolution confusion_matrix.png and per_class.csv; with seve
 import argparse
 import sys
 
+from arguments import add_config, add_device, add_json
+
 EXAMPLES = """examples:
   python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth
   python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth --resolutions 8 12 16
@@ -20,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="a config file, see configs/")
+    add_config(parser)
     parser.add_argument("checkpoints", nargs="+", help="best.pth or last.pth of runs, or state_dicts of the timm model")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--img-size", type=int, metavar="N", help="test at N x N pixels instead of the config's size")
@@ -32,16 +34,8 @@ def parse_args() -> argparse.Namespace:
         "--weights", default="auto", metavar="WHICH", help="auto (the moving average where there is one), ema or raw"
     )
     parser.add_argument("--out", help="folder for the results (default: test, beside the first checkpoint)")
-    parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override parts of the config")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
-    parser.add_argument(
-        "--launcher",
-        default="none",
-        metavar="NAME",
-        help="none, pytorch (started by torchrun) or slurm (started by srun)",
-    )
-    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
+    add_device(parser)
+    add_json(parser)
     return parser.parse_args()
 
 

@@ -10,6 +10,8 @@ import contextlib
 import sys
 import tempfile
 
+from arguments import add_config, add_device, add_json
+
 EXAMPLES = """examples:
   python tools/train.py configs/digits/metala_vit_digits.py
   python tools/train.py configs/digits/metala_vit_digits.py --seed 1 --work-dir work_dirs/digits_seed1
@@ -26,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="a config file, see configs/")
+    add_config(parser)
     parser.add_argument("--work-dir", help="where the run is kept (default: work_dirs/<name of the config>)")
     parser.add_argument(
         "--resume",
@@ -35,9 +37,7 @@ def parse_args() -> argparse.Namespace:
         metavar="auto|PATH",
         help="continue from work_dir's last.pth if there is one (auto), or from a checkpoint",
     )
-    parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
-    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override parts of the config")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    add_device(parser)
     parser.add_argument(
         "--amp", nargs="?", const="bfloat16", metavar="DTYPE", help="mixed precision: bfloat16 (default) or float16"
     )
@@ -50,17 +50,11 @@ def parse_args() -> argparse.Namespace:
         "--grad-checkpointing", action="store_true", help="recompute activations instead of keeping them: less memory"
     )
     parser.add_argument(
-        "--launcher",
-        default="none",
-        metavar="NAME",
-        help="none, pytorch (started by torchrun) or slurm (started by srun); one GPU each, or CPUs by gloo",
-    )
-    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="check everything, run two batches, print memory, time per epoch and of the whole run, and stop",
     )
-    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
+    add_json(parser)
     return parser.parse_args()
 
 

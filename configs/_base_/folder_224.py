@@ -4,6 +4,11 @@ root = "data/images"
 img_size = 224
 batch_size = 64
 
+model = dict(
+    type="ImageClassifier",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
 loader = dict(
     batch_size=batch_size,
     num_workers=4,

@@ -4,6 +4,12 @@
 root = "data/imagenet"
 batch_size = 256  # of one process
 
+model = dict(
+    type="ImageClassifier",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    label_smoothing=0.1,
+)
 loader = dict(
     batch_size=batch_size,
     num_workers=8,

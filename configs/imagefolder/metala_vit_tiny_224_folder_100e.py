@@ -10,10 +10,7 @@ _base_ = ["../_base_/classification.py", "../_base_/folder_224.py"]
 epochs = 100
 
 model = dict(
-    type="ImageClassifier",
     backbone=dict(model_name="metala_vit_tiny", num_classes=1000, drop_path_rate=0.1),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
     label_smoothing=0.1,
 )
 train_cfg = dict(by_epoch=True, max_epochs=epochs)

@@ -10,12 +10,9 @@ _base_ = ["../_base_/classification.py", "../_base_/folder_224.py"]
 epochs = 30
 
 model = dict(
-    type="ImageClassifier",
     backbone=dict(model_name="metala_vit_tiny", num_classes=1000),
     init_from="work_dirs/metala_vit_tiny_224_imagenet_300e_paper/last.pth",
     train_only_head=True,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
 )
 train_cfg = dict(by_epoch=True, max_epochs=epochs)
 train_dataloader = dict(dataset=dict(transform=dict(strength="light", scale=(0.3, 1.0))))

@@ -10,11 +10,8 @@ _base_ = ["../_base_/classification.py", "../_base_/folder_224.py"]
 epochs = 50
 
 model = dict(
-    type="ImageClassifier",
     backbone=dict(model_name="metala_vit_tiny", num_classes=1000, drop_path_rate=0.1),
     init_from="work_dirs/metala_vit_tiny_224_imagenet_300e_paper/last.pth",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
     label_smoothing=0.1,
 )
 custom_hooks = [dict(type="ModelEmaHook", decay=0.9998, use_warmup=True)]

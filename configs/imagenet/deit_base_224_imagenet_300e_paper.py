@@ -10,10 +10,6 @@ Target:  no figure is published for this model by this recipe
 _base_ = ["../_base_/classification.py", "../_base_/imagenet.py", "../_base_/imagenet_300e_paper.py"]
 
 model = dict(
-    type="ImageClassifier",
     backbone=dict(model_name="deit_base_patch16_224", drop_path_rate=0.1),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    label_smoothing=0.1,
 )
 default_hooks = dict(checkpoint=dict(save_best=None))

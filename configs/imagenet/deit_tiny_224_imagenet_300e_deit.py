@@ -10,11 +10,7 @@ Target:  72.2 percent top-1 is DeiT's figure (arXiv 2012.12877), with repeated a
 _base_ = ["../_base_/classification.py", "../_base_/imagenet.py", "../_base_/imagenet_300e_deit.py"]
 
 model = dict(
-    type="ImageClassifier",
     backbone=dict(model_name="deit_tiny_patch16_224", drop_path_rate=0.1),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    label_smoothing=0.1,
     mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0),
 )
 default_hooks = dict(checkpoint=dict(save_best=None))

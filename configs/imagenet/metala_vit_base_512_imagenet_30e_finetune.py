@@ -10,12 +10,8 @@ Target:  no figure is published for this model
 _base_ = ["../_base_/classification.py", "../_base_/imagenet.py", "../_base_/imagenet_30e_finetune.py"]
 
 model = dict(
-    type="ImageClassifier",
     backbone=dict(model_name="metala_vit_base", img_size=512, drop_path_rate=0.1),
     init_from="work_dirs/metala_vit_base_224_imagenet_300e_paper/last.pth",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    label_smoothing=0.1,
     mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0),
 )
 default_hooks = dict(checkpoint=dict(save_best=None))

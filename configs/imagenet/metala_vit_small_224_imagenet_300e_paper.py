@@ -10,10 +10,6 @@ Target:  80.14 percent top-1 is the paper's figure (arXiv 2411.10741, table 6)
 _base_ = ["../_base_/classification.py", "../_base_/imagenet.py", "../_base_/imagenet_300e_paper.py"]
 
 model = dict(
-    type="ImageClassifier",
     backbone=dict(model_name="metala_vit_small", drop_path_rate=0.1),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    label_smoothing=0.1,
 )
 default_hooks = dict(checkpoint=dict(save_best=None))

@@ -10,11 +10,7 @@ Target:  no figure is published for this model by this recipe
 _base_ = ["../_base_/classification.py", "../_base_/imagenet.py", "../_base_/imagenet_300e_deit.py"]
 
 model = dict(
-    type="ImageClassifier",
     backbone=dict(model_name="metala_vit_tiny", drop_path_rate=0.1),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    label_smoothing=0.1,
     mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0),
 )
 default_hooks = dict(checkpoint=dict(save_best=None))

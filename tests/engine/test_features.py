@@ -387,9 +387,7 @@ def test_option_of_the_average_keeps_what_the_config_says(small_config):
 def test_resuming_with_other_steps_is_refused(run_small):
     """The schedule counts batches: with twice as many a run would reach its end halfway."""
     run_small(ONE_EPOCH)
-    with pytest.raises(
-        InputError, match="took 256 images x 1 processes x 1 accumulated.*would take 128 x 1 x 1"
-    ):
+    with pytest.raises(InputError, match="took 256 images x 1 processes x 1 accumulated.*would take 128 x 1 x 1"):
         run_small({"train_dataloader.batch_size": 128}, resume="auto")
     with pytest.raises(InputError, match="would take 256 x 1 x 2; make them alike"):
         run_small({"optim_wrapper.accumulative_counts": 2}, resume="auto")

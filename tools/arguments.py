@@ -1,0 +1,26 @@
+"""Arguments that several tools share. Nothing is imported here that takes time: --help should not wait."""
+
+import argparse
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The config, and what overrides it."""
+    parser.add_argument("config", help="a config file, see configs/")
+    parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
+    parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override parts of the config")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where to compute, and in how many processes."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    parser.add_argument(
+        "--launcher",
+        default="none",
+        metavar="NAME",
+        help="none, pytorch (started by torchrun) or slurm (started by srun); one GPU each, or CPUs by gloo",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """A result for machines alone."""
+    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
