@@ -59,7 +59,7 @@ def evaluate_checkpoints(
     for (checkpoint, name), size in itertools.product(zip(checkpoints, names), resolutions):
         cell = copy.deepcopy(config)  # its own `copy` shares the transforms
         apply_test_options(cell, checkpoint, size, crop_ratio, device)
-        size = cell.test_dataloader.dataset.get("transform", {}).get("img_size")
+        size = (cell.test_dataloader.dataset.get("transform") or {}).get("img_size")
         if len(checkpoints) > 1:
             place = folder / f"{name}_{size}"
         else:

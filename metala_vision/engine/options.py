@@ -176,7 +176,7 @@ def apply_test_options(
     limit_workers(config)
     transform = config.test_dataloader.dataset.get("transform") or {}
     if img_size is not None and img_size < 1:
-        raise InputError(f"--img-size: got {img_size}, expected a positive integer")
+        raise InputError(f"--img-size, --resolutions: got {img_size}, expected a positive integer")
     if crop_ratio is not None and not 0 < crop_ratio <= 1:
         raise InputError(f"--crop-ratio: got {crop_ratio}, expected a number in (0, 1]")
     for key, value in (("img_size", img_size), ("crop_ratio", crop_ratio)):

@@ -62,7 +62,7 @@ def plot_resolutions(results: Sequence[dict], names: dict[str, str], path: str |
     for checkpoint, name in names.items():
         points = sorted((r["img_size"], r["top1"]) for r in results if r["checkpoint"] == str(checkpoint))
         panel.plot(*zip(*points), marker="o", label=name)
-        for size, top1 in points:
+        for size, top1 in points if len(names) == 1 else ():  # several lines would write over each other
             panel.annotate(
                 f"{top1:.1f}", (size, top1), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8
             )

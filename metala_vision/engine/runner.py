@@ -59,6 +59,11 @@ class ClassificationRunner(Runner):
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         super().register_default_hooks({**DEFAULT_HOOKS, **(hooks or {})})
 
+    def _log_env(self, env_cfg: dict) -> None:
+        """A run keeps what it ran on; a test would bury its table under it."""
+        if self._train_dataloader is not None:
+            super()._log_env(env_cfg)
+
     def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
         if isinstance(optim_wrapper, dict):
             optim_wrapper = {"constructor": "TimmOptimConstructor", **optim_wrapper}

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from timm.layers import (
-    DropPath,
     calculate_drop_path_rates,
     global_pool_nlc,
     resample_abs_pos_embed,
@@ -20,7 +19,7 @@ from timm.models._input import update_model_input_size
 from timm.models._manipulate import named_apply
 from torch import Tensor, nn
 
-from metala_vision.layers import MetaLA, PatchEmbed, SwiGLU, mixer_branch, mlp_branch
+from metala_vision.layers import MetaLA, MetaLABlock, PatchEmbed
 
 __all__ = ["MetaLAViT"]
 
@@ -34,41 +33,6 @@ SCANS: dict[str, tuple[tuple[str, ...], ...]] = {
     "causal": (("row",),),
 }
 POOLS = ("", "avg", "max", "avgmax")
-
-
-class MetaLABlock(nn.Module):
-    """Pre-norm block: x += MetaLA(LN(x)); x += SwiGLU(LN(x))."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float = 3.0,
-        scan: tuple[str, ...] = ROWS,
-        causal: bool = False,
-        local_conv: bool = True,
-        self_aug: bool = True,
-        proj_drop: float = 0.0,
-        drop_path: float = 0.0,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.mixer = MetaLA(dim, num_heads, scan, causal, local_conv, self_aug, proj_drop, **dd)
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.mlp = SwiGLU(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, N, C] -> [B, N, C]."""
-        if not torch.jit.is_scripting():
-            x = mixer_branch(x, self.norm1, self.mixer, self.drop_path1, grid)
-            return mlp_branch(x, self.norm2, self.mlp, self.drop_path2)
-        x = x + self.drop_path1(self.mixer(self.norm1(x), grid))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class MetaLAViT(nn.Module):

@@ -1,6 +1,8 @@
 """A run on the digits that takes a second or two: a small model, big batches, every real component."""
 
 import pytest
+import timm
+import torch
 from mmengine.config import Config
 from small_runs import DIGITS, SMALL
 
@@ -33,3 +35,14 @@ def run_small(small_config):
         return runner, runner.train_and_test()
 
     return run
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A teacher of another architecture, and its checkpoint."""
+    torch.manual_seed(7)
+    options = dict(num_classes=10, in_chans=1, img_size=8, patch_size=4, embed_dim=32, depth=1, num_heads=2)
+    model = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    torch.nn.init.normal_(model.head.weight)
+    torch.save(model.state_dict(), tmp_path / "teacher.pth")
+    return model, dict(model_name="vit_tiny_patch16_224", checkpoint_path=str(tmp_path / "teacher.pth"), **options)

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import torch
 
+from metala_vision.engine import ImageClassifier
+
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "configs" / "digits" / "metala_vit_digits.py"
+ARGS = dict(embed_dim=32, depth=2, num_heads=1, in_chans=1, img_size=8, patch_size=2)
 SMALL = {
     "model.backbone.embed_dim": 32,
     "model.backbone.depth": 2,
@@ -21,6 +24,12 @@ SMALL = {
     "param_scheduler.1.begin": 1,
     "param_scheduler.1.end": 2,
 }
+
+
+def classifier(**kwargs) -> ImageClassifier:
+    torch.manual_seed(0)
+    backbone = dict(model_name="metala_vit_nano", num_classes=10, **ARGS)
+    return ImageClassifier(backbone, mean=(0.3,), std=(0.4,), **kwargs)
 
 
 def assert_same_checkpoint(first: Path, second: Path) -> None:

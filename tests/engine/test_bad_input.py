@@ -324,7 +324,7 @@ def test_img_size_of_the_test_tool(tmp_path):
     config = load_config(str(DIGITS), SMALL)
     with pytest.raises(InputError, match="checkpoint: no file"):
         apply_test_options(config, str(tmp_path / "none.pth"))
-    with pytest.raises(InputError, match="--img-size: got 0"):
+    with pytest.raises(InputError, match="--img-size, --resolutions: got 0, expected a positive"):
         apply_test_options(config, str(tmp_path / "x.pth"), img_size=0)
     with pytest.raises(InputError, match=r"--crop-ratio: got 1.5, expected a number in \(0, 1\]"):
         apply_test_options(config, str(tmp_path / "x.pth"), crop_ratio=1.5)

@@ -7,7 +7,7 @@ from tolerances import FLOAT32, relative_rms
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from metala_vision.models.metala_vit import MetaLABlock
+from metala_vision.layers import MetaLABlock
 
 
 class Adapted(nn.Linear):
