@@ -1,8 +1,9 @@
 """What the operators cost, for fvcore and for torch's FlopCounterMode.
 
 Counted in multiply-accumulates (fvcore's unit); FlopCounterMode gets twice that. A scan counts as its recurrence:
-decay, update and readout of a state [K, V] per token, head and order, 3 K V, and the token's own term, K + V. Matrix
-products and convolutions count as fvcore counts them, element-wise work (SiLU, norms, gates) not at all, as there.
+decay, update and readout of a state [K, V] per token, head and order, 3 K V, and the token's own term, K + V; what the
+chunkwise form computes instead is `chunkwise_scan_macs`. Matrix products and convolutions count as fvcore counts them,
+element-wise work (SiLU, norms, gates) not at all, as there.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from . import library  # noqa: F401  (registers the operators)
+from .chunked import CHUNK
 
 # Recurrence of the states (decay, update) and three products for dq, dk and dv, the states of the gradient included.
 _BACKWARD_PER_STATE = 7
@@ -22,12 +24,28 @@ def scan_macs(q: tuple[int, ...], v: tuple[int, ...], orders: int) -> int:
     return prod(q[:3]) * (3 * orders * q[3] * v[3] + q[3] + v[3])
 
 
-def mixer_macs(projected: tuple[int, ...], num_heads: int, orders: int) -> int:
+def chunkwise_scan_macs(q: tuple[int, ...], v: tuple[int, ...], orders: int, chunk: int = CHUNK) -> int:
+    """The same scan in chunks of T tokens, as on matrix units: whole tiles, the last chunk padded.
+
+    For each order and chunk T^2 K scores and T^2 V sums of values, T K V each to read and to update the state, and K V
+    to decay it; and the token's own term.
+    """
+    batch, tokens, heads, key = q
+    value, chunks = v[3], -(-tokens // chunk)
+    per_chunk = chunk * chunk * (key + value) + 2 * chunk * key * value + key * value
+    return batch * heads * (orders * chunks * per_chunk + tokens * (key + value))
+
+
+# How a scan is counted, by name.
+SCAN_FORMS: dict[str, Callable[..., int]] = {"recurrent": scan_macs, "chunkwise": chunkwise_scan_macs}
+
+
+def mixer_macs(projected: tuple[int, ...], num_heads: int, orders: int, form: str = "recurrent") -> int:
     """The scan of a MetaLA layer and its self-augmentation, q . (w k) v; projected is [B, N, 3 C]."""
     batch, tokens, width = projected
     key, value = width // 6 // num_heads, width // 3 // num_heads
     shape = (batch, tokens, num_heads)
-    return scan_macs((*shape, key), (*shape, value), orders) + prod(shape) * (2 * key + value)
+    return SCAN_FORMS[form]((*shape, key), (*shape, value), orders) + prod(shape) * (2 * key + value)
 
 
 def conv_macs(x: tuple[int, ...]) -> int:
@@ -40,10 +58,10 @@ def mlp_macs(x: tuple[int, ...], weight_in: tuple[int, ...], weight_out: tuple[i
     return prod(x[:-1]) * (prod(weight_in) + prod(weight_out))
 
 
-def half_block_macs(x: tuple[int, ...], num_heads: int, orders: int) -> int:
+def half_block_macs(x: tuple[int, ...], num_heads: int, orders: int, form: str = "recurrent") -> int:
     """The mixer of a block on [B, N, C], with its convolution and its two projections."""
     dim = x[2]
-    return conv_macs(x) + 4 * prod(x) * dim + mixer_macs((x[0], x[1], 3 * dim), num_heads, orders)
+    return conv_macs(x) + 4 * prod(x) * dim + mixer_macs((x[0], x[1], 3 * dim), num_heads, orders, form)
 
 
 def _orders(scan: str) -> int:
@@ -101,11 +119,18 @@ def _(x, *rest, out_shape=None, **kwargs) -> int:
 # --- fvcore: values of a traced graph
 
 
-def fvcore_handles() -> dict[str, Callable | None]:
-    """Handles by operator: `FlopCountAnalysis(model, x).set_op_handle(**fvcore_handles())`."""
+def fvcore_handles(form: str = "recurrent") -> dict[str, Callable | None]:
+    """Handles by operator: `FlopCountAnalysis(model, x).set_op_handle(**fvcore_handles())`.
+
+    Args:
+        form: how scans are counted, "recurrent" or "chunkwise".
+    """
+    if form not in SCAN_FORMS:
+        raise ValueError(f"form: got {form!r}, expected one of {tuple(SCAN_FORMS)}")
+    scan = SCAN_FORMS[form]
     return {
-        "metala::gated_linear_attention": lambda x, _: scan_macs(_shape(x[0]), _shape(x[2]), _orders(x[6].toIValue())),
-        "metala::mixer": lambda x, _: mixer_macs(_shape(x[0]), x[3].toIValue(), _orders(x[6].toIValue())),
+        "metala::gated_linear_attention": lambda x, _: scan(_shape(x[0]), _shape(x[2]), _orders(x[6].toIValue())),
+        "metala::mixer": lambda x, _: mixer_macs(_shape(x[0]), x[3].toIValue(), _orders(x[6].toIValue()), form),
         "metala::conv_silu": lambda x, _: conv_macs(_shape(x[0])),
         "metala::patches": None,  # a copy
         "metala::swiglu": None,  # element-wise
@@ -113,7 +138,7 @@ def fvcore_handles() -> dict[str, Callable | None]:
         # their LayerNorms as fvcore counts one, which as a layer of its own it would see
         "metala::add_swiglu_mlp": lambda x, _: 5 * prod(_shape(x[0])) + mlp_macs(*(_shape(x[i]) for i in (0, 4, 5))),
         "metala::add_mixer": lambda x, _: (
-            5 * prod(_shape(x[0])) + half_block_macs(_shape(x[0]), x[9].toIValue(), _orders(x[12].toIValue()))
+            5 * prod(_shape(x[0])) + half_block_macs(_shape(x[0]), x[9].toIValue(), _orders(x[12].toIValue()), form)
         ),
     }
 

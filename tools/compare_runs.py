@@ -35,8 +35,8 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     from metala_vision.engine.comparison import gather, render
-    from metala_vision.engine.files import write_json
     from metala_vision.errors import InputError
+    from metala_vision.files import write_json
     from metala_vision.profiling.bench import environment
 
     names = [name for name, *_ in args.run]

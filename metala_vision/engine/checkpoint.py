@@ -15,6 +15,8 @@ from torch import nn
 
 from metala_vision.errors import InputError
 
+from . import atomic  # noqa: F401  (registers the file backend)
+
 PREFIX = "backbone."
 LAST, BEST = "last.pth", "best.pth"
 EMA_KEY = "state_dict_ema"  # timm's: create_model(checkpoint_path=...) takes the average where there is one

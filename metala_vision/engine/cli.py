@@ -9,8 +9,7 @@ from pathlib import Path
 from mmengine.dist import is_main_process
 
 from metala_vision.errors import InputError
-
-from .files import to_json, write_json
+from metala_vision.files import to_json, write_json
 
 
 def say(text: str) -> None:

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from metala_vision.errors import InputError
+from metala_vision.files import write_atomic, write_json
 
 from .checkpoint import from_portable, read_checkpoint
 from .checks import config_errors
-from .files import write_atomic, write_json
 from .options import apply_test_options
 from .plots import plot_resolutions
 from .runner import ClassificationRunner

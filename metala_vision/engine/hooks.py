@@ -13,8 +13,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from metala_vision.errors import InputError
+from metala_vision.files import write_json
 
-from .files import write_json
 from .plots import plot_history
 
 

@@ -1,15 +1,13 @@
 """Pictures of a run: curves and confusion matrix."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .files import write_atomic
+from metala_vision.figures import save_png
 
 
 def plot_history(records: Sequence[dict], path: str | Path) -> None:
@@ -32,7 +30,7 @@ def plot_history(records: Sequence[dict], path: str | Path) -> None:
         panel.grid(alpha=0.3)
         if len(lines) > 1 and panel.lines:
             panel.legend()
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
@@ -52,7 +50,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Pa
         for row, column in np.argwhere(confusion):
             colour = "white" if share[row, column] > 0.5 else "black"
             panel.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def plot_resolutions(results: Sequence[dict], names: dict[str, str], path: str | Path) -> None:
@@ -75,7 +73,7 @@ def plot_resolutions(results: Sequence[dict], names: dict[str, str], path: str |
     panel.grid(alpha=0.3)
     if len(names) > 1:
         panel.legend()
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def plot_images(images: np.ndarray, titles: Sequence[str], path: str | Path) -> None:
@@ -89,10 +87,4 @@ def plot_images(images: np.ndarray, titles: Sequence[str], path: str | Path) -> 
     for panel, image, title in zip(panels, np.clip(images, 0, 1).transpose(0, 2, 3, 1), titles):
         panel.imshow(image, cmap="gray" if image.shape[2] == 1 else None, vmin=0, vmax=1, interpolation="nearest")
         panel.set_title(title, fontsize=8)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_atomic(path, buffer.getvalue())
+    save_png(figure, path)

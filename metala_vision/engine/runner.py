@@ -15,11 +15,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from metala_vision.errors import InputError
+from metala_vision.files import write_atomic
 
 from .checkpoint import BEST, LAST, from_portable, read_checkpoint, to_portable
 from .checks import check_data, config_errors
 from .distributed import DistributedClassifier
-from .files import write_atomic
 from .hooks import UnreadableImagesHook, history
 from .plots import plot_confusion
 

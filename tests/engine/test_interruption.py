@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_runs import DIGITS, ROOT, assert_same_checkpoint
 
-from metala_vision.engine.files import write_atomic, write_json
+from metala_vision.files import write_atomic, write_json
 
 CONFIG = f"""
 _base_ = {str(DIGITS)!r}
@@ -30,7 +30,7 @@ KILLER = """
 import builtins, os, signal
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from metala_vision.engine import files
+from metala_vision import files
 
 KILL = os.environ.get("KILL", "")
 

@@ -5,8 +5,6 @@ import math
 import os
 from pathlib import Path
 
-from mmengine.fileio import LocalBackend, register_backend
-
 
 def write_atomic(path: str | Path, data: bytes) -> None:
     """Writes beside `path` and renames, so that `path` is always the former or the new file, whole.
@@ -46,11 +44,3 @@ def _finite(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@register_backend("atomic", force=True)
-class AtomicBackend(LocalBackend):
-    """mmengine's local files, written atomically: `backend_args=dict(backend="atomic")`."""
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        write_atomic(filepath, obj)
