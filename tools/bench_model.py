@@ -36,7 +36,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    from metala_vision.profiling.bench import Cell, bench_models, environment, parse_cell, render
+    from metala_vision.profiling.bench import bench_models, parse_cell, render
+    from metala_vision.profiling.environment import environment
+    from metala_vision.profiling.steps import Cell
 
     cells = [parse_cell(text) for text in args.cells]
     results = bench_models(

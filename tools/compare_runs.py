@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> dict:
     from metala_vision.engine.comparison import gather, render
     from metala_vision.errors import InputError
     from metala_vision.files import write_json
-    from metala_vision.profiling.bench import environment
+    from metala_vision.profiling.environment import environment
 
     names = [name for name, *_ in args.run]
     if len(set(names)) < len(names):

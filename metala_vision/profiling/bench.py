@@ -1,33 +1,19 @@
 """Whole models side by side: what tools/bench_model.py calls."""
 
-import platform
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import NamedTuple
 
-import timm
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
-from torch.nn import functional as F
 
-from metala_vision.errors import InputError, near_matches
+from metala_vision.errors import InputError
 
 from .products import matrix_products, replay
+from .steps import Cell, create, make_step
 from .timing import Spread, interleaved
 
 MIN_ROUNDS = 3
-
-
-class Cell(NamedTuple):
-    """One comparison: square images of `size` pixels."""
-
-    size: int
-    batch: int
-    dtype: str  # "float32", or "bfloat16" by autocast
-    mode: str  # "infer" or "train"
 
 
 def parse_cell(text: str) -> tuple[int, int]:
@@ -36,40 +22,6 @@ def parse_cell(text: str) -> tuple[int, int]:
     if not size.isdecimal() or not (batch.isdecimal() or text == size) or int(size) < 1 or int(batch or 1) < 1:
         raise InputError(f"--cells: got {text!r}, expected a size or SIZExBATCH, such as 512 or 224x8")
     return int(size), int(batch or 1)
-
-
-def create(name: str, size: int) -> nn.Module:
-    """A timm model for images of `size`; softmax ViTs get their position embedding resized to it."""
-    if not timm.is_model(name):
-        raise InputError(f"--models: unknown model {name!r}{near_matches(name, timm.list_models())}")
-    try:
-        return timm.create_model(name, img_size=size)
-    except TypeError:  # a convolutional model: it has no nominal size
-        return timm.create_model(name)
-
-
-def make_step(model: nn.Module, cell: Cell, no_gradients: type = torch.inference_mode) -> Callable[[], object]:
-    """One forward pass under `no_gradients`, or one training step with AdamW, of a cell."""
-    x = torch.randn(cell.batch, 3, cell.size, cell.size)
-    autocast = torch.autocast("cpu", torch.bfloat16) if cell.dtype == "bfloat16" else nullcontext()
-    if cell.mode == "infer":
-
-        def infer() -> None:
-            with no_gradients(), autocast:
-                model(x)
-
-        return infer
-    target = torch.zeros(cell.batch, dtype=torch.long)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def train() -> None:
-        with autocast:
-            loss = F.cross_entropy(model(x), target)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return train
 
 
 def bench_models(
@@ -137,26 +89,6 @@ def _row(name: str, cell: Cell, spreads: dict[str, Spread], first: str) -> dict:
         row |= {"floor_milliseconds": 1e3 * floor.median, "floor_share": floor.ratio_to(spread)}
         row["torch_floor_share"] = spreads.get(f"torch floor of {name}", floor).ratio_to(spread)
     return row
-
-
-def environment() -> dict:
-    """What the figures hold for."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def render(report: dict) -> str:

@@ -1,0 +1,163 @@
+"""Several models at several sizes, counted: what tools/flops.py calls."""
+
+import csv
+import io
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import Progress
+
+from metala_vision.errors import InputError
+from metala_vision.figures import save_png
+from metala_vision.files import write_atomic, write_json
+
+from .environment import environment
+from .flops import count
+from .steps import check_models, create
+
+CONVENTION = "multiply-accumulates (MACs) of one image; norms 5 an element, element-wise work and softmax nothing"
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """ "512" -> 512, "480x640" -> (480, 640), height first. InputError for anything else."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise InputError(f"--img-size: got {text!r}, expected a side or HEIGHTxWIDTH in pixels, such as 512 or 480x640")
+    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def count_models(names: Sequence[str], sizes: Sequence[int | tuple[int, int]], allow: Collection[str] = ()) -> dict:
+    """Counts every model at every size.
+
+    Returns:
+        `rows`, one for each model and size: the fields of `flops.Cost`, and `operators` and `modules`, with `size` as
+        [height, width]; the `convention`; and the `environment`.
+
+    Raises:
+        InputError: a model that timm does not know or that does not take a size, an operator without a count.
+    """
+    check_models(names)
+    rows = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(names) * len(sizes))
+        for name in names:
+            for size in sizes:
+                progress.update(task, description=f"{name} {_text(size)}")
+                rows.append(_row(name, size, allow))
+                progress.advance(task)
+    return {"rows": rows, "convention": CONVENTION, "environment": environment()}
+
+
+def _row(name: str, size: int | tuple[int, int], allow: Collection[str]) -> dict:
+    model = create(name, size)
+    try:
+        cost = count(model, size, allow)
+    except InputError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:  # what timm's models say of a size they do not take
+        raise InputError(f"{name} does not take {_text(size)} pixels: {error}") from error
+    formula = None if cost.formula is None else cost.formula.macs
+    return {
+        "model": name,
+        "size": [size, size] if isinstance(size, int) else list(size),
+        **cost._replace(formula=formula, modules=[module._asdict() for module in cost.modules])._asdict(),
+    }
+
+
+def render(report: dict, depth: int = 0) -> str:
+    """The table as text; with `depth`, every module down to it."""
+    lines = [
+        f"GMACs: {report['convention']}",
+        "chunkwise: scans counted in chunks, not by recurrence; torch: products, by FlopCounterMode; hand: by formula",
+        "",
+        f"{'model':28} {'size':>9} {'params':>8} {'GMACs':>9} {'mixer':>9} {'channel':>9} {'rest':>8} {'activ.':>9}"
+        f" {'chunkwise':>9} {'products':>9} {'torch':>9} {'hand':>9}",
+    ]
+    for row in report["rows"]:
+        columns = ("macs", "mixer", "channel_mixer")
+        lines.append(
+            f"{row['model']:28} {_sides(row):>9} {row['parameters'] / 1e6:6.2f} M"
+            + "".join(f" {row[column] / 1e9:9.3f}" if row[column] is not None else f" {'-':>9}" for column in columns)
+            + f" {row['rest'] / 1e9:8.3f} {row['activations'] / 1e6:7.1f} M {row['chunkwise'] / 1e9:9.3f}"
+            + f" {row['products'] / 1e9:9.3f} {row['torch'] / 1e9:9.3f}"
+            + (f" {row['formula'] / 1e9:9.3f}" if row["formula"] is not None else "")
+        )
+        lines += _disagreements(row)
+    for row in report["rows"] if depth else ():
+        lines += ["", f"{row['model']}, {_sides(row)} pixels"]
+        for module in row["modules"]:
+            level = module["name"].count(".") + 1 if module["name"] else 0
+            if level <= depth:
+                label = "  " * level + (module["name"].rpartition(".")[2] or "model")
+                lines.append(
+                    f"{label:30} {module['type']:22} {module['parameters'] / 1e3:10.1f} k {module['macs'] / 1e9:9.3f} G"
+                    f" {module['macs'] / max(row['macs'], 1):6.1%} {module['activations'] / 1e6:9.2f} M"
+                )
+    return "\n".join(lines)
+
+
+def _disagreements(row: dict) -> list[str]:
+    """What is wrong where two counts of the same thing differ: then none of them can be trusted."""
+    found = []
+    if row["torch"] != row["products"]:
+        found.append(f"  torch's FlopCounterMode counts {row['torch']:,} for the products, fvcore {row['products']:,}")
+    if row["formula"] not in (None, row["macs"]):
+        found.append(
+            f"  the formula gives {row['formula']:,}, fvcore {row['macs']:,}: this is not the plain architecture"
+        )
+    return found
+
+
+def save(report: dict, folder: str | Path) -> dict[str, str]:
+    """Writes flops.json, flops.csv and, of several sizes, flops.png; returns what is where."""
+    folder = Path(folder)
+    paths = {"json": folder / "flops.json", "csv": folder / "flops.csv"}
+    write_json(paths["json"], report)
+    fields = [name for name in report["rows"][0] if name not in ("operators", "modules")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "size": _sides(row)} for row in report["rows"])
+    write_atomic(paths["csv"], text.getvalue().encode())
+    if len({tuple(row["size"]) for row in report["rows"]}) > 1:
+        paths["png"] = folder / "flops.png"
+        plot(report["rows"], paths["png"])
+    return {kind: str(path) for kind, path in paths.items()}
+
+
+def plot(rows: Sequence[dict], path: str | Path) -> None:
+    """GMACs against resolution, log axes, a line for each model and a dotted one for its token mixers."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    panel = figure.subplots()
+    sides = sorted({_side(row) for row in rows})
+    for number, name in enumerate(dict.fromkeys(row["model"] for row in rows)):
+        mine = sorted(
+            (_side(row), row["macs"] / 1e9, row["mixer"] and row["mixer"] / 1e9) for row in rows if row["model"] == name
+        )
+        panel.plot([m[0] for m in mine], [m[1] for m in mine], marker="o", color=f"C{number}", label=name)
+        if mine[0][2] is not None:
+            panel.plot([m[0] for m in mine], [m[2] for m in mine], linestyle=":", color=f"C{number}", linewidth=1)
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.set_xticks(sides, [f"{side:.0f}" for side in sides])
+    panel.set_xticks([], minor=True)
+    panel.set(xlabel="side of the image, pixels", ylabel="GMACs of one image (dotted: token mixers alone)")
+    panel.grid(alpha=0.3, which="both")
+    panel.legend()
+    save_png(figure, path, dpi=120)
+
+
+def _side(row: dict) -> float:
+    """Of a square of as many pixels."""
+    return (row["size"][0] * row["size"][1]) ** 0.5
+
+
+def _sides(row: dict) -> str:
+    height, width = row["size"]
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _text(size: int | tuple[int, int]) -> str:
+    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"

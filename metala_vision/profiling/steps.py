@@ -1,0 +1,110 @@
+"""What is timed: a timm model by name at any image size, and one step of inference or training with it."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import NamedTuple
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from metala_vision.errors import InputError, near_matches
+
+DTYPES = ("float32", "bfloat16", "float16")
+MODES = ("infer", "train")
+
+
+class Cell(NamedTuple):
+    """One comparison: square images of `size` pixels."""
+
+    size: int
+    batch: int
+    dtype: str  # "float32", or "bfloat16" or "float16" by autocast
+    mode: str  # "infer" or "train"
+
+
+def check_models(names: Iterable[str]) -> None:
+    """InputError for a name that timm does not know, with near matches."""
+    for name in names:
+        if not timm.is_model(name):
+            raise InputError(f"--models: unknown model {name!r}{near_matches(name, timm.list_models())}")
+
+
+def create(name: str, size: int | tuple[int, int], device: str = "cpu") -> nn.Module:
+    """A timm model for images of `size`; softmax ViTs get their position embedding resized to it."""
+    check_models([name])
+    with torch.device(device):
+        try:
+            return timm.create_model(name, img_size=size)
+        except TypeError:  # a convolutional model: it has no nominal size
+            return timm.create_model(name)
+
+
+def attention(sdpa: str) -> AbstractContextManager:
+    """PyTorch's choice of a softmax attention kernel ("fused"), or the explicit map that is not fused ("math")."""
+    return sdpa_kernel(SDPBackend.MATH) if sdpa == "math" else nullcontext()
+
+
+def make_step(
+    model: nn.Module, cell: Cell, no_gradients: type = torch.inference_mode, sdpa: str = "fused"
+) -> Callable[[], object]:
+    """One forward pass under `no_gradients`, or one training step with AdamW, of a cell, on the model's device."""
+    device = next(model.parameters()).device
+    x = torch.randn(cell.batch, 3, cell.size, cell.size, device=device)
+
+    def contexts() -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(attention(sdpa))
+        if cell.dtype != "float32":
+            stack.enter_context(torch.autocast(device.type, getattr(torch, cell.dtype)))
+        return stack
+
+    if cell.mode == "infer":
+
+        def infer() -> None:
+            with no_gradients(), contexts():
+                model(x)
+
+        return infer
+    target = torch.zeros(cell.batch, dtype=torch.long, device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    scaler = torch.amp.GradScaler(device.type, enabled=cell.dtype == "float16")
+
+    def train() -> None:
+        with contexts():
+            loss = F.cross_entropy(model(x), target)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return train
+
+
+def tokens(model: nn.Module, size: int) -> int | None:
+    """Patches of an image of `size` that the model works on, or None for one that has no patches of one size."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if patch is None or hasattr(model, "stages") or hasattr(model, "layers"):
+        return None
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return -(-size // height) * -(-size // width)
+
+
+class _Watch(TorchFunctionMode):
+    found = False
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention and args[0].shape[-2] > 1:
+            self.found = True
+        return func(*args, **(kwargs or {}))
+
+
+def has_fused_attention(name: str, size: int) -> bool:
+    """Whether a model calls PyTorch's fused attention with more than one query: only then is "math" something else."""
+    model = create(name, size).eval()
+    with torch.no_grad(), _Watch() as watch:
+        model(torch.zeros(1, 3, size, size))
+    return watch.found

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Count parameters, multiply-accumulates (MACs) and activations of models, with nothing left out.
+
+fvcore traces the model; every operator that costs has a count (its own, the fused softmax attention, which fvcore alone
+leaves out, and ours), and one that has none ends the tool with an error unless it is allowed by name. The table gives
+the total, its parts (token mixers, channel mixers, the rest), the total with scans counted in chunks instead of by
+their recurrence, and two independent counts of the same products: torch's FlopCounterMode, and a formula derived by
+hand for the architectures that have one. Where they differ, the table says so.
+"""
+
+import argparse
+import sys
+import warnings
+
+from arguments import add_json
+
+EXAMPLES = """examples:
+  python tools/flops.py --models metala_vit_tiny deit_tiny_patch16_224
+  python tools/flops.py --models metala_vit_tiny deit_tiny_patch16_224 --img-size 224 512 1024 --out work_dirs/flops
+  python tools/flops.py --models metala_vit_small --img-size 480x640 --depth 3
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=["metala_vit_tiny", "deit_tiny_patch16_224"], metavar="NAME")
+    parser.add_argument("--img-size", nargs="+", default=["224"], metavar="SIDE", help="or HEIGHTxWIDTH (default: 224)")
+    parser.add_argument("--depth", type=int, default=0, help="also print every module down to this depth")
+    parser.add_argument("--allow", nargs="+", default=[], metavar="OPERATOR", help="operators that may count nothing")
+    parser.add_argument("--out", metavar="FOLDER", help="write flops.json, flops.csv and, of several sizes, flops.png")
+    add_json(parser)
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> dict:
+    # fvcore scripts a function while it is imported
+    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
+    import metala_vision  # noqa: F401  (registers the models)
+    from metala_vision.profiling.flops_report import count_models, parse_size, render, save
+
+    report = count_models(args.models, [parse_size(text) for text in args.img_size], args.allow)
+    print(render(report, args.depth))
+    if args.out:
+        report["files"] = save(report, args.out)
+        print(f"written: {', '.join(report['files'].values())}")
+    for row in report["rows"]:
+        del row["modules"]  # thousands of lines; they are in flops.json
+    return report
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    # Not above: torch and timm take seconds to import, and --help should not.
+    from metala_vision.engine.cli import run_tool
+
+    sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))
