@@ -51,9 +51,8 @@ def count_models(names: Sequence[str], sizes: Sequence[int | tuple[int, int]], a
 
 
 def _row(name: str, size: int | tuple[int, int], allow: Collection[str]) -> dict:
-    model = create(name, size)
     try:
-        cost = count(model, size, allow)
+        cost = count(create(name, size), size, allow)
     except InputError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:  # what timm's models say of a size they do not take

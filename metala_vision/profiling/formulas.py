@@ -40,7 +40,8 @@ def metala_vit(model: MetaLAViT, height: int, width: int) -> Formula:
     H (3 S K V + K + V) for the scans, H (2 K + V) for self-augmentation; norms of 5 D twice.
     """
     dim, patch = model.embed_dim, model.patch_embed.patch_size[0]
-    tokens = -(-height // patch) * -(-width // patch)
+    grid = -(-height // patch), -(-width // patch)
+    tokens = grid[0] * grid[1]
     products = tokens * model.in_chans * patch * patch * dim
     for block in model.blocks:
         heads = block.mixer.num_heads
@@ -49,8 +50,10 @@ def metala_vit(model: MetaLAViT, height: int, width: int) -> Formula:
         scans = heads * (3 * len(block.mixer.scan) * key * value + key + value)
         hidden = block.mlp.fc2.in_features
         products += tokens * (4 * dim * dim + 3 * hidden * dim + conv + scans + heads * (2 * key + value))
-    norms = (2 * len(model.blocks) + 1) * tokens * 5 * dim
-    return Formula(products + dim * model.num_classes, norms)
+    others = (2 * len(model.blocks) + 1) * tokens * 5 * dim
+    if model.pos_embed is not None and grid != model.pos_grid:
+        others += 16 * tokens * dim  # resampled with 4 x 4 weights
+    return Formula(products + dim * model.num_classes, others)
 
 
 def vision_transformer(model: VisionTransformer, height: int, width: int) -> Formula:

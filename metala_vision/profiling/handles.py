@@ -68,6 +68,8 @@ _PRODUCTS: dict[str, Callable] = {
     "aten::scaled_dot_product_attention": _attention,
 }
 _OTHERS: dict[str, Callable] = {
+    "aten::_upsample_bicubic2d_aa": jit_handles.elementwise_flop_counter(0, 16),
+    "aten::_upsample_bilinear2d_aa": jit_handles.elementwise_flop_counter(0, 4),
     "aten::adaptive_avg_pool2d": jit_handles.elementwise_flop_counter(1, 0),
     "aten::batch_norm": jit_handles.batchnorm_flop_jit,
     "aten::grid_sampler": jit_handles.elementwise_flop_counter(0, 4),
@@ -79,7 +81,6 @@ _OTHERS: dict[str, Callable] = {
     "aten::upsample_bilinear2d": jit_handles.elementwise_flop_counter(0, 4),
     "aten::upsample_nearest2d": jit_handles.elementwise_flop_counter(0, 1),
 }
-NOT_PRODUCTS = tuple(name.removeprefix("aten::") for name in _OTHERS)
 
 
 def _with_activations(name: str, handle: Callable | None) -> Callable | None:
@@ -108,3 +109,6 @@ def _named(name: str, handle: Callable) -> Callable:
 
 def _short(name: str) -> str:
     return name.partition("::")[2].lstrip("_")
+
+
+NOT_PRODUCTS = tuple(_short(name) for name in _OTHERS)

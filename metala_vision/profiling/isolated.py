@@ -1,0 +1,102 @@
+"""Functions run in a process of their own: one that is killed, stuck or out of memory takes nothing else along.
+
+On Unix these processes are forked from a server that has done nothing but import: each is fresh, and starts at once.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+
+import torch
+
+PRELOAD = ["metala_vision", "metala_vision.profiling.workers"]
+_context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+
+
+class Ended(Exception):
+    """The process ended before its function returned: `reason` says how, `memory` whether for lack of memory."""
+
+    def __init__(self, reason: str, memory: bool = False):
+        super().__init__(reason)
+        self.reason = reason
+        self.memory = memory
+
+
+def stream(function: Callable, arguments: dict, seconds: float, memory_limit: int | None) -> Iterator[dict]:
+    """Yields what `function(send, **arguments)` sends from a process of its own.
+
+    Args:
+        function: of a module that can be imported; `send` takes dicts of plain values.
+        seconds: at most between two messages.
+        memory_limit: bytes of its data; more raises there what PyTorch raises when there is no memory.
+
+    Raises:
+        Ended: it raised, was killed, or was silent for too long.
+    """
+    if _context.get_start_method() == "forkserver":
+        _context.set_forkserver_preload(PRELOAD)
+    ours, theirs = _context.Pipe(duplex=False)
+    process = _context.Process(target=_run, args=(theirs, function, arguments, memory_limit), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        while True:
+            if not ours.poll(seconds):
+                raise Ended(f"nothing came back within {seconds:.0f} s")
+            try:
+                message = ours.recv()
+            except EOFError:
+                process.join()
+                raise Ended(*_death(process.exitcode)) from None
+            if "error" in message:
+                raise Ended(message["error"], message["memory"])
+            if "returned" in message:
+                return
+            yield message
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _death(code: int | None) -> tuple[str, bool]:
+    if code == -signal.SIGKILL:
+        return "killed by the system: out of memory, most likely", True
+    if code is not None and code < 0:
+        return f"died of signal {-code} ({signal.Signals(-code).name})", False
+    return f"ended with exit code {code}", False
+
+
+def _run(send_to: Connection, function: Callable, arguments: dict, memory_limit: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it reaches all processes; the parent ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        if memory_limit is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
+        function(send_to.send, **arguments)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".strip().splitlines()[0][:500]
+        send_to.send({"error": message, "memory": is_out_of_memory(error)})
+    else:
+        send_to.send({"returned": True})
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, of the machine or of a GPU."""
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad alloc")
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(error, (RuntimeError, OSError)) and any(word in str(error).lower() for word in words)
+    )

@@ -1,0 +1,190 @@
+"""What a sweep found, for people: table, CSV, plots, and exponents of time against tokens."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from metala_vision.figures import save_png
+from metala_vision.files import write_atomic
+
+from .timing import Spread
+
+MEASURED = ("ok", "alone")
+COLUMNS = (
+    *("model", "sdpa", "mode", "dtype", "compiled", "size", "batch", "status"),
+    *("milliseconds", "spread", "rounds", "images_per_second", "tokens_per_second"),
+    *("peak_memory_mb", "baseline_memory_mb", "ratio", "paired"),
+    *("parameters", "requested", "clock_mhz", "measured", "reason"),
+)
+
+
+def derive(rows: Sequence[dict], baseline: str) -> list[dict]:
+    """One flat row for each cell, with what can be computed of it.
+
+    `milliseconds` (median of a step) and `spread` (distance of the quartiles over it); images and tokens per second;
+    megabytes of memory; `ratio`, how many times as long the baseline's image takes, of the same rounds (`paired`) or,
+    where one of them was timed alone, of the medians. Cells without a figure have None.
+    """
+    by_cell = {_cell(row): row for row in rows if row["model"] == baseline and row["sdpa"] == "fused"}
+    return [_derived(row, by_cell.get(_cell(row))) for row in rows]
+
+
+def _cell(row: dict) -> tuple:
+    return row["mode"], row["dtype"], row["compiled"], row["size"]
+
+
+def _derived(row: dict, baseline: dict | None) -> dict:
+    flat = {name: row.get(name) for name in COLUMNS}
+    for kind in ("peak", "baseline"):
+        value = row.get(f"{kind}_memory")
+        flat[f"{kind}_memory_mb"] = None if value is None else round(value / 1e6, 1)
+    if row["status"] not in MEASURED:
+        return flat
+    spread = Spread(tuple(row["seconds"]))
+    flat["milliseconds"] = round(1e3 * spread.median, 3)
+    flat["rounds"] = len(spread.seconds)
+    flat["spread"] = round(spread.relative_range, 4) if flat["rounds"] > 1 else None
+    flat["images_per_second"] = round(row["batch"] / spread.median, 4)
+    if row["tokens"]:
+        flat["tokens_per_second"] = round(row["tokens"] * row["batch"] / spread.median, 1)
+    if baseline is not None and baseline["status"] in MEASURED:
+        theirs = Spread(tuple(baseline["seconds"]))
+        flat["paired"] = row.get("race") is not None and row.get("race") == baseline.get("race")
+        ratio = theirs.ratio_to(spread) if flat["paired"] else theirs.median / spread.median
+        flat["ratio"] = round(ratio * row["batch"] / baseline["batch"], 4)
+    return flat
+
+
+def exponents(rows: Sequence[dict], smallest: int = 1024) -> list[dict]:
+    """Fitted p of time ~ tokens^p over the resolutions from `smallest` on, for every model with at least two of them.
+
+    `rows` are those of `derive`. Tokens are those of the image's area; the fit is least squares of the logarithms.
+    """
+    found = []
+    for name, mine in _lines(rows).items():
+        points = [(math.log(r["size"] ** 2), -math.log(r["images_per_second"])) for r in mine if r["size"] >= smallest]
+        if len(points) > 1:
+            slope, _ = statistics.linear_regression(*zip(*points))
+            sizes = [r["size"] for r in mine if r["size"] >= smallest]
+            fields = {key: mine[0][key] for key in ("model", "sdpa", "mode", "dtype", "compiled")}
+            found.append({**fields, "exponent": round(slope, 3), "sizes": sizes, "line": name[2]})
+    return found
+
+
+def label(row: dict) -> str:
+    """A model as it is called in tables and plots: softmax attention that is not fused is named."""
+    return row["model"] + (", unfused" if row["sdpa"] == "math" else "")
+
+
+def brief(row: dict) -> str:
+    """One cell in a few words, before anything is derived."""
+    if row["status"] not in MEASURED:
+        return f"{row['status']}: {row['reason']}"
+    seconds = statistics.median(row["seconds"])
+    return f"{1e3 * seconds:.1f} ms, {row['peak_memory'] / 1e6:.0f} MB" + (
+        ", alone" if row["status"] == "alone" else ""
+    )
+
+
+def _lines(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
+    """(mode, dtype, label) -> its measured rows by resolution."""
+    lines: dict[tuple, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: row["size"]):
+        if row["status"] in MEASURED:
+            lines.setdefault((row["mode"], row["dtype"], label(row)), []).append(row)
+    return lines
+
+
+def render(rows: Sequence[dict], environment: dict, baseline: str) -> str:
+    """The table as text; `rows` are those of `derive`."""
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in environment.items()),
+        f"medians of rounds taken in turn; spread: quartiles' distance over the median; x: times as fast as {baseline};"
+        " * timed alone, one step",
+    ]
+    group = None
+    for row in rows:
+        if (row["mode"], row["dtype"]) != group:
+            group = (row["mode"], row["dtype"])
+            titles = f"{'ms':>10} {'spread':>7} {'images/s':>9} {'tokens/s':>9} {'peak MB':>8} {'x':>7}"
+            lines += ["", f"{row['mode']}, {row['dtype']}", f"{'pixels':>6} {'batch':>5}  {'model':34} {titles}"]
+        lines.append(f"{row['size']:>6} {row['batch']:>5}  {label(row):34} {_figures(row)}")
+    for fit in exponents(rows):
+        lines.append(
+            f"{fit['line']}, {fit['mode']}, {fit['dtype']}: time grows with tokens^{fit['exponent']:.3f} from "
+            f"{fit['sizes'][0]} to {fit['sizes'][-1]} pixels"
+        )
+    return "\n".join(lines)
+
+
+def _figures(row: dict) -> str:
+    if row["status"] not in MEASURED:
+        return f"{row['status']}: {row['reason']}"
+    spread = "      *" if row["spread"] is None else f"{row['spread']:7.0%}"
+    tokens = "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:9.0f}"
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:7.2f}"
+    speed = f"{row['milliseconds']:10.1f} {spread} {row['images_per_second']:9.3f} {tokens:>9}"
+    return f"{speed} {row['peak_memory_mb']:8.0f} {ratio:>7}"
+
+
+def save(rows: Sequence[dict], folder: str | Path, baseline: str) -> dict[str, str]:
+    """Writes throughput.csv and a picture for each mode and dtype into the folder; returns what is where."""
+    folder = Path(folder)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    paths = {"csv": folder / "throughput.csv"}
+    write_atomic(paths["csv"], text.getvalue().encode())
+    for mode, dtype in dict.fromkeys((row["mode"], row["dtype"]) for row in rows):
+        mine = [row for row in rows if (row["mode"], row["dtype"]) == (mode, dtype)]
+        if any(row["status"] in MEASURED for row in mine):
+            paths[f"{mode} {dtype}"] = folder / f"throughput_{mode}_{dtype}.png"
+            plot(mine, paths[f"{mode} {dtype}"], baseline)
+    return {kind: str(path) for kind, path in paths.items()}
+
+
+def _plain(value: float, _) -> str:
+    return f"{value:g}"
+
+
+def plot(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
+    """Images per second, peak memory and speed over the baseline's against resolution, a line for each model.
+
+    `rows` are those of one mode and dtype. Log axes; the same model has the same colour, dashed where not fused.
+    """
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    panels = figure.subplots(1, 3)
+    kinds = {"infer": "inference", "train": "training"}
+    columns = (
+        ("images_per_second", "images per second", kinds[rows[0]["mode"]]),
+        ("peak_memory_mb", "peak memory, MB", f"{rows[0]['dtype']}, batch as in the table"),
+        ("ratio", f"times as fast as {baseline}", "an image's time, same rounds"),
+    )
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    sizes = sorted({row["size"] for row in rows if row["status"] in MEASURED})
+    for panel, (column, title, above) in zip(panels, columns):
+        for (_, _, name), mine in _lines(rows).items():
+            points = [(row["size"], row[column]) for row in mine if row[column] is not None]
+            if points:
+                unfused = mine[0]["sdpa"] == "math"
+                style = dict(linestyle="--" if unfused else "-", marker="s" if unfused else "o", markersize=4)
+                panel.plot(*zip(*points), color=f"C{models.index(mine[0]['model'])}", label=name, **style)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xticks(sizes, [str(size) for size in sizes], rotation=45)
+        panel.set_xticks([], minor=True)
+        low, high = panel.get_ylim()
+        panel.yaxis.set_major_formatter(_plain)
+        panel.yaxis.set_minor_formatter(_plain if high < 10 * low else NullFormatter())
+        panel.set(xlabel="side of the image, pixels", ylabel=title, title=above)
+        panel.grid(alpha=0.3, which="both")
+    panels[2].axhline(1, color="black", linewidth=0.8)
+    panels[0].legend(fontsize=8)
+    save_png(figure, path, dpi=120)

@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Measure whole models over resolutions: speed, latency and peak memory of inference and training.
+
+Every cell is first run in a process of its own, which gives its peak memory (of the GPU, or the resident set of that
+process) and halves its batch while there is too little; then all models of a cell take turns, round by round, in one
+process. A cell whose step takes more than a quarter of --cell-seconds is timed alone, once, and marked so; one that
+fails is a row that says why. Every cell is written to --out as it is done: the same command after an interruption, or
+with more models or resolutions, measures what is missing and nothing else.
+
+Softmax models run PyTorch's fused attention; --sdpa math adds the explicit map that most comparisons are made with.
+bfloat16 and float16 are by autocast; a training step is forward, backward and AdamW's. Any timm model works.
+"""
+
+import argparse
+import sys
+
+from arguments import add_json
+
+EXAMPLES = """examples:
+  python tools/throughput.py --models metala_vit_tiny deit_tiny_patch16_224 --resolutions 224 512 1024
+  python tools/throughput.py --models metala_vit_tiny metala_vit_small deit_tiny_patch16_224 deit_small_patch16_224 \\
+      --resolutions 224 384 512 768 1024 1536 2048 --mode infer train --dtype float32 bfloat16 --sdpa fused math
+  python tools/throughput.py --models metala_vit_base --batch 64 --device cuda --compile --minutes 30
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=["metala_vit_tiny", "deit_tiny_patch16_224"], metavar="NAME")
+    parser.add_argument("--resolutions", nargs="+", type=int, default=[224, 512, 1024], metavar="PIXELS")
+    parser.add_argument("--mode", nargs="+", choices=("infer", "train"), default=["infer"])
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32"])
+    parser.add_argument("--batch", default="auto", help="images a step; auto: 8 of 224 pixels or as much area, GPU 256")
+    parser.add_argument("--sdpa", nargs="+", choices=("fused", "math"), default=["fused"], help="of softmax models")
+    parser.add_argument("--baseline", metavar="NAME", help="what ratios are against (default: the last of --models)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile every model")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    parser.add_argument("--threads", type=int, help="of the processor (default: PyTorch's)")
+    parser.add_argument("--rounds", type=int, default=10, help="at most, of a cell (default: 10)")
+    parser.add_argument("--cell-seconds", type=float, default=60.0, help="of a cell with three rounds (default: 60)")
+    parser.add_argument("--minutes", type=float, help="of the whole run; what is left is for the next one")
+    parser.add_argument("--out", default="work_dirs/throughput", metavar="FOLDER", help="where figures and plots go")
+    parser.add_argument("--retry-failed", action="store_true", help="try cells again that failed")
+    add_json(parser)
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> dict:
+    from metala_vision.engine.options import check_device
+    from metala_vision.profiling.throughput import Request, measure
+
+    return measure(
+        Request(
+            models=args.models,
+            resolutions=args.resolutions,
+            modes=args.mode,
+            dtypes=args.dtype,
+            batch=args.batch,
+            sdpa=args.sdpa,
+            baseline=args.baseline,
+            compiled=args.compile,
+            device=check_device(args.device),
+            threads=args.threads,
+            rounds=args.rounds,
+            cell_seconds=args.cell_seconds,
+            minutes=args.minutes,
+        ),
+        folder=args.out,
+        retry_failed=args.retry_failed,
+        show=print,
+    )
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    # Not above: torch and timm take seconds to import, and --help should not.
+    from metala_vision.engine.cli import run_tool
+
+    sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))
