@@ -10,7 +10,6 @@ hand for the architectures that have one. Where they differ, the table says so.
 
 import argparse
 import sys
-import warnings
 
 from arguments import add_json
 
@@ -35,8 +34,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    # fvcore scripts a function while it is imported
-    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
     import metala_vision  # noqa: F401  (registers the models)
     from metala_vision.profiling.flops_report import count_models, parse_size, render, save
 

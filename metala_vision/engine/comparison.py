@@ -17,7 +17,8 @@ def gather(groups: dict[str, Sequence[str | Path]]) -> list[dict]:
     Returns:
         Rows of plain values: `name`, `model`, `parameters`, `seeds`, `top1` of each, `mean`, `deviation` (of the
         sample; None for one run), `seconds_per_epoch` and `milliseconds_per_step` (medians over all epochs of all runs,
-        with their range), `epochs`, `images`, `precision`, `threads`.
+        with their range), `epochs`, `dataset`, `images`, `precision`, `threads`, `config` (the file's name) and `logs`
+        (of each seed by epoch: training loss, seconds, and the validation's top-1 where there is one).
 
     Raises:
         InputError: a group without runs, a folder without a finished run, two runs of one seed, runs of several models.
@@ -28,12 +29,14 @@ def gather(groups: dict[str, Sequence[str | Path]]) -> list[dict]:
 def _row(name: str, folders: list[Path]) -> dict:
     if not folders:
         raise InputError(f"{name}: no such folder")
-    results, epochs = [], []
+    results, epochs, logs = [], [], []
     for folder in sorted(folders):
         results.append(_read(folder / "result.json"))
         records = _read(folder / "history.json")
         steps = [b["iter"] - a["iter"] for a, b in zip([{"iter": 0}, *records], records)]
         epochs += [(record["seconds"], count) for record, count in zip(records, steps)]
+        keys = {"train_loss": "train/loss", "seconds": "seconds", "val_top1": "val/top1"}
+        logs.append({name: [record.get(key) for record in records] for name, key in keys.items()})
     seeds = [result["seed"] for result in results]
     if len(set(seeds)) < len(seeds):
         raise InputError(f"{name}: two runs have the same seed, {sorted(seeds)}")
@@ -54,9 +57,12 @@ def _row(name: str, folders: list[Path]) -> dict:
         "seconds_per_epoch": _median([seconds for seconds, _ in epochs]),
         "milliseconds_per_step": _median(per_step),
         "epochs": results[0]["epochs"],
+        "dataset": results[0]["dataset"],
         "images": results[0]["images"],
         "precision": results[0].get("precision"),
         "threads": results[0]["threads"],
+        "config": next((path.name for path in sorted(folders[0].glob("*.py"))), None),
+        "logs": [{"seed": seeds[i], **logs[i]} for i in order],
     }
 
 

@@ -30,6 +30,7 @@ SCANS: dict[str, tuple[tuple[str, ...], ...]] = {
     "alternate": (ROWS, COLUMNS),
     "cross": (ROWS + COLUMNS,),
     "row": (ROWS,),
+    "cycle": (("row",), ("column",), ("row_reverse",), ("column_reverse",)),
     "causal": (("row",),),
 }
 POOLS = ("", "avg", "max", "avgmax")
@@ -49,7 +50,8 @@ class MetaLAViT(nn.Module):
         num_heads: heads of the mixer.
         mlp_ratio: hidden channels of the SwiGLU over `embed_dim`.
         scan: "alternate" (rows both ways in even blocks, columns in odd ones), "cross" (all four orders in every
-            block), "row" (rows both ways) or "causal" (one order and a causal convolution: the paper's 1-D layer).
+            block), "row" (rows both ways), "cycle" (one order a block, the four in turns: half the scans) or "causal"
+            (one order and a causal convolution: the paper's 1-D layer).
         local_conv: False leaves the convolutions of the mixers out.
         self_aug: False leaves the self-augmentation of the mixers out.
         pos_embed: "none", or "learn" for a learned embedding added to the patches, resampled at other sizes.

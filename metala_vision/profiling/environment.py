@@ -24,8 +24,13 @@ def environment(device: str = "cpu") -> dict:
     return found
 
 
-def clock_mhz() -> float | None:
-    """The processor's clock now, where it can be read; of virtual machines it is the nominal one."""
+def clock_mhz(device: str = "cpu") -> float | None:
+    """The clock of the processor or GPU now, where it can be read; of virtual machines it is the nominal one."""
+    if device.startswith("cuda"):
+        try:
+            return torch.cuda.clock_rate(device)
+        except (ImportError, RuntimeError):  # no library that reads it, or a driver that does not tell
+            return None
     value = _field("/proc/cpuinfo", "cpu MHz")
     return round(float(value)) if value else None
 

@@ -9,14 +9,13 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
-from fvcore.nn.jit_analysis import JitModelAnalysis
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metala_vision.errors import InputError
 
 from .formulas import Formula, formula
-from .handles import ACTIVATIONS, CHUNKWISE, FREE, NOT_PRODUCTS, NOTES, RECURRENT, counting_handles
+from .handles import ACTIVATIONS, CHUNKWISE, FREE, NOT_PRODUCTS, NOTES, RECURRENT, JitModelAnalysis, counting_handles
 
 # Names of the modules of a block that mix tokens and channels, in our models and in timm's.
 MIXERS = ("attn", "mixer", "token_mixer", "local_mp", "context_module")

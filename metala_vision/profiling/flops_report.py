@@ -5,19 +5,17 @@ import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 
 from metala_vision.errors import InputError
-from metala_vision.figures import save_png
 from metala_vision.files import write_atomic, write_json
 
 from .environment import environment
 from .flops import count
 from .steps import check_models, create
 
-CONVENTION = "multiply-accumulates (MACs) of one image; norms 5 an element, element-wise work and softmax nothing"
+CONVENTION = "multiply-accumulates of one image: norms 5 an element, element-wise work and softmax nothing"
 
 
 def parse_size(text: str) -> int | tuple[int, int]:
@@ -121,36 +119,11 @@ def save(report: dict, folder: str | Path) -> dict[str, str]:
     writer.writerows({**row, "size": _sides(row)} for row in report["rows"])
     write_atomic(paths["csv"], text.getvalue().encode())
     if len({tuple(row["size"]) for row in report["rows"]}) > 1:
+        from .plots import plot_macs  # matplotlib is no dependency of the library
+
         paths["png"] = folder / "flops.png"
-        plot(report["rows"], paths["png"])
+        plot_macs(report["rows"], paths["png"])
     return {kind: str(path) for kind, path in paths.items()}
-
-
-def plot(rows: Sequence[dict], path: str | Path) -> None:
-    """GMACs against resolution, log axes, a line for each model and a dotted one for its token mixers."""
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    panel = figure.subplots()
-    sides = sorted({_side(row) for row in rows})
-    for number, name in enumerate(dict.fromkeys(row["model"] for row in rows)):
-        mine = sorted(
-            (_side(row), row["macs"] / 1e9, row["mixer"] and row["mixer"] / 1e9) for row in rows if row["model"] == name
-        )
-        panel.plot([m[0] for m in mine], [m[1] for m in mine], marker="o", color=f"C{number}", label=name)
-        if mine[0][2] is not None:
-            panel.plot([m[0] for m in mine], [m[2] for m in mine], linestyle=":", color=f"C{number}", linewidth=1)
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
-    panel.set_xticks(sides, [f"{side:.0f}" for side in sides])
-    panel.set_xticks([], minor=True)
-    panel.set(xlabel="side of the image, pixels", ylabel="GMACs of one image (dotted: token mixers alone)")
-    panel.grid(alpha=0.3, which="both")
-    panel.legend()
-    save_png(figure, path, dpi=120)
-
-
-def _side(row: dict) -> float:
-    """Of a square of as many pixels."""
-    return (row["size"][0] * row["size"][1]) ** 0.5
 
 
 def _sides(row: dict) -> str:

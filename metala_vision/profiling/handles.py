@@ -5,13 +5,29 @@ without weights) per element, batch norm 2, pooling and upsampling as fvcore cou
 reductions and copies count nothing.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from math import prod
 
-from fvcore.nn import jit_handles
-
 from metala_vision.kernels.flops import fvcore_handles
+
+with warnings.catch_warnings():
+    # fvcore scripts a function while it is imported, and nobody who counts can change that
+    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
+    from fvcore.nn import jit_handles
+    from fvcore.nn.jit_analysis import JitModelAnalysis
+
+__all__ = [
+    "ACTIVATIONS",
+    "CHUNKWISE",
+    "FREE",
+    "NOTES",
+    "NOT_PRODUCTS",
+    "RECURRENT",
+    "JitModelAnalysis",
+    "counting_handles",
+]
 
 # Operators that count nothing by the convention above; in-place forms by the same name.
 _FREE = """

@@ -7,10 +7,6 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
-
-from metala_vision.figures import save_png
 from metala_vision.files import write_atomic
 
 from .timing import Spread
@@ -67,7 +63,7 @@ def exponents(rows: Sequence[dict], smallest: int = 1024) -> list[dict]:
     `rows` are those of `derive`. Tokens are those of the image's area; the fit is least squares of the logarithms.
     """
     found = []
-    for name, mine in _lines(rows).items():
+    for name, mine in lines(rows).items():
         points = [(math.log(r["size"] ** 2), -math.log(r["images_per_second"])) for r in mine if r["size"] >= smallest]
         if len(points) > 1:
             slope, _ = statistics.linear_regression(*zip(*points))
@@ -92,7 +88,7 @@ def brief(row: dict) -> str:
     )
 
 
-def _lines(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
+def lines(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
     """(mode, dtype, label) -> its measured rows by resolution."""
     lines: dict[tuple, list[dict]] = {}
     for row in sorted(rows, key=lambda row: row["size"]):
@@ -103,7 +99,7 @@ def _lines(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
 
 def render(rows: Sequence[dict], environment: dict, baseline: str) -> str:
     """The table as text; `rows` are those of `derive`."""
-    lines = [
+    text = [
         ", ".join(f"{key} {value}" for key, value in environment.items()),
         f"medians of rounds taken in turn; spread: quartiles' distance over the median; x: times as fast as {baseline};"
         " * timed alone, one step",
@@ -113,14 +109,14 @@ def render(rows: Sequence[dict], environment: dict, baseline: str) -> str:
         if (row["mode"], row["dtype"]) != group:
             group = (row["mode"], row["dtype"])
             titles = f"{'ms':>10} {'spread':>7} {'images/s':>9} {'tokens/s':>9} {'peak MB':>8} {'x':>7}"
-            lines += ["", f"{row['mode']}, {row['dtype']}", f"{'pixels':>6} {'batch':>5}  {'model':34} {titles}"]
-        lines.append(f"{row['size']:>6} {row['batch']:>5}  {label(row):34} {_figures(row)}")
+            text += ["", f"{row['mode']}, {row['dtype']}", f"{'pixels':>6} {'batch':>5}  {'model':34} {titles}"]
+        text.append(f"{row['size']:>6} {row['batch']:>5}  {label(row):34} {_figures(row)}")
     for fit in exponents(rows):
-        lines.append(
+        text.append(
             f"{fit['line']}, {fit['mode']}, {fit['dtype']}: time grows with tokens^{fit['exponent']:.3f} from "
             f"{fit['sizes'][0]} to {fit['sizes'][-1]} pixels"
         )
-    return "\n".join(lines)
+    return "\n".join(text)
 
 
 def _figures(row: dict) -> str:
@@ -135,6 +131,8 @@ def _figures(row: dict) -> str:
 
 def save(rows: Sequence[dict], folder: str | Path, baseline: str) -> dict[str, str]:
     """Writes throughput.csv and a picture for each mode and dtype into the folder; returns what is where."""
+    from .plots import plot_sweep  # matplotlib is no dependency of the library
+
     folder = Path(folder)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -146,45 +144,5 @@ def save(rows: Sequence[dict], folder: str | Path, baseline: str) -> dict[str, s
         mine = [row for row in rows if (row["mode"], row["dtype"]) == (mode, dtype)]
         if any(row["status"] in MEASURED for row in mine):
             paths[f"{mode} {dtype}"] = folder / f"throughput_{mode}_{dtype}.png"
-            plot(mine, paths[f"{mode} {dtype}"], baseline)
+            plot_sweep(mine, paths[f"{mode} {dtype}"], baseline)
     return {kind: str(path) for kind, path in paths.items()}
-
-
-def _plain(value: float, _) -> str:
-    return f"{value:g}"
-
-
-def plot(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
-    """Images per second, peak memory and speed over the baseline's against resolution, a line for each model.
-
-    `rows` are those of one mode and dtype. Log axes; the same model has the same colour, dashed where not fused.
-    """
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
-    panels = figure.subplots(1, 3)
-    kinds = {"infer": "inference", "train": "training"}
-    columns = (
-        ("images_per_second", "images per second", kinds[rows[0]["mode"]]),
-        ("peak_memory_mb", "peak memory, MB", f"{rows[0]['dtype']}, batch as in the table"),
-        ("ratio", f"times as fast as {baseline}", "an image's time, same rounds"),
-    )
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    sizes = sorted({row["size"] for row in rows if row["status"] in MEASURED})
-    for panel, (column, title, above) in zip(panels, columns):
-        for (_, _, name), mine in _lines(rows).items():
-            points = [(row["size"], row[column]) for row in mine if row[column] is not None]
-            if points:
-                unfused = mine[0]["sdpa"] == "math"
-                style = dict(linestyle="--" if unfused else "-", marker="s" if unfused else "o", markersize=4)
-                panel.plot(*zip(*points), color=f"C{models.index(mine[0]['model'])}", label=name, **style)
-        panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
-        panel.set_xticks(sizes, [str(size) for size in sizes], rotation=45)
-        panel.set_xticks([], minor=True)
-        low, high = panel.get_ylim()
-        panel.yaxis.set_major_formatter(_plain)
-        panel.yaxis.set_minor_formatter(_plain if high < 10 * low else NullFormatter())
-        panel.set(xlabel="side of the image, pixels", ylabel=title, title=above)
-        panel.grid(alpha=0.3, which="both")
-    panels[2].axhline(1, color="black", linewidth=0.8)
-    panels[0].legend(fontsize=8)
-    save_png(figure, path, dpi=120)

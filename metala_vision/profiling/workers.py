@@ -89,7 +89,7 @@ def race(
             if setting.device.startswith("cuda"):
                 torch.cuda.empty_cache()  # what one candidate keeps, the next could lack
         if number >= 0:
-            send({"times": times, "clock_mhz": clock_mhz()})
+            send({"times": times, "clock_mhz": clock_mhz(setting.device)})
             if number + 1 >= min_rounds and time.perf_counter() - start > seconds:
                 break
         else:

@@ -133,6 +133,7 @@ def test_one_image_alone_equals_itself_in_a_batch():
         ("alternate", [ROWS, COLUMNS, ROWS, COLUMNS]),
         ("cross", [ROWS + COLUMNS] * 4),
         ("row", [ROWS] * 4),
+        ("cycle", [["row"], ["column"], ["row_reverse"], ["column_reverse"]]),
         ("causal", [["row"]] * 4),
     ],
 )
@@ -158,6 +159,17 @@ def test_default_scan_is_alternate():
     assert relative_rms(outs["row"], outs["alternate"]) > 1e-3
 
 
+@pytest.mark.parametrize("scan", ["alternate", "cross", "row", "cycle"])
+def test_every_patch_hears_every_other(scan):
+    """Catches a direction that is left out: of tokens far from each other no convolution tells."""
+    model, x = nano(depth=4, scan=scan).double(), torch.randn(1, 3, 16 * 16, 16 * 16).double()
+    for row, column in ((0, 0), (0, 15), (15, 0), (15, 15)):
+        changed = x.clone()
+        changed[:, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 1.0
+        with torch.no_grad():
+            assert (model.forward_features(x) - model.forward_features(changed)).abs().amax(2).min() > 1e-10
+
+
 @pytest.mark.parametrize("patch", [16, 19, 32, 55], ids=lambda p: f"patch{p}")
 def test_causal_model_hears_no_later_patch(patch):
     """Catches a leak through any layer: tokens before a changed patch, row-major, keep their values."""
@@ -177,7 +189,10 @@ def test_causal_model_hears_no_later_patch(patch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(scan="zigzag"), r"scan: got 'zigzag', expected one of \('alternate', 'cross', 'row', 'causal'\)"),
+        (
+            dict(scan="zigzag"),
+            r"scan: got 'zigzag', expected one of \('alternate', 'cross', 'row', 'cycle', 'causal'\)",
+        ),
         (dict(global_pool="token"), r"global_pool: got 'token', expected one of \('', 'avg', 'max', 'avgmax'\)"),
         (dict(global_pool="map"), "global_pool: got 'map'"),
         (dict(num_heads=5), "num_heads: got 5 with dim 128"),

@@ -1,0 +1,78 @@
+"""Pictures of counts and sweeps, fit for a paper."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from metala_vision.figures import save_png
+
+from .sweep_report import MEASURED, lines
+
+
+def plot_macs(rows: Sequence[dict], path: str | Path) -> None:
+    """GMACs against resolution, log axes, a line for each model and a dotted one for its token mixers."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    panel = figure.subplots()
+    sides = sorted({_side(row) for row in rows})
+    for number, name in enumerate(dict.fromkeys(row["model"] for row in rows)):
+        mine = sorted(
+            (_side(row), row["macs"] / 1e9, row["mixer"] and row["mixer"] / 1e9) for row in rows if row["model"] == name
+        )
+        panel.plot([m[0] for m in mine], [m[1] for m in mine], marker="o", color=f"C{number}", label=name)
+        if mine[0][2] is not None:
+            panel.plot([m[0] for m in mine], [m[2] for m in mine], linestyle=":", color=f"C{number}", linewidth=1)
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.set_xticks(sides, [f"{side:.0f}" for side in sides])
+    panel.set_xticks([], minor=True)
+    panel.set(xlabel="side of the image, pixels", ylabel="GMACs of one image (dotted: token mixers alone)")
+    panel.grid(alpha=0.3, which="both")
+    panel.legend()
+    save_png(figure, path, dpi=120)
+
+
+def _side(row: dict) -> float:
+    """Of a square of as many pixels."""
+    return (row["size"][0] * row["size"][1]) ** 0.5
+
+
+def _plain(value: float, _) -> str:
+    return f"{value:g}"
+
+
+def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
+    """Images per second, peak memory and speed over the baseline's against resolution, a line for each model.
+
+    `rows` are those of one mode and dtype. Log axes; the same model has the same colour, dashed where not fused.
+    """
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    panels = figure.subplots(1, 3)
+    kinds = {"infer": "inference", "train": "training"}
+    columns = (
+        ("images_per_second", "images per second", kinds[rows[0]["mode"]]),
+        ("peak_memory_mb", "peak memory, MB", f"{rows[0]['dtype']}, batch as in the table"),
+        ("ratio", f"times as fast as {baseline}", "an image's time, same rounds"),
+    )
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    sizes = sorted({row["size"] for row in rows if row["status"] in MEASURED})
+    for panel, (column, title, above) in zip(panels, columns):
+        for (_, _, name), mine in lines(rows).items():
+            points = [(row["size"], row[column]) for row in mine if row[column] is not None]
+            if points:
+                unfused = mine[0]["sdpa"] == "math"
+                style = dict(linestyle="--" if unfused else "-", marker="s" if unfused else "o", markersize=4)
+                panel.plot(*zip(*points), color=f"C{models.index(mine[0]['model'])}", label=name, **style)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xticks(sizes, [str(size) for size in sizes], rotation=45)
+        panel.set_xticks([], minor=True)
+        low, high = panel.get_ylim()
+        panel.yaxis.set_major_formatter(_plain)
+        panel.yaxis.set_minor_formatter(_plain if high < 10 * low else NullFormatter())
+        panel.set(xlabel="side of the image, pixels", ylabel=title, title=above)
+        panel.grid(alpha=0.3, which="both")
+    panels[2].axhline(1, color="black", linewidth=0.8)
+    panels[0].legend(fontsize=8)
+    save_png(figure, path, dpi=120)

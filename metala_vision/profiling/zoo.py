@@ -1,0 +1,200 @@
+"""model_zoo.md: every model, what it costs, how fast it is and what it reached, out of the files in results/."""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import timm
+
+import metala_vision  # noqa: F401  (registers the models)
+from metala_vision.errors import InputError
+
+from . import sweep_report
+
+OURS = "metala_vit_"
+REFERENCE = 224
+SIZES = (REFERENCE, 384, 512, 1024, 2048)
+# The softmax ViT of the same width and depth: what a model's speed is compared with.
+SOFTMAX = {"tiny": "deit_tiny_patch16_224", "small": "deit_small_patch16_224", "base": "deit_base_patch16_224"}
+HEADER = """# Model zoo
+
+Made by `python tools/model_zoo.py` from `results/` and the configs; a test fails when it is stale. Empty cells: nobody
+has measured it. Figures marked "paper" are those of the papers named in the configs; nothing of them was reproduced
+here.
+"""
+COSTS = """## Parameters and multiply-accumulates
+
+GMACs are {convention}.
+By fvcore with a count for every operator, equal to a formula by hand and, in the products, to PyTorch's FlopCounterMode
+(`tools/flops.py`). Parameters and activations are those at 224 pixels.
+"""
+RUNS = """## Trained here
+
+Top-1 in percent, mean and deviation of the seeds; one thread of the processor that the log names. Rows of one log share
+their config but for the option they are named by.
+"""
+THROUGHPUT = """## Throughput and memory
+
+{environment}.
+
+Models take turns, round by round, in one process; medians. In brackets how many times as fast as the softmax ViT of the
+same width with PyTorch's fused attention (of others, `deit_tiny_patch16_224`), as the median over the same rounds.
+"unfused" is the same ViT with its attention map written out, as many comparisons have it. \\* a single step, alone, for
+more would have taken too long. Peak memory is the resident set of a process that does nothing else, in MB; some 400 of
+it are PyTorch's own. bfloat16 is autocast; training is forward, backward and AdamW. Every cell with its rounds:
+[{name}]({folder}/{name}); made by `tools/throughput.py`.
+"""
+
+
+def build(root: str | Path) -> str:
+    """The page as Markdown, from a checkout at `root`.
+
+    Raises:
+        InputError: a result file that is missing or is none.
+    """
+    root = Path(root)
+    parts = [HEADER, _costs(root / "results" / "flops.json"), _imagenet(root / "configs" / "imagenet"), _runs(root)]
+    parts += [_throughput(path, root) for path in sorted((root / "results").glob("throughput*/cells.json"))]
+    return "\n".join(parts)
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: see tools/model_zoo.py --help for what writes it") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}") from error
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
+
+
+def _costs(path: Path) -> str:
+    report = _read(path)
+    by_model: dict[str, dict[int, dict]] = {}
+    for row in report["rows"]:
+        if row["size"][0] == row["size"][1]:
+            by_model.setdefault(row["model"], {})[row["size"][0]] = row
+    missing = sorted(set(timm.list_models(f"{OURS}*")) - set(by_model))
+    if missing:
+        raise InputError(f"{path} has no counts of {', '.join(missing)}; run tools/flops.py for all models again")
+    rows = []
+    for name, sizes in by_model.items():
+        if REFERENCE not in sizes:
+            raise InputError(f"{path} has no counts of {name} at {REFERENCE} pixels; run tools/flops.py again")
+        first = sizes[REFERENCE]
+        share = "" if first["mixer"] is None else f"{first['mixer'] / first['macs']:.0%}"
+        macs = [f"{sizes[size]['macs'] / 1e9:.2f}" if size in sizes else "" for size in SIZES]
+        rows.append(
+            [f"`{name}`", f"{first['parameters'] / 1e6:.2f}", *macs, share, f"{first['activations'] / 1e6:.1f}"]
+        )
+    titles = [
+        "model",
+        "parameters, M",
+        *(f"GMACs at {size}" for size in SIZES),
+        "mixers' share at 224",
+        "activations, M",
+    ]
+    picture = "![GMACs against resolution](results/flops.png)"
+    return f"{COSTS.format(convention=report['convention'])}\n{_table(titles, rows)}\n\n{picture}\n"
+
+
+def _imagenet(folder: Path) -> str:
+    rows = []
+    for path in sorted(folder.glob("*.py")):
+        name = re.fullmatch(r"(.+)_(\d+)_imagenet_(\d+)e_(\w+)", path.stem)
+        target = re.search(r"^Target:\s+(.*)", ast.get_docstring(ast.parse(path.read_text())) or "", re.M | re.S)
+        if name is None or target is None:
+            raise InputError(f"{path}: expected MODEL_SIZE_imagenet_EPOCHSe_RECIPE.py with a Target in its header")
+        model, size, epochs, recipe = name.groups()
+        text = " ".join(target[1].split())
+        figure = re.match(r"([\d.]+) percent top-1 is the paper's figure \((.*)\)", text)
+        paper, source = figure.groups() if figure else ("", "")
+        link = f"[{path.stem}](configs/imagenet/{path.name})"
+        rows.append([f"`{model}`", size, epochs, recipe, link, "", paper, source])
+    titles = ["model", "pixels", "epochs", "recipe", "config", "top-1 measured", "top-1 (paper)", "paper"]
+    return f"## ImageNet-1k\n\nNo model has been trained on it yet.\n\n{_table(titles, rows)}\n"
+
+
+def _runs(root: Path) -> str:
+    configs = {path.name: path.relative_to(root) for path in (root / "configs").rglob("*.py")}
+    rows = []
+    for path in sorted((root / "results").glob("*.json")):
+        report = _read(path)
+        for row in report["rows"]:
+            if "top1" not in row:
+                continue
+            config = configs.get(row["config"])
+            spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
+            rows.append(
+                [
+                    f"{row['dataset']}, {row['images']} test images",
+                    row["name"],
+                    f"{row['parameters'] / 1e6:.2f}",
+                    str(row["epochs"]),
+                    f"{row['mean']:.2f}{spread} ({len(row['seeds'])})",
+                    f"{row['seconds_per_epoch']['median']:.0f}",
+                    f"[{config.stem}]({config.as_posix()})" if config else "",
+                    f"[{path.name}](results/{path.name})",
+                ]
+            )
+    titles = ["data", "model", "parameters, M", "epochs", "top-1 (seeds)", "s per epoch", "config", "log"]
+    return f"{RUNS}\n{_table(titles, rows)}\n"
+
+
+def _throughput(path: Path, root: Path) -> str:
+    content = _read(path)
+    cells = sorted(content["cells"].values(), key=lambda row: row["size"])
+    folder = path.parent.relative_to(root).as_posix()
+    where = ", ".join(f"{key} {value}" for key, value in content["environment"].items())
+    parts = [THROUGHPUT.format(environment=where, folder=folder, name=path.name)]
+    for mode, title in (("infer", "Inference"), ("train", "Training")):
+        for dtype in ("float32", "bfloat16", "float16"):
+            mine = [cell for cell in cells if (cell["mode"], cell["dtype"]) == (mode, dtype)]
+            if mine:
+                parts += [f"### {title}, {dtype}\n", _speeds(mine), ""]
+                parts += [f"![speed, memory and ratio]({folder}/throughput_{mode}_{dtype}.png)\n"]
+    fits = sweep_report.exponents(sweep_report.derive(cells, SOFTMAX["tiny"]))
+    rows = [
+        [f"`{fit['model']}`{', unfused' if fit['sdpa'] == 'math' else ''}", fit["mode"], fit["dtype"]]
+        + [f"{fit['exponent']:.2f}", f"{fit['sizes'][0]} to {fit['sizes'][-1]}"]
+        for fit in fits
+    ]
+    titles = ["model", "mode", "dtype", "p", "pixels"]
+    parts += [f"### How time grows: time ~ tokens^p\n\n{_table(titles, rows)}\n"]
+    return "\n".join(parts)
+
+
+def _speeds(cells: list[dict]) -> str:
+    """Images per second with the ratio, and peak memory, of one mode and dtype: a row for each model."""
+    sizes = sorted({cell["size"] for cell in cells})
+    derived = {baseline: sweep_report.derive(cells, baseline) for baseline in SOFTMAX.values()}
+    tables = []
+    for title, write in (("images/s", _speed), ("MB", _memory)):
+        rows = []
+        for model, sdpa in dict.fromkeys((cell["model"], cell["sdpa"]) for cell in cells):
+            baseline = next((SOFTMAX[size] for size in SOFTMAX if f"_{size}" in model), SOFTMAX["tiny"])
+            mine = {r["size"]: r for r in derived[baseline] if (r["model"], r["sdpa"]) == (model, sdpa)}
+            name = f"`{model}`" + (", unfused" if sdpa == "math" else "")
+            rows.append([name, *(write(mine[size]) if size in mine else "" for size in sizes)])
+        rows.sort(key=lambda row: OURS not in row[0])
+        batches = {cell["size"]: cell["requested"] for cell in cells}
+        tables.append(_table([title, *(f"{size}, batch {batches[size]}" for size in sizes)], rows))
+    return "\n\n".join(tables)
+
+
+def _speed(row: dict) -> str:
+    if row["status"] not in sweep_report.MEASURED:
+        return row["status"]
+    speed = f"{row['images_per_second']:.3g}" if row["images_per_second"] < 100 else f"{row['images_per_second']:.0f}"
+    mark = "\\*" if row["spread"] is None else ""
+    batch = f" [{row['batch']}]" if row["batch"] != row["requested"] else ""
+    return f"{speed}{mark}{batch}" + ("" if row["ratio"] in (None, 1.0) else f" ({row['ratio']:.2f})")
+
+
+def _memory(row: dict) -> str:
+    return f"{row['peak_memory_mb']:.0f}" if row["status"] in sweep_report.MEASURED else row["status"]

@@ -1,0 +1,70 @@
+"""model_zoo.md is what the results say, and the results are what the models are."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+
+from metala_vision.errors import InputError
+from metala_vision.profiling.formulas import formula
+from metala_vision.profiling.steps import create
+from metala_vision.profiling.zoo import build
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = [sys.executable, str(ROOT / "tools" / "model_zoo.py")]
+
+
+def test_the_page_is_not_stale():
+    assert (ROOT / "model_zoo.md").read_text() == build(ROOT), "run tools/model_zoo.py"
+
+
+def test_pictures_and_links_are_there():
+    text = (ROOT / "model_zoo.md").read_text()
+    links = [part.split(")")[0] for part in text.split("](")[1:]]
+    assert len(links) > 20
+    assert not [link for link in links if not (ROOT / link).is_file()]
+
+
+@pytest.mark.parametrize("row", json.loads((ROOT / "results" / "flops.json").read_text())["rows"], ids=str)
+def test_stored_counts_are_those_of_the_models(row):
+    """Catches a model that was changed and not counted again."""
+    model = create(row["model"], tuple(row["size"]), "meta")
+    assert formula(model, tuple(row["size"])).macs == row["macs"]
+    assert sum(p.numel() for p in model.parameters()) == row["parameters"]
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of what the page is made from."""
+    for folder in ("results", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    return tmp_path
+
+
+def test_a_stale_page_is_told_and_mended(checkout):
+    command = [*TOOL, "--root", str(checkout), "--json"]
+    done = subprocess.run([*command, "--check"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is not what results/ and configs/ say: run tools/model_zoo.py" in done.stderr
+    assert not (checkout / "model_zoo.md").exists()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert subprocess.run([*command, "--check"], capture_output=True).returncode == 0
+
+
+def test_what_the_page_cannot_do_without(checkout):
+    counts = checkout / "results" / "flops.json"
+    report = json.loads(counts.read_text())
+    ours = timm.list_models("metala_vit_*")[0]
+    counts.write_text(json.dumps({**report, "rows": [row for row in report["rows"] if row["model"] != ours]}))
+    with pytest.raises(InputError, match=f"no counts of {ours}"):
+        build(checkout)
+    counts.write_text("{")
+    with pytest.raises(InputError, match=r"flops\.json is no JSON"):
+        build(checkout)
+    counts.unlink()
+    with pytest.raises(InputError, match=r"flops\.json is missing"):
+        build(checkout)
