@@ -2,14 +2,16 @@
 """Count parameters, multiply-accumulates (MACs) and activations of models, with nothing left out.
 
 fvcore traces the model; every operator that costs has a count (its own, the fused softmax attention, which fvcore alone
-leaves out, and ours), and one that has none ends the tool with an error unless it is allowed by name. The table gives
-the total, its parts (token mixers, channel mixers, the rest), the total with scans counted in chunks instead of by
-their recurrence, and two independent counts of the same products: torch's FlopCounterMode, and a formula derived by
-hand for the architectures that have one. Where they differ, the table says so.
+leaves out, and ours). A model with an operator that has none is an error and no row, unless that is allowed by name.
+The table gives the total, its parts (token mixers, channel mixers, the rest), the total with scans counted in chunks
+instead of by their recurrence, and two more counts: of the products by torch's FlopCounterMode (its own but for our
+operators), and of everything by a formula derived by hand for the architectures that have one. Where they differ, the
+table says so.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 from arguments import add_json
 
@@ -35,13 +37,20 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     import metala_vision  # noqa: F401  (registers the models)
+    from metala_vision.errors import InputError
     from metala_vision.profiling.flops_report import count_models, parse_size, render, save
 
+    if args.depth < 0:
+        raise InputError(f"--depth: got {args.depth}, expected at least 0")
+    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise InputError(f"--out: {args.out} is a file, expected a folder")
     report = count_models(args.models, [parse_size(text) for text in args.img_size], args.allow)
     print(render(report, args.depth))
-    if args.out:
+    if args.out and report["rows"]:
         report["files"] = save(report, args.out)
         print(f"written: {', '.join(report['files'].values())}")
+    if report["failures"]:
+        raise InputError("; ".join(f"{f['model']} at {f['size']}: {f['reason']}" for f in report["failures"]))
     for row in report["rows"]:
         del row["modules"]  # thousands of lines; they are in flops.json
     return report

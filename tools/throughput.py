@@ -3,7 +3,7 @@
 
 Every cell is first run in a process of its own, which gives its peak memory (of the GPU, or the resident set of that
 process) and halves its batch while there is too little; then all models of a cell take turns, round by round, in one
-process. A cell whose step takes more than a quarter of --cell-seconds is timed alone, once, and marked so; one that
+process. A cell whose step takes more than a quarter of --cell-seconds is timed alone, one step, and marked so; one that
 fails is a row that says why. Every cell is written to --out as it is done: the same command after an interruption, or
 with more models or resolutions, measures what is missing and nothing else.
 

@@ -11,9 +11,7 @@ from metala_vision.errors import InputError
 
 from .products import matrix_products, replay
 from .steps import Cell, create, make_step
-from .timing import Spread, interleaved
-
-MIN_ROUNDS = 3
+from .timing import MIN_ROUNDS, Spread, interleaved
 
 
 def parse_cell(text: str) -> tuple[int, int]:

@@ -1,21 +1,31 @@
 """What figures hold for: processor or GPU, versions, threads, memory and clocks."""
 
+import contextlib
 import platform
 from pathlib import Path
 
 import timm
 import torch
+from timm.layers import use_fused_attn
+
+import metala_vision
+from metala_vision.kernels import native
 
 
-def environment(device: str = "cpu") -> dict:
-    """What must be the same for figures to stand in one table."""
+def environment(device: str = "cpu", threads: int | None = None) -> dict:
+    """What must be the same for figures to stand in one table; `threads` are PyTorch's where none are given."""
     found = {
+        "device": torch.device(device).type,
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
-        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "threads": threads or torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": timm.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "metala_vision": metala_vision.__version__,
+        "kernel": "triton" if device.startswith("cuda") else "c" if native.available() else "chunked",
+        "fused_attention": bool(use_fused_attn()),
     }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
@@ -29,36 +39,46 @@ def clock_mhz(device: str = "cpu") -> float | None:
     if device.startswith("cuda"):
         try:
             return torch.cuda.clock_rate(device)
-        except (ImportError, RuntimeError):  # no library that reads it, or a driver that does not tell
+        except Exception:  # no library that reads it, or one of the errors of its own when the driver does not tell
             return None
     value = _field("/proc/cpuinfo", "cpu MHz")
     return round(float(value)) if value else None
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping, or what a container still grants; None where neither is known."""
+    """Bytes that can be had without swapping, or what a control group still grants; None where neither is known.
+
+    Of control groups it reads the second version's, of a container or of this process where it is mounted at the root.
+    """
     value = _field("/proc/meminfo", "MemAvailable")
     found = [1024 * int(value.split()[0])] if value else []
+    group = Path("/sys/fs/cgroup")
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        found += [] if limit == "max" else [int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text())]
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            pages = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            cached = int(pages["inactive_file"]) + int(pages["active_file"])  # given back when somebody wants it
+            found.append(int(limit) - int((group / "memory.current").read_text()) + cached)
     except OSError:
-        pass  # no control group, or one of the first version: the machine's memory is the limit
+        pass  # no such group: the machine's memory is the limit
     return min(found, default=None)
 
 
-def resident_memory() -> tuple[int, int]:
-    """Bytes of this process in memory now, and at most since `reset_peak`. Linux only."""
-    status = "/proc/self/status"
-    now, peak = _field(status, "VmRSS"), _field(status, "VmHWM")
+def resident_memory() -> tuple[int | None, int]:
+    """Bytes of this process in memory now, where that can be read, and at most (on Linux since `reset_peak`)."""
+    now, peak = (_field("/proc/self/status", name) for name in ("VmRSS", "VmHWM"))
     if now is None or peak is None:
-        raise OSError(f"{status} has no VmRSS and VmHWM: memory can be measured on Linux only")
+        import resource  # Unix alone has it
+
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return None, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return 1024 * int(now.split()[0]), 1024 * int(peak.split()[0])
 
 
 def reset_peak() -> None:
-    """Starts the peak of `resident_memory` anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+    """Starts the peak of `resident_memory` anew, on systems that can."""
+    with contextlib.suppress(OSError):  # the peak is that of the whole process then, which has only just begun
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _field(path: str, name: str) -> str | None:

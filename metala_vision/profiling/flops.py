@@ -17,9 +17,9 @@ from metala_vision.errors import InputError
 from .formulas import Formula, formula
 from .handles import ACTIVATIONS, CHUNKWISE, FREE, NOT_PRODUCTS, NOTES, RECURRENT, JitModelAnalysis, counting_handles
 
-# Names of the modules of a block that mix tokens and channels, in our models and in timm's.
-MIXERS = ("attn", "mixer", "token_mixer", "local_mp", "context_module")
-CHANNEL_MIXERS = ("mlp", "ffn", "channel_mixer", "local_module")
+# Names of the modules that mix tokens and channels, side by side in a block, in our models and in timm's.
+MIXERS = ("attn", "mixer", "token_mixer", "local_mp", "context_module", "conv_dw", "mlp_tokens")
+CHANNEL_MIXERS = ("mlp", "ffn", "channel_mixer", "local_module", "mlp_channels")
 
 
 class ModuleCost(NamedTuple):
@@ -58,7 +58,7 @@ class Cost(NamedTuple):
 def count(model: nn.Module, size: int | tuple[int, int], allow: Collection[str] = ()) -> Cost:
     """Counts a model on one image of `size`, a side or (height, width) in pixels.
 
-    The model runs once, on the device it is on, in evaluation mode; softmax attention costs the same fused or not.
+    A copy of the model runs once, on its device, in evaluation mode; softmax attention costs the same fused or not.
 
     Args:
         allow: operators by name ("aten::fft_rfft2") that may count nothing.
@@ -69,17 +69,14 @@ def count(model: nn.Module, size: int | tuple[int, int], allow: Collection[str] 
     height, width = (size, size) if isinstance(size, int) else size
     first = next(model.parameters())
     image = torch.zeros(1, channels(model), height, width, device=first.device, dtype=first.dtype)
-    training = model.training
-    model.eval()
+    model = copy.deepcopy(model).eval()  # a trace that fails would leave its hooks behind
     analysis = JitModelAnalysis(model, (image,)).set_op_handle(**counting_handles())
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    try:
-        with torch.no_grad():
-            counts = analysis.by_module_and_operator()
-            unknown = sorted(name for name in analysis.unsupported_ops() if _plain(name) not in FREE.union(allow))
+    with torch.no_grad():
+        counts = analysis.by_module_and_operator()
+        uncounted = set(analysis.unsupported_ops()) - set(allow)
         torch_macs = _by_torch(model, image)
-    finally:
-        model.train(training)
+    unknown = sorted(name for name in uncounted if name.removesuffix("_") not in FREE)
     if unknown:
         raise InputError(
             f"{type(model).__name__} has operators that are not counted: {', '.join(unknown)}; "
@@ -87,7 +84,7 @@ def count(model: nn.Module, size: int | tuple[int, int], allow: Collection[str] 
         )
     operators = {name: int(number) for name, number in counts[""].items() if name not in NOTES}
     macs = sum(operators.values())
-    mixer, channel_mixer = (_role(counts, names) for names in (MIXERS, CHANNEL_MIXERS))
+    mixer, channel_mixer = _role(counts, MIXERS, CHANNEL_MIXERS), _role(counts, CHANNEL_MIXERS, MIXERS)
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         macs=macs,
@@ -120,24 +117,23 @@ def channels(model: nn.Module) -> int:
 
 
 def _by_torch(model: nn.Module, image: torch.Tensor) -> int:
-    """By FlopCounterMode on the meta device: it has no count for the softmax attention of a CPU."""
+    """By FlopCounterMode on the meta device, where the model goes: it has no count for a CPU's softmax attention.
+
+    Of our own operators it counts what fvcore counts, for both have it from `kernels.flops`.
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        copy.deepcopy(model).to("meta")(image.to("meta"))
+        model.to("meta")(image.to("meta"))
     return counter.get_total_flops() // 2
-
-
-def _plain(name: str) -> str:
-    """Without the underscore of an in-place operator."""
-    return name.removesuffix("_")
 
 
 def _macs(counter: Counter) -> int:
     return int(sum(number for name, number in counter.items() if name not in NOTES))
 
 
-def _role(counts: dict[str, Counter], names: tuple[str, ...]) -> int | None:
-    """MACs of the outermost modules of these names; None where there are none."""
-    found = [path for path in counts if path.rpartition(".")[2] in names]
+def _role(counts: dict[str, Counter], names: tuple[str, ...], others: tuple[str, ...]) -> int | None:
+    """MACs of the outermost modules of these names that have one of the other names beside them; None without any."""
+    beside = {path.rpartition(".")[0] for path in counts if path.rpartition(".")[2] in others}
+    found = [path for path in counts if path.rpartition(".")[2] in names and path.rpartition(".")[0] in beside]
     if not found:
         return None
     return sum(_macs(counts[path]) for path in found if not any(path.startswith(f"{other}.") for other in found))

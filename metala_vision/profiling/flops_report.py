@@ -12,7 +12,8 @@ from metala_vision.errors import InputError
 from metala_vision.files import write_atomic, write_json
 
 from .environment import environment
-from .flops import count
+from .flops import Cost, count
+from .isolated import one_line
 from .steps import check_models, create
 
 CONVENTION = "multiply-accumulates of one image: norms 5 an element, element-wise work and softmax nothing"
@@ -31,30 +32,30 @@ def count_models(names: Sequence[str], sizes: Sequence[int | tuple[int, int]], a
 
     Returns:
         `rows`, one for each model and size: the fields of `flops.Cost`, and `operators` and `modules`, with `size` as
-        [height, width]; the `convention`; and the `environment`.
+        [height, width]; `failures`, with `model`, `size` and `reason`, of the models that do not run at a size or that
+        have an operator without a count; the `convention`; and the `environment`.
 
     Raises:
-        InputError: a model that timm does not know or that does not take a size, an operator without a count.
+        InputError: a model that timm does not know.
     """
     check_models(names)
-    rows = []
+    rows, failures = [], []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(names) * len(sizes))
         for name in names:
             for size in sizes:
                 progress.update(task, description=f"{name} {_text(size)}")
-                rows.append(_row(name, size, allow))
+                try:
+                    rows.append(_row(name, size, allow))
+                except Exception as error:  # whatever a model of another library says to a size: the others go on
+                    reason = str(error) if isinstance(error, InputError) else one_line(error)
+                    failures.append({"model": name, "size": _text(size), "reason": reason})
                 progress.advance(task)
-    return {"rows": rows, "convention": CONVENTION, "environment": environment()}
+    return {"rows": rows, "failures": failures, "convention": CONVENTION, "environment": environment()}
 
 
 def _row(name: str, size: int | tuple[int, int], allow: Collection[str]) -> dict:
-    try:
-        cost = count(create(name, size), size, allow)
-    except InputError:
-        raise
-    except (AssertionError, RuntimeError, ValueError) as error:  # what timm's models say of a size they do not take
-        raise InputError(f"{name} does not take {_text(size)} pixels: {error}") from error
+    cost = count(create(name, size), size, allow)
     formula = None if cost.formula is None else cost.formula.macs
     return {
         "model": name,
@@ -82,6 +83,8 @@ def render(report: dict, depth: int = 0) -> str:
             + (f" {row['formula'] / 1e9:9.3f}" if row["formula"] is not None else "")
         )
         lines += _disagreements(row)
+    for failure in report["failures"]:
+        lines.append(f"{failure['model']:28} {failure['size']:>9} not counted: {failure['reason']}")
     for row in report["rows"] if depth else ():
         lines += ["", f"{row['model']}, {_sides(row)} pixels"]
         for module in row["modules"]:
@@ -112,7 +115,7 @@ def save(report: dict, folder: str | Path) -> dict[str, str]:
     folder = Path(folder)
     paths = {"json": folder / "flops.json", "csv": folder / "flops.csv"}
     write_json(paths["json"], report)
-    fields = [name for name in report["rows"][0] if name not in ("operators", "modules")]
+    fields = ["model", "size", *(name for name in Cost._fields if name not in ("operators", "modules"))]
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

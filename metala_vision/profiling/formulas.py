@@ -5,8 +5,9 @@ Independent of any tracer: they read nothing of a model but its dimensions, and 
 
 from typing import NamedTuple
 
+from timm.layers import Mlp, PatchEmbed
 from timm.models.efficientvit_mit import EfficientVit, EfficientVitBlock
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.xcit import Xcit
 from torch import nn
 
@@ -27,8 +28,8 @@ class Formula(NamedTuple):
 
 def formula(model: nn.Module, size: tuple[int, int]) -> Formula | None:
     """The count of a model whose architecture is known here, for an image of `size` (height, width), or None."""
-    for kind, count in _FORMULAS.items():
-        if type(model) is kind:
+    for kind, (is_plain, count) in _FORMULAS.items():
+        if type(model) is kind and is_plain(model):
             return count(model, *size)
     return None
 
@@ -127,4 +128,20 @@ def efficientvit(model: EfficientVit, height: int, width: int) -> Formula:
     return Formula(products, others + 3 * hidden * pixels + 5 * first.out_features)
 
 
-_FORMULAS = {MetaLAViT: metala_vit, VisionTransformer: vision_transformer, Xcit: xcit, EfficientVit: efficientvit}
+def _is_plain_vit(model: VisionTransformer) -> bool:
+    """ViT and DeiT as they were published: none of what timm's class can also be."""
+    return (
+        type(model.patch_embed) is PatchEmbed
+        and all(type(block) is Block and type(block.mlp) is Mlp for block in model.blocks)
+        and all(type(block.attn.q_norm) is nn.Identity for block in model.blocks)
+        and model.attn_pool is None
+        and type(model.norm_pre) is type(model.fc_norm) is nn.Identity
+    )
+
+
+_FORMULAS = {
+    MetaLAViT: (lambda model: True, metala_vit),
+    VisionTransformer: (_is_plain_vit, vision_transformer),
+    Xcit: (lambda model: True, xcit),
+    EfficientVit: (lambda model: True, efficientvit),
+}

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from math import prod
 
+from metala_vision.errors import InputError
 from metala_vision.kernels.flops import fvcore_handles
 
 with warnings.catch_warnings():
@@ -31,12 +32,12 @@ __all__ = [
 
 # Operators that count nothing by the convention above; in-place forms by the same name.
 _FREE = """
-    abs add alias amax amin argmax avg_pool2d ceil celu clamp_max clamp_min clone concat constant_pad_nd cos cumsum div
-    elu erf exp expand_as feature_dropout flip gelu glu hardsigmoid hardswish hardtanh item le leaky_relu lift_fresh
-    linalg_vector_norm linspace log log_softmax lt max_pool2d mean meshgrid min mish mul ne neg norm ones_like pad
-    pixel_shuffle pixel_unshuffle pow prelu reciprocal reflection_pad2d relu6 repeat repeat_interleave
-    replication_pad2d rsqrt rsub scalar_tensor selu sigmoid silu sin softmax softplus sqrt std sub sum swapaxes tanh
-    tile tril triu unflatten unfold var var_mean where zero
+    abs add alias amax amin argmax avg_pool2d ceil celu clamp_max clamp_min clone col2im concat constant_pad_nd cos
+    cumsum div elu erf exp expand_as feature_dropout flip gelu glu hardsigmoid hardswish hardtanh im2col item le
+    leaky_relu lift_fresh linalg_vector_norm linspace log log_softmax lt max_pool2d mean meshgrid min mish mul ne
+    neg norm ones_like pad pixel_shuffle pixel_unshuffle pow prelu reciprocal reflection_pad2d relu6 repeat
+    repeat_interleave replication_pad2d reshape_as rsqrt rsub scalar_tensor selu sigmoid silu sin softmax softplus
+    sqrt std sub sum swapaxes tanh tile tril triu unflatten unfold var var_mean where zero
 """
 FREE = frozenset("aten::" + name for name in _FREE.split())
 # What one trace counts beside the operators' MACs; the second and third are those of the scans' operators alone.
@@ -62,6 +63,16 @@ def _baddbmm(inputs: list, outputs: list) -> int:
     return prod(_shape(outputs[0])) * _shape(inputs[1])[-1]
 
 
+def _einsum(inputs: list, _) -> int:
+    """The product of all sizes, of two operands: what its loops would multiply."""
+    equation = inputs[0].toIValue().replace(" ", "")
+    operands = equation.partition("->")[0].split(",")
+    shapes = [_shape(value) for value in inputs[1].node().inputs()]
+    if len(operands) != 2 or "." in equation:
+        raise InputError(f"einsum {equation!r} is not counted: expected two operands and no ellipsis")
+    return prod({index: size for names, shape in zip(operands, shapes) for index, size in zip(names, shape)}.values())
+
+
 def counting_handles() -> dict[str, Callable | None]:
     """Operator -> Counter of its MACs by its name, of the elements it writes, and for scans of both forms."""
     recurrent, chunkwise = fvcore_handles("recurrent"), fvcore_handles("chunkwise")
@@ -77,7 +88,7 @@ _PRODUCTS: dict[str, Callable] = {
     "aten::addmm": jit_handles.addmm_flop_jit,
     "aten::baddbmm": _baddbmm,
     "aten::bmm": jit_handles.bmm_flop_jit,
-    "aten::einsum": jit_handles.einsum_flop_jit,
+    "aten::einsum": _einsum,
     "aten::linear": jit_handles.linear_flop_jit,
     "aten::matmul": _matmul,
     "aten::mm": _matmul,

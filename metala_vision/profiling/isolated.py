@@ -3,6 +3,7 @@
 On Unix these processes are forked from a server that has done nothing but import: each is fresh, and starts at once.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -27,7 +28,7 @@ class Ended(Exception):
 
 
 def stream(function: Callable, arguments: dict, seconds: float, memory_limit: int | None) -> Iterator[dict]:
-    """Yields what `function(send, **arguments)` sends from a process of its own.
+    """Yields what `function(send, **arguments)` sends from a process of its own, which ends with this generator.
 
     Args:
         function: of a module that can be imported; `send` takes dicts of plain values.
@@ -41,7 +42,8 @@ def stream(function: Callable, arguments: dict, seconds: float, memory_limit: in
         _context.set_forkserver_preload(PRELOAD)
     ours, theirs = _context.Pipe(duplex=False)
     process = _context.Process(target=_run, args=(theirs, function, arguments, memory_limit), daemon=True)
-    process.start()
+    with _without_main():
+        process.start()
     theirs.close()
     try:
         while True:
@@ -63,16 +65,29 @@ def stream(function: Callable, arguments: dict, seconds: float, memory_limit: in
         ours.close()
 
 
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hides what the user runs: a new process would run it again, and begin the same measurement in it."""
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
+
+
 def _death(code: int | None) -> tuple[str, bool]:
-    if code == -signal.SIGKILL:
+    if code == -9:
         return "killed by the system: out of memory, most likely", True
     if code is not None and code < 0:
-        return f"died of signal {-code} ({signal.Signals(-code).name})", False
+        return f"died of signal {-code} ({signal.strsignal(-code)})", False
     return f"ended with exit code {code}", False
 
 
 def _run(send_to: Connection, function: Callable, arguments: dict, memory_limit: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it reaches all processes; the parent ends this one
+    os.dup2(2, 1)  # the parent's standard output is for its result
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         if memory_limit is not None:
@@ -81,8 +96,7 @@ def _run(send_to: Connection, function: Callable, arguments: dict, memory_limit:
             resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
         function(send_to.send, **arguments)
     except Exception as error:
-        message = f"{type(error).__name__}: {error}".strip().splitlines()[0][:500]
-        send_to.send({"error": message, "memory": is_out_of_memory(error)})
+        send_to.send({"error": one_line(error), "memory": is_out_of_memory(error)})
     else:
         send_to.send({"returned": True})
 
@@ -94,9 +108,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def one_line(error: BaseException) -> str:
+    """An error for a row of a table."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory left, of the machine or of a GPU."""
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad alloc")
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "create a memory")
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         isinstance(error, (RuntimeError, OSError)) and any(word in str(error).lower() for word in words)
     )

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from metala_vision.figures import save_png
 
-from .sweep_report import MEASURED, lines
+from .store import MEASURED
+from .sweep_report import lines
 
 
 def plot_macs(rows: Sequence[dict], path: str | Path) -> None:
@@ -53,9 +55,10 @@ def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
     columns = (
         ("images_per_second", "images per second", kinds[rows[0]["mode"]]),
         ("peak_memory_mb", "peak memory, MB", f"{rows[0]['dtype']}, batch as in the table"),
-        ("ratio", f"times as fast as {baseline}", "an image's time, same rounds"),
+        ("ratio", f"times as fast as {baseline}", "an image's time"),
     )
     models = list(dict.fromkeys(row["model"] for row in rows))
+    colours = colormaps["tab10" if len(models) <= 10 else "tab20"]
     sizes = sorted({row["size"] for row in rows if row["status"] in MEASURED})
     for panel, (column, title, above) in zip(panels, columns):
         for (_, _, name), mine in lines(rows).items():
@@ -63,7 +66,7 @@ def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
             if points:
                 unfused = mine[0]["sdpa"] == "math"
                 style = dict(linestyle="--" if unfused else "-", marker="s" if unfused else "o", markersize=4)
-                panel.plot(*zip(*points), color=f"C{models.index(mine[0]['model'])}", label=name, **style)
+                panel.plot(*zip(*points), color=colours(models.index(mine[0]["model"]) % 20), label=name, **style)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.set_xticks(sizes, [str(size) for size in sizes], rotation=45)

@@ -15,6 +15,7 @@ from metala_vision.errors import InputError, near_matches
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("infer", "train")
+SDPA = ("fused", "math")
 
 
 class Cell(NamedTuple):
@@ -31,6 +32,10 @@ def check_models(names: Iterable[str]) -> None:
     for name in names:
         if not timm.is_model(name):
             raise InputError(f"--models: unknown model {name!r}{near_matches(name, timm.list_models())}")
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:  # a tag behind the name that it does not have
+            raise InputError(f"--models: {name!r}: {error}") from error
 
 
 def create(name: str, size: int | tuple[int, int], device: str = "cpu") -> nn.Module:
@@ -71,7 +76,12 @@ def make_step(
         return infer
     target = torch.zeros(cell.batch, dtype=torch.long, device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    scaler = torch.amp.GradScaler(device.type, enabled=cell.dtype == "float16")
+    # From 1: the usual 65536 overflows in the first steps, which then leave the optimizer out
+    scaler = torch.amp.GradScaler(device.type, init_scale=1.0, enabled=cell.dtype == "float16")
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # makes its moments, so that the first step takes what every step takes
+    optimizer.zero_grad()
 
     def train() -> None:
         with contexts():
@@ -84,11 +94,16 @@ def make_step(
     return train
 
 
+# Classes whose blocks all work on the patches of `patch_embed`, and the embeddings that are those patches.
+_PATCHES = ("Beit", "Cait", "Eva", "MetaLAViT", "VisionTransformer", "VisionTransformerDistilled", "Xcit")
+_EMBEDDINGS = ("PatchEmbed", "ConvPatchEmbed")
+
+
 def tokens(model: nn.Module, size: int) -> int | None:
-    """Patches of an image of `size` that the model works on, or None for one that has no patches of one size."""
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if patch is None or hasattr(model, "stages") or hasattr(model, "layers"):
+    """Patches of an image of `size` that every block of a ViT works on, or None for a model that is none."""
+    if type(model).__name__ not in _PATCHES or type(model.patch_embed).__name__ not in _EMBEDDINGS:
         return None
+    patch = model.patch_embed.patch_size
     height, width = (patch, patch) if isinstance(patch, int) else patch
     return -(-size // height) * -(-size // width)
 

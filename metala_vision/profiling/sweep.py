@@ -1,24 +1,18 @@
 """A sweep of whole models over resolutions, modes and dtypes, that can be interrupted anywhere and goes on."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import NamedTuple
-
-from metala_vision.errors import InputError
-from metala_vision.files import write_json
 
 from . import workers
 from .environment import available_memory
 from .isolated import Ended, stream
 from .steps import Cell
+from .store import Store
+from .timing import MIN_ROUNDS
 from .workers import Candidate, Setting
-
-MIN_ROUNDS = 3
-FILE = "cells.json"
 
 
 class Limits(NamedTuple):
@@ -51,10 +45,15 @@ class Plan(NamedTuple):
         """Those of all its cells."""
         return [self.key(candidate, cell) for cell in self.groups() for candidate in self.candidates]
 
+    @property
+    def series(self) -> str:
+        """What cells must share to stand in one table, beside the environment."""
+        batch = "auto" if self.batch is None else str(self.batch)
+        return f"batch {batch}, compiled" if self.setting.compiled else f"batch {batch}"
+
     def key(self, candidate: Candidate, cell: Cell) -> str:
         """What a cell is called in the file."""
-        compiled = " compiled" if self.setting.compiled else ""
-        return f"{candidate.model} {candidate.sdpa} {cell.mode} {cell.dtype} {cell.size}x{cell.batch}{compiled}"
+        return f"{candidate.model} {candidate.sdpa} {cell.mode} {cell.dtype} {cell.size} ({self.series})"
 
 
 def automatic_batch(size: int, device: str) -> int:
@@ -63,148 +62,110 @@ def automatic_batch(size: int, device: str) -> int:
     return 1 << max(int(images).bit_length() - 1, 0)
 
 
-class Store:
-    """The cells measured so far, in a file that is whole at any moment."""
-
-    def __init__(self, folder: str | Path, environment: dict):
-        """Reads what is there.
-
-        Raises:
-            InputError: figures of another machine, or of other versions.
-        """
-        self.path = Path(folder) / FILE
-        self.content = {"environment": environment, "cells": {}, "probes": {}}
-        if self.path.is_file():
-            try:
-                self.content = json.loads(self.path.read_text())
-                found = self.content["environment"]
-                self.content["cells"], self.content["probes"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"--out: {self.path} does not hold measured cells: {error!r}") from error
-            different = [key for key in environment if environment[key] != found.get(key)]
-            if different:
-                had = ", ".join(f"{key} {found.get(key)} (now {environment[key]})" for key in different)
-                raise InputError(f"--out: {folder} holds figures of another environment: {had}; choose another folder")
-
-    @property
-    def cells(self) -> dict[str, dict]:
-        """Rows by key."""
-        return self.content["cells"]
-
-    @property
-    def probes(self) -> dict[str, dict]:
-        """What the process of a cell's own found, by key."""
-        return self.content["probes"]
-
-    def forget_failures(self) -> None:
-        """Lets cells that failed or had too little memory be tried again."""
-        for rows in (self.cells, self.probes):
-            for key in [key for key, row in rows.items() if row["status"] not in ("ok", "alone")]:
-                del rows[key]
-
-    def save(self) -> None:
-        """Writes the file."""
-        write_json(self.path, self.content)
-
-
 def run(plan: Plan, store: Store, limits: Limits, report: Callable[[str, dict], None], baseline: Candidate) -> bool:
     """Measures every cell of the plan that the store does not have; `report` gets each as it is done.
 
     Every cell is first run alone in a process of its own, for its memory, with the batch halved while there is too
-    little; then all of a group that are fast enough take turns in one process. A cell that fails is a row that says so.
+    little; then all of a group that are fast enough take turns in one process, the baseline among them. A cell that
+    fails is a row that says so. A cell timed alone is measured again once the limits leave it time for its rounds.
 
     Returns:
         Whether the plan is complete: it is not when its minutes were over.
     """
     end = time.monotonic() + 60 * limits.minutes if limits.minutes is not None else float("inf")
     for group in plan.groups():
-        new = [candidate for candidate in plan.candidates if plan.key(candidate, group) not in store.cells]
+        keys = {candidate: plan.key(candidate, group) for candidate in plan.candidates}
+        new = [candidate for candidate in keys if not _is_settled(store.cells.get(keys[candidate]), limits)]
         for candidate in new:
             if time.monotonic() > end:
                 return False
-            if plan.key(candidate, group) not in store.probes:
-                store.probes[plan.key(candidate, group)] = _probe(candidate, group, plan.setting, limits)
+            if keys[candidate] not in store.probes:
+                store.probes[keys[candidate]] = _probe(candidate, group, plan.setting, limits)
                 store.save()
         if new:
-            _measure(plan, store, limits, report, group, new, baseline)
+            _measure(plan, store, limits, group, new, baseline)
+            for candidate in new:
+                report(keys[candidate], store.cells[keys[candidate]])
     return True
+
+
+def _is_settled(row: dict | None, limits: Limits) -> bool:
+    return row is not None and not (row["status"] == "alone" and _is_fast(row["seconds"], limits))
+
+
+def _is_fast(seconds: list[float], limits: Limits) -> bool:
+    """Whether there is time for a step that warms up and for the least number of rounds."""
+    return seconds[-1] < limits.cell_seconds / (MIN_ROUNDS + 1)
 
 
 def _probe(candidate: Candidate, group: Cell, setting: Setting, limits: Limits) -> dict:
     """The batch that fits, the seconds of its steps, and its memory; or a `status` that is not "ok", and the reason."""
-    batch, ended = group.batch, None
-    while batch:
+    batch = group.batch
+    while True:
         found = {"batch": batch, "seconds": []}
+        arguments = dict(candidate=candidate, cell=group._replace(batch=batch), setting=setting)
         try:
-            arguments = dict(candidate=candidate, cell=group._replace(batch=batch), setting=setting)
             for message in _in_own_process(workers.probe, arguments | {"seconds": limits.cell_seconds}, limits):
                 seconds = message.pop("seconds", None)
                 found["seconds"] += [] if seconds is None else [seconds]
                 found |= message
             return found | {"status": "ok"}
-        except Ended as error:
-            ended = error
-            if not ended.memory:
-                break
-            batch //= 2
-    return {"batch": max(batch, 1), "status": "out of memory" if ended.memory else "failed", "reason": ended.reason}
+        except Ended as ended:
+            if not ended.memory or batch == 1:
+                status = "out of memory" if ended.memory else "failed"
+                return {"batch": batch, "status": status, "reason": ended.reason}
+        batch //= 2
 
 
-def _measure(
-    plan: Plan,
-    store: Store,
-    limits: Limits,
-    report: Callable[[str, dict], None],
-    group: Cell,
-    new: list[Candidate],
-    baseline: Candidate,
-) -> None:
-    """Makes the rows of a group: of the candidates that are new, beside the baseline."""
-    fast, rows = [], {}
-    for candidate in dict.fromkeys([*new, baseline]):
-        probe = store.probes.get(plan.key(candidate, group))
-        if probe is None:
-            continue  # a baseline that is not of the plan
-        row = {**candidate._asdict(), **group._asdict(), "compiled": plan.setting.compiled, "requested": group.batch}
-        rows[candidate] = row | probe | {"measured": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"}
-        if probe["status"] == "ok":
-            if probe["seconds"][-1] < limits.cell_seconds / (MIN_ROUNDS + 1):
-                fast.append(candidate)
-            else:
-                rows[candidate] |= {"status": "alone", "seconds": probe["seconds"][-1:]}
-    if any(candidate in new for candidate in fast):
-        _race(fast, rows, plan.setting, limits)
+def _measure(plan: Plan, store: Store, limits: Limits, group: Cell, new: list[Candidate], baseline: Candidate) -> None:
+    """Makes the rows of the candidates of a group that are new."""
+    now = datetime.now(timezone.utc)
+    rows = {}
     for candidate in new:
-        key = plan.key(candidate, group)
-        store.cells[key] = rows[candidate]
-        report(key, rows[candidate])
+        row = {**candidate._asdict(), **group._asdict(), "requested": group.batch, "series": plan.series}
+        rows[candidate] = row | store.probes[plan.key(candidate, group)] | {"measured": f"{now:%Y-%m-%dT%H:%M:%SZ}"}
+    fast = [c for c, row in rows.items() if row["status"] == "ok" and _is_fast(row["seconds"], limits)]
+    for candidate, row in rows.items():
+        if row["status"] == "ok" and candidate not in fast:
+            row |= {"status": "alone", "seconds": row["seconds"][-1:]}
+    if fast:
+        probe = store.probes.get(plan.key(baseline, group), {"status": "not planned"})
+        beside = [baseline] if probe["status"] == "ok" and _is_fast(probe["seconds"], limits) else []
+        runners = list(dict.fromkeys([*fast, *beside]))
+        times, clock, reasons = _race(runners, plan, store, group, limits)
+        name = f"{now:%Y-%m-%dT%H:%M:%S.%f}"
+        store.races[name] = {plan.key(candidate, group): seconds for candidate, seconds in times.items()}
+        for candidate in fast:
+            if candidate in reasons:
+                rows[candidate] |= {"status": "failed", "seconds": [], "reason": reasons[candidate]}
+            else:
+                rows[candidate] |= {"seconds": times[candidate], "race": name, "clock_mhz": clock}
+    for candidate, row in rows.items():
+        store.cells[plan.key(candidate, group)] = row
     store.save()
 
 
-def _race(fast: list[Candidate], rows: dict[Candidate, dict], setting: Setting, limits: Limits) -> None:
-    """Fills in the seconds of these rows, of rounds that they ran in turn."""
-    cells = [Cell(*(rows[candidate][field] for field in Cell._fields)) for candidate in fast]
-    race = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S.%f}"
-    times: list[list[float | None]] = [[] for _ in fast]
-    clocks = []
-    arguments = dict(candidates=fast, cells=cells, setting=setting, rounds=limits.rounds, min_rounds=MIN_ROUNDS)
-    reason = "out of memory beside the others"
+def _race(
+    runners: list[Candidate], plan: Plan, store: Store, group: Cell, limits: Limits
+) -> tuple[dict[Candidate, list[float]], float | None, dict[Candidate, str]]:
+    """The seconds of each round of those that ran to the end, the clock, and why the others did not."""
+    cells = [group._replace(batch=store.probes[plan.key(candidate, group)]["batch"]) for candidate in runners]
+    arguments = dict(candidates=runners, cells=cells, setting=plan.setting, rounds=limits.rounds)
+    arguments["seconds"] = limits.cell_seconds * len(runners)
+    rounds, reasons, clock, died = [], {}, None, ""
     try:
-        for message in _in_own_process(
-            workers.race, arguments | {"seconds": limits.cell_seconds * len(fast)}, limits, len(fast)
-        ):
-            if "times" in message:
-                clocks.append(message["clock_mhz"])
-                for mine, seconds in zip(times, message["times"]):
-                    mine.append(seconds)
+        for message in _in_own_process(workers.race, arguments, limits, len(runners)):
+            if "failed" in message:
+                reasons[runners[message["failed"]]] = message["reason"]
+            else:
+                rounds.append(message["times"])
+                clock = message["clock_mhz"]
     except Ended as ended:
-        reason = ended.reason
-    for candidate, mine in zip(fast, times):
-        rounds = [seconds for seconds in mine if seconds is not None]
-        if len(rounds) >= MIN_ROUNDS or len(rounds) == limits.rounds:
-            rows[candidate] |= {"seconds": rounds, "race": race, "clock_mhz": clocks[-1]}
-        else:
-            rows[candidate] |= {"seconds": [], "status": "failed", "reason": reason}
+        died = ended.reason
+    if len(rounds) < min(MIN_ROUNDS, limits.rounds):
+        reasons = {candidate: reasons.get(candidate, f"{died} (beside the others)") for candidate in runners}
+    times = {c: [r[i] for r in rounds] for i, c in enumerate(runners) if c not in reasons}
+    return times, clock, reasons
 
 
 def _in_own_process(function: Callable, arguments: dict, limits: Limits, candidates: int = 1) -> Iterator[dict]:

@@ -7,35 +7,56 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from metala_vision.files import write_atomic
+from metala_vision.files import write_atomic, write_json
 
+from .steps import DTYPES, MODES
+from .store import MEASURED
 from .timing import Spread
+from .workers import Candidate
 
-MEASURED = ("ok", "alone")
 COLUMNS = (
-    *("model", "sdpa", "mode", "dtype", "compiled", "size", "batch", "status"),
+    *("model", "sdpa", "mode", "dtype", "series", "size", "batch", "status"),
     *("milliseconds", "spread", "rounds", "images_per_second", "tokens_per_second"),
     *("peak_memory_mb", "baseline_memory_mb", "ratio", "paired"),
     *("parameters", "requested", "clock_mhz", "measured", "reason"),
 )
 
 
-def derive(rows: Sequence[dict], baseline: str) -> list[dict]:
-    """One flat row for each cell, with what can be computed of it.
+def derive(
+    cells: dict[str, dict],
+    races: dict[str, dict[str, list[float]]],
+    baseline: Candidate,
+    beside: dict[str, dict] | None = None,
+) -> list[dict]:
+    """One flat row for each cell of a `Store`, with what can be computed of it.
 
     `milliseconds` (median of a step) and `spread` (distance of the quartiles over it); images and tokens per second;
-    megabytes of memory; `ratio`, how many times as long the baseline's image takes, of the same rounds (`paired`) or,
-    where one of them was timed alone, of the medians. Cells without a figure have None.
+    megabytes of memory; `ratio`, how many times as long the baseline's image takes, over the rounds that both ran in
+    turn (`paired`) or, where one of them was timed alone, of the medians. Cells without a figure have None. `beside` is
+    where the baseline's cells are, if not among these.
     """
-    by_cell = {_cell(row): row for row in rows if row["model"] == baseline and row["sdpa"] == "fused"}
-    return [_derived(row, by_cell.get(_cell(row))) for row in rows]
+    pool = cells if beside is None else beside
+    keys = {_place(row): key for key, row in pool.items() if (row["model"], row["sdpa"]) == baseline}
+    rows = []
+    for key, row in cells.items():
+        theirs = keys.get(_place(row))
+        rounds = races.get(row.get("race"), {})
+        both = (rounds[theirs], rounds[key]) if theirs in rounds and key in rounds else None
+        rows.append(_derived(row, None if theirs is None else pool[theirs], both))
+    return rows
 
 
-def _cell(row: dict) -> tuple:
-    return row["mode"], row["dtype"], row["compiled"], row["size"]
+def in_order(rows: list[dict]) -> list[dict]:
+    """Inference before training, float32 before others, by resolution."""
+    return sorted(rows, key=lambda row: (MODES.index(row["mode"]), DTYPES.index(row["dtype"]), row["size"]))
 
 
-def _derived(row: dict, baseline: dict | None) -> dict:
+def _place(row: dict) -> tuple:
+    """What a cell and the baseline's share."""
+    return row["mode"], row["dtype"], row["series"], row["size"]
+
+
+def _derived(row: dict, baseline: dict | None, beside: tuple[list[float], list[float]] | None) -> dict:
     flat = {name: row.get(name) for name in COLUMNS}
     for kind in ("peak", "baseline"):
         value = row.get(f"{kind}_memory")
@@ -50,9 +71,9 @@ def _derived(row: dict, baseline: dict | None) -> dict:
     if row["tokens"]:
         flat["tokens_per_second"] = round(row["tokens"] * row["batch"] / spread.median, 1)
     if baseline is not None and baseline["status"] in MEASURED:
-        theirs = Spread(tuple(baseline["seconds"]))
-        flat["paired"] = row.get("race") is not None and row.get("race") == baseline.get("race")
-        ratio = theirs.ratio_to(spread) if flat["paired"] else theirs.median / spread.median
+        flat["paired"] = beside is not None
+        theirs, mine = (Spread(tuple(x)) for x in beside or (baseline["seconds"], row["seconds"]))
+        ratio = theirs.ratio_to(mine) if flat["paired"] else theirs.median / mine.median
         flat["ratio"] = round(ratio * row["batch"] / baseline["batch"], 4)
     return flat
 
@@ -68,7 +89,7 @@ def exponents(rows: Sequence[dict], smallest: int = 1024) -> list[dict]:
         if len(points) > 1:
             slope, _ = statistics.linear_regression(*zip(*points))
             sizes = [r["size"] for r in mine if r["size"] >= smallest]
-            fields = {key: mine[0][key] for key in ("model", "sdpa", "mode", "dtype", "compiled")}
+            fields = {key: mine[0][key] for key in ("model", "sdpa", "mode", "dtype", "series")}
             found.append({**fields, "exponent": round(slope, 3), "sizes": sizes, "line": name[2]})
     return found
 
@@ -97,12 +118,13 @@ def lines(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
     return lines
 
 
-def render(rows: Sequence[dict], environment: dict, baseline: str) -> str:
+def render(rows: Sequence[dict], environment: dict, baseline: Candidate) -> str:
     """The table as text; `rows` are those of `derive`."""
     text = [
         ", ".join(f"{key} {value}" for key, value in environment.items()),
-        f"medians of rounds taken in turn; spread: quartiles' distance over the median; x: times as fast as {baseline};"
-        " * timed alone, one step",
+        "medians of rounds taken in turn; spread: quartiles' distance over the median;"
+        f" x: times as fast as {label(baseline._asdict())};"
+        " * one step alone; ~ not of the same rounds",
     ]
     group = None
     for row in rows:
@@ -122,15 +144,15 @@ def render(rows: Sequence[dict], environment: dict, baseline: str) -> str:
 def _figures(row: dict) -> str:
     if row["status"] not in MEASURED:
         return f"{row['status']}: {row['reason']}"
-    spread = "      *" if row["spread"] is None else f"{row['spread']:7.0%}"
+    spread = "      *" if row["status"] == "alone" else f"{row['spread'] or 0:7.0%}"
     tokens = "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:9.0f}"
-    ratio = "" if row["ratio"] is None else f"{row['ratio']:7.2f}"
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:7.2f}{' ' if row['paired'] else '~'}"
     speed = f"{row['milliseconds']:10.1f} {spread} {row['images_per_second']:9.3f} {tokens:>9}"
-    return f"{speed} {row['peak_memory_mb']:8.0f} {ratio:>7}"
+    return f"{speed} {row['peak_memory_mb']:8.0f} {ratio:>8}"
 
 
-def save(rows: Sequence[dict], folder: str | Path, baseline: str) -> dict[str, str]:
-    """Writes throughput.csv and a picture for each mode and dtype into the folder; returns what is where."""
+def save(rows: Sequence[dict], environment: dict, folder: str | Path, baseline: Candidate) -> dict[str, str]:
+    """Writes throughput.json, throughput.csv and a picture for each mode and dtype; returns what is where."""
     from .plots import plot_sweep  # matplotlib is no dependency of the library
 
     folder = Path(folder)
@@ -138,11 +160,13 @@ def save(rows: Sequence[dict], folder: str | Path, baseline: str) -> dict[str, s
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    paths = {"csv": folder / "throughput.csv"}
+    paths = {"json": folder / "throughput.json", "csv": folder / "throughput.csv"}
+    content = {"rows": rows, "exponents": exponents(rows), "environment": environment, "baseline": baseline._asdict()}
+    write_json(paths["json"], content)
     write_atomic(paths["csv"], text.getvalue().encode())
     for mode, dtype in dict.fromkeys((row["mode"], row["dtype"]) for row in rows):
         mine = [row for row in rows if (row["mode"], row["dtype"]) == (mode, dtype)]
         if any(row["status"] in MEASURED for row in mine):
             paths[f"{mode} {dtype}"] = folder / f"throughput_{mode}_{dtype}.png"
-            plot_sweep(mine, paths[f"{mode} {dtype}"], baseline)
+            plot_sweep(mine, paths[f"{mode} {dtype}"], label(baseline._asdict()))
     return {kind: str(path) for kind, path in paths.items()}

@@ -1,5 +1,6 @@
 """Throughput of whole models, measured and written: the function behind tools/throughput.py, and for notebooks."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,17 +8,18 @@ from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.errors import InputError
-from metala_vision.files import write_json
 
 from . import sweep_report
 from .environment import environment
-from .steps import DTYPES, MODES, check_models, has_fused_attention
-from .sweep import Limits, Plan, Store, run
-from .workers import Candidate, Setting
+from .isolated import Ended, stream
+from .steps import DTYPES, MODES, SDPA, check_models
+from .store import Store
+from .sweep import Limits, Plan, run
+from .workers import Candidate, Setting, calls_fused_attention
 
 
 class Request(NamedTuple):
@@ -29,10 +31,10 @@ class Request(NamedTuple):
     dtypes: list[str] = ["float32"]  # "bfloat16", "float16" by autocast
     batch: str | int = "auto"
     sdpa: list[str] = ["fused"]  # and "math", of models that call fused softmax attention
-    baseline: str | None = None  # the last model
+    baseline: str | None = None  # the last model; with its fused attention where that is measured
     compiled: bool = False
     device: str = "auto"
-    threads: int | None = None
+    threads: int | None = None  # PyTorch's
     rounds: int = 10
     cell_seconds: float = 60.0
     minutes: float | None = None
@@ -46,88 +48,118 @@ def measure(
 ) -> dict:
     """Measures what the folder does not have yet, and writes cells.json, throughput.json, throughput.csv and plots.
 
+    The last three hold all that the folder has with this batch and this `compiled`.
+
     Args:
         folder: where figures are kept; a cell measured there is not measured again.
         retry_failed: try cells again that failed or had too little memory.
         show: gets the table as text at the end.
 
     Returns:
-        `rows` (see `sweep_report.derive`), `exponents`, `environment`, `baseline`, `complete` and `files`.
+        `rows` (see `sweep_report.derive`) of what was asked for, `exponents`, `environment`, `baseline`, `complete` and
+        `files`.
 
     Raises:
         InputError: an unknown model, a request that makes no sense, a folder of another environment. Nothing is
             measured then.
     """
-    plan, baseline = _plan(request)
-    if request.threads is not None:
-        torch.set_num_threads(request.threads)
-    store = Store(folder, environment(plan.setting.device))
-    if retry_failed:
-        store.forget_failures()
-    keys = plan.keys()
-    complete = False
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} cells"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as progress:
-        task = progress.add_task("measuring", total=len(keys), completed=sum(key in store.cells for key in keys))
+    from . import plots  # noqa: F401  (pictures come last: without matplotlib nothing is begun)
 
-        def report(key: str, row: dict) -> None:
-            state = sweep_report.brief(row)
-            progress.console.print(f"{time.strftime('%H:%M:%S')} {key}: {state}", highlight=False)
-            progress.advance(task)
-
-        limits = Limits(request.rounds, request.cell_seconds, request.minutes)
-        complete = run(plan, store, limits, report, Candidate(baseline))
-    order = {key: number for number, key in enumerate(keys)}
-    kept = sorted((key for key in store.cells if key in order), key=order.get)
-    rows = sweep_report.derive([store.cells[key] for key in kept], baseline)
-    rows.sort(key=lambda row: (request.modes.index(row["mode"]), request.dtypes.index(row["dtype"]), row["size"]))
-    result = {
-        "rows": rows,
-        "exponents": sweep_report.exponents(rows),
-        "environment": store.content["environment"],
-        "baseline": baseline,
-        "complete": complete,
-    }
-    write_json(Path(folder) / "throughput.json", result)
-    result["files"] = sweep_report.save(rows, folder, baseline)
-    show(sweep_report.render(rows, store.content["environment"], baseline))
+    _check(request, folder)
+    setting = _setting(request)
+    with Store(folder, environment(setting.device, setting.threads)) as store:
+        plan = _plan(request, setting)
+        baseline = Candidate(request.baseline or request.models[-1])
+        if baseline not in plan.candidates:
+            baseline = baseline._replace(sdpa="math")
+        complete = _fill(plan, store, request, baseline, retry_failed)
+        same = {key: row for key, row in store.cells.items() if row["series"] == plan.series}
+        everything = sweep_report.in_order(sweep_report.derive(same, store.races, baseline))
+        keys = plan.keys()
+        rows = sweep_report.derive({key: same[key] for key in keys if key in same}, store.races, baseline, same)
+        result = {
+            "rows": sweep_report.in_order(rows),
+            "exponents": sweep_report.exponents(rows),
+            "environment": store.environment,
+            "baseline": baseline._asdict(),
+            "complete": complete,
+        }
+        result["files"] = sweep_report.save(everything, store.environment, folder, baseline)
+    show(sweep_report.render(result["rows"], store.environment, baseline))
     if not complete:
-        show(f"{len(keys) - len(kept)} cells of {len(keys)} are not measured yet: the same command goes on")
-    show(f"written: {Path(folder) / 'throughput.json'}, {', '.join(result['files'].values())}")
+        show(f"{len(keys) - len(rows)} cells of {len(keys)} are not measured yet: the same command goes on")
+    show(f"written: {', '.join(result['files'].values())}")
     return result
 
 
-def _plan(request: Request) -> tuple[Plan, str]:
+def _fill(plan: Plan, store: Store, request: Request, baseline: Candidate, retry_failed: bool) -> bool:
+    """Measures what the store lacks of a plan, and shows how far it is."""
+    keys = plan.keys()
+    if retry_failed:
+        store.forget_failures(keys)
+    columns = ["{task.description}", BarColumn(), "{task.completed}/{task.total} cells"]
+    console = Console(stderr=True)
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("measuring", total=len(keys), completed=sum(key in store.cells for key in keys))
+
+        def report(key: str, row: dict) -> None:
+            progress.console.print(f"{time.strftime('%H:%M:%S')} {key}: {sweep_report.brief(row)}", highlight=False)
+            progress.advance(task)
+
+        return run(plan, store, Limits(request.rounds, request.cell_seconds, request.minutes), report, baseline)
+
+
+def _check(request: Request, folder: str | Path) -> None:
+    """InputError for a request that makes no sense."""
     check_models(request.models)
-    baseline = request.baseline or request.models[-1]
-    if baseline not in request.models:
-        raise InputError(f"--baseline: {baseline!r} is not one of --models {' '.join(request.models)}")
-    for name, values, known in (("--mode", request.modes, MODES), ("--dtype", request.dtypes, DTYPES)):
-        if not values or not set(values) <= set(known):
-            raise InputError(f"{name}: got {values}, expected out of {known}")
+    known = {"--mode": (request.modes, MODES), "--dtype": (request.dtypes, DTYPES), "--sdpa": (request.sdpa, SDPA)}
+    for name, (values, expected) in known.items():
+        if not values or not set(values) <= set(expected):
+            raise InputError(f"{name}: got {' '.join(values) or 'none'}, expected out of {', '.join(expected)}")
+    if request.baseline is not None and request.baseline not in request.models:
+        raise InputError(f"--baseline: {request.baseline!r} is not one of --models {' '.join(request.models)}")
     if not request.resolutions or min(request.resolutions) < 32:
         raise InputError(f"--resolutions: got {request.resolutions}, expected sides of at least 32 pixels")
     batch = str(request.batch)
     if batch != "auto" and not (batch.isdecimal() and int(batch) > 0):
         raise InputError(f"--batch: got {batch!r}, expected auto or a number of images")
-    if request.rounds < 1 or request.cell_seconds <= 0:
-        raise InputError("--rounds and --cell-seconds: expected more than zero")
-    device = request.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if request.threads is not None and request.threads < 1:
+        raise InputError(f"--threads: got {request.threads}, expected at least 1")
+    if request.rounds < 1:
+        raise InputError(f"--rounds: got {request.rounds}, expected at least 1")
+    if not 0 < request.cell_seconds < float("inf"):
+        raise InputError(f"--cell-seconds: got {request.cell_seconds}, expected more than 0")
+    if request.minutes is not None and not request.minutes >= 0:
+        raise InputError(f"--minutes: got {request.minutes}, expected at least 0")
+    device = torch.device(request.device).type if request.device != "auto" else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"--device: got {request.device!r}, expected auto, cpu or a CUDA GPU: others are not measured")
+
+
+def _setting(request: Request) -> Setting:
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = automatic if request.device == "auto" else request.device
+    return Setting(device, request.threads or torch.get_num_threads(), request.compiled)
+
+
+def _plan(request: Request, setting: Setting) -> Plan:
     smallest = min(request.resolutions)
     candidates = []
     for model in dict.fromkeys(request.models):
-        candidates += [Candidate(model)] if "fused" in request.sdpa or not has_fused_attention(model, smallest) else []
-        if "math" in request.sdpa and has_fused_attention(model, smallest):
+        has_math = "math" in request.sdpa and _calls_fused_attention(model, smallest)
+        if "fused" in request.sdpa or not has_math:
+            candidates.append(Candidate(model))
+        if has_math:
             candidates.append(Candidate(model, "math"))
-    setting = Setting(device, request.threads, request.compiled)
-    sizes = list(dict.fromkeys(request.resolutions))
-    plan = Plan(candidates, sizes, request.modes, request.dtypes, None if batch == "auto" else int(batch), setting)
-    return plan, baseline
+    batch = None if request.batch == "auto" else int(request.batch)
+    sizes, modes, dtypes = (list(dict.fromkeys(x)) for x in (request.resolutions, request.modes, request.dtypes))
+    return Plan(candidates, sizes, modes, dtypes, batch, setting)
+
+
+def _calls_fused_attention(model: str, size: int) -> bool:
+    """False too for a model that does not run at this size: its cells will say why."""
+    try:
+        with contextlib.closing(stream(calls_fused_attention, {"model": model, "size": size}, 300, None)) as messages:
+            return next(messages)["found"]
+    except Ended:
+        return False

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+MIN_ROUNDS = 3  # before a budget may end a measurement
+
 
 class Spread(NamedTuple):
     """Seconds of the rounds of one candidate."""

@@ -1,5 +1,6 @@
 """What is measured in processes of their own: one candidate alone for its memory, several in turn for their times."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,8 +10,11 @@ import torch
 import metala_vision  # noqa: F401  (registers the models)
 
 from .environment import clock_mhz, reset_peak, resident_memory
-from .isolated import is_out_of_memory
-from .steps import Cell, create, make_step, tokens
+from .isolated import one_line
+from .steps import Cell, create, has_fused_attention, make_step, tokens
+from .timing import MIN_ROUNDS
+
+TURN = 0.1  # seconds
 
 
 class Candidate(NamedTuple):
@@ -24,25 +28,33 @@ class Setting(NamedTuple):
     """What a whole sweep has in common."""
 
     device: str = "cpu"
-    threads: int | None = None
+    threads: int = 1
     compiled: bool = False
+
+
+def calls_fused_attention(send: Callable[[dict], None], model: str, size: int) -> None:
+    """Sends as `found` whether a model's "math" is something else than its "fused"."""
+    send({"found": has_fused_attention(model, size)})
 
 
 def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, setting: Setting, seconds: float) -> None:
     """Two steps of one candidate, the second only if the first took less than `seconds`, and the memory they took.
 
-    Sends `seconds` of each step, and then `peak_memory`, `baseline_memory` (before the model was made; 0 on a GPU),
-    `parameters` and `tokens` of one image.
+    Sends `seconds` of each step, and then `peak_memory` (of training with the optimizer's moments; of a compiled model
+    without what compiling took, but for the compiler that stays), `baseline_memory` (before the model was made, None
+    where it cannot be read), `parameters` and `tokens` of one image.
     """
     _set_up(setting)
-    on_gpu = setting.device.startswith("cuda")
-    baseline = 0
-    if not on_gpu:
-        reset_peak()
-        baseline, _ = resident_memory()
+    baseline, _ = resident_memory()
     model, run = _build(candidate, cell, setting)
     if setting.compiled:
-        run()  # compiles
+        run()
+    on_gpu = setting.device.startswith("cuda")
+    if on_gpu:
+        baseline = 0
+        torch.cuda.reset_peak_memory_stats(setting.device)
+    else:
+        reset_peak()
     took = _timed(run)
     send({"seconds": took})
     if took < seconds:
@@ -65,40 +77,50 @@ def race(
     setting: Setting,
     rounds: int,
     seconds: float,
-    min_rounds: int,
 ) -> None:
     """Times the candidates in turn, round by round, after one that warms up.
 
-    Ends after `rounds`, or once `seconds` are over and there are `min_rounds`. Sends after each round its `times`, one
-    for each candidate or None for one that ran out of memory beside the others, and the `clock_mhz`.
+    A turn is one step, or as many as take `TURN` seconds: of short steps the clock and a GPU's start would be measured.
+    Ends after `rounds`, or once `seconds` are over and there are `MIN_ROUNDS`. Sends after each round its `times`, the
+    seconds of a step for each candidate, and the `clock_mhz`; a candidate that fails has None from then on, and its
+    index is sent as `failed` with the `reason`.
     """
     _set_up(setting)
-    runs = [_build(candidate, cell, setting)[1] for candidate, cell in zip(candidates, cells)]
-    start = time.perf_counter()
-    dead: set[int] = set()
-    for number in range(-1, rounds):
-        times: list[float | None] = []
-        for index, run in enumerate(runs):
-            try:
-                times.append(None if index in dead else _timed(run))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                dead.add(index)
-                times.append(None)
+    runs: list[Callable[[], None] | None] = [None] * len(candidates)
+    repeats = [1] * len(candidates)
+
+    def failing_alone(index: int, act: Callable[[int], float | None]) -> float | None:
+        try:
+            return act(index)
+        except Exception as error:  # of one candidate: the others go on
+            runs[index] = None  # and what it kept is free
+            send({"failed": index, "reason": one_line(error)})
             if setting.device.startswith("cuda"):
-                torch.cuda.empty_cache()  # what one candidate keeps, the next could lack
-        if number >= 0:
-            send({"times": times, "clock_mhz": clock_mhz(setting.device)})
-            if number + 1 >= min_rounds and time.perf_counter() - start > seconds:
-                break
-        else:
-            send({"warm": True})
+                torch.cuda.empty_cache()
+            return None
+
+    def build(index: int) -> None:
+        runs[index] = _build(candidates[index], cells[index], setting)[1]
+        runs[index]()
+
+    def turn(index: int) -> float | None:
+        return None if runs[index] is None else _timed(runs[index], repeats[index])
+
+    for index in range(len(candidates)):
+        failing_alone(index, build)
+    for index in range(len(candidates)):
+        warm = failing_alone(index, turn)
+        repeats[index] = 1 if warm is None else min(math.ceil(TURN / warm), 100)
+    start = time.perf_counter()
+    for number in range(rounds):
+        times = [failing_alone(index, turn) for index in range(len(candidates))]
+        send({"times": times, "clock_mhz": clock_mhz(setting.device)})
+        if number + 1 >= MIN_ROUNDS and time.perf_counter() - start > seconds:
+            break
 
 
 def _set_up(setting: Setting) -> None:
-    if setting.threads is not None:
-        torch.set_num_threads(setting.threads)
+    torch.set_num_threads(setting.threads)
 
 
 def _build(candidate: Candidate, cell: Cell, setting: Setting) -> tuple[torch.nn.Module, Callable[[], None]]:
@@ -115,7 +137,9 @@ def _build(candidate: Candidate, cell: Cell, setting: Setting) -> tuple[torch.nn
     return model, synchronised
 
 
-def _timed(run: Callable[[], object]) -> float:
+def _timed(run: Callable[[], object], repeats: int = 1) -> float:
+    """Seconds of one run, as the mean of several."""
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats

@@ -12,6 +12,8 @@ import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.errors import InputError
 
 from . import sweep_report
+from .store import MEASURED
+from .workers import Candidate
 
 OURS = "metala_vit_"
 REFERENCE = 224
@@ -40,11 +42,12 @@ THROUGHPUT = """## Throughput and memory
 {environment}.
 
 Models take turns, round by round, in one process; medians. In brackets how many times as fast as the softmax ViT of the
-same width with PyTorch's fused attention (of others, `deit_tiny_patch16_224`), as the median over the same rounds.
-"unfused" is the same ViT with its attention map written out, as many comparisons have it. \\* a single step, alone, for
-more would have taken too long. Peak memory is the resident set of a process that does nothing else, in MB; some 400 of
-it are PyTorch's own. bfloat16 is autocast; training is forward, backward and AdamW. Every cell with its rounds:
-[{name}]({folder}/{name}); made by `tools/throughput.py`.
+same width with PyTorch's fused attention (of others, `deit_tiny_patch16_224`), as the median over the same rounds, or
+with ~ out of two medians. "unfused" is the same ViT with its attention map written out, as many comparisons have it.
+\\* a single step, alone, for more would have taken too long. Peak memory in MB is that of the GPU, or the resident set
+of a process that does nothing else, where some 400 MB are PyTorch's own. bfloat16 is autocast; training is forward,
+backward and AdamW. Every cell with its rounds, made by `tools/throughput.py`:
+[{name}]({folder}/{name}).
 """
 
 
@@ -55,7 +58,9 @@ def build(root: str | Path) -> str:
         InputError: a result file that is missing or is none.
     """
     root = Path(root)
-    parts = [HEADER, _costs(root / "results" / "flops.json"), _imagenet(root / "configs" / "imagenet"), _runs(root)]
+    results = _results(root / "results")
+    parts = [HEADER, _costs(root / "results" / "flops.json"), _imagenet(root / "configs" / "imagenet", results)]
+    parts += [_runs(root, results)]
     parts += [_throughput(path, root) for path in sorted((root / "results").glob("throughput*/cells.json"))]
     return "\n".join(parts)
 
@@ -103,7 +108,8 @@ def _costs(path: Path) -> str:
     return f"{COSTS.format(convention=report['convention'])}\n{_table(titles, rows)}\n\n{picture}\n"
 
 
-def _imagenet(folder: Path) -> str:
+def _imagenet(folder: Path, results: Sequence[dict]) -> str:
+    measured = {row["config"]: f"{row['mean']:.2f}" for row in results}
     rows = []
     for path in sorted(folder.glob("*.py")):
         name = re.fullmatch(r"(.+)_(\d+)_imagenet_(\d+)e_(\w+)", path.stem)
@@ -111,54 +117,65 @@ def _imagenet(folder: Path) -> str:
         if name is None or target is None:
             raise InputError(f"{path}: expected MODEL_SIZE_imagenet_EPOCHSe_RECIPE.py with a Target in its header")
         model, size, epochs, recipe = name.groups()
-        text = " ".join(target[1].split())
-        figure = re.match(r"([\d.]+) percent top-1 is the paper's figure \((.*)\)", text)
+        figure = re.match(r"([\d.]+) percent top-1 is [\w']+(?: \w+)? figure \((.*?)\)", " ".join(target[1].split()))
         paper, source = figure.groups() if figure else ("", "")
         link = f"[{path.stem}](configs/imagenet/{path.name})"
-        rows.append([f"`{model}`", size, epochs, recipe, link, "", paper, source])
+        rows.append([f"`{model}`", size, epochs, recipe, link, measured.get(path.name, ""), paper, source])
     titles = ["model", "pixels", "epochs", "recipe", "config", "top-1 measured", "top-1 (paper)", "paper"]
-    return f"## ImageNet-1k\n\nNo model has been trained on it yet.\n\n{_table(titles, rows)}\n"
+    return f"## ImageNet-1k\n\n{_table(titles, rows)}\n"
 
 
-def _runs(root: Path) -> str:
+def _results(folder: Path) -> list[dict]:
+    """The rows of all comparisons of tools/compare_runs.py, with the `log` that they are in."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        for row in _read(path).get("rows", []):
+            if "top1" in row and not {"config", "dataset"} <= set(row):
+                raise InputError(
+                    f"{path}: row {row.get('name')!r} has no config and dataset: run compare_runs.py again"
+                )
+            rows += [{**row, "log": path.name}] if "top1" in row else []
+    return rows
+
+
+def _runs(root: Path, results: Sequence[dict]) -> str:
     configs = {path.name: path.relative_to(root) for path in (root / "configs").rglob("*.py")}
     rows = []
-    for path in sorted((root / "results").glob("*.json")):
-        report = _read(path)
-        for row in report["rows"]:
-            if "top1" not in row:
-                continue
-            config = configs.get(row["config"])
-            spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
-            rows.append(
-                [
-                    f"{row['dataset']}, {row['images']} test images",
-                    row["name"],
-                    f"{row['parameters'] / 1e6:.2f}",
-                    str(row["epochs"]),
-                    f"{row['mean']:.2f}{spread} ({len(row['seeds'])})",
-                    f"{row['seconds_per_epoch']['median']:.0f}",
-                    f"[{config.stem}]({config.as_posix()})" if config else "",
-                    f"[{path.name}](results/{path.name})",
-                ]
-            )
+    for row in results:
+        config = configs.get(row["config"])
+        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
+        rows.append(
+            [
+                f"{row['dataset']}, {row['images']} test images",
+                row["name"],
+                f"{row['parameters'] / 1e6:.2f}",
+                str(row["epochs"]),
+                f"{row['mean']:.2f}{spread} ({len(row['seeds'])})",
+                f"{row['seconds_per_epoch']['median']:.0f}",
+                f"[{config.stem}]({config.as_posix()})" if config else "",
+                f"[{row['log']}](results/{row['log']})",
+            ]
+        )
     titles = ["data", "model", "parameters, M", "epochs", "top-1 (seeds)", "s per epoch", "config", "log"]
     return f"{RUNS}\n{_table(titles, rows)}\n"
 
 
 def _throughput(path: Path, root: Path) -> str:
     content = _read(path)
-    cells = sorted(content["cells"].values(), key=lambda row: row["size"])
+    cells = dict(sorted(content["cells"].items(), key=lambda item: item[1]["size"]))
     folder = path.parent.relative_to(root).as_posix()
+    series = {cell["series"] for cell in cells.values()}
+    if len(series) > 1:
+        raise InputError(f"{path} mixes {', '.join(sorted(series))}, expected one folder for each")
     where = ", ".join(f"{key} {value}" for key, value in content["environment"].items())
     parts = [THROUGHPUT.format(environment=where, folder=folder, name=path.name)]
     for mode, title in (("infer", "Inference"), ("train", "Training")):
         for dtype in ("float32", "bfloat16", "float16"):
-            mine = [cell for cell in cells if (cell["mode"], cell["dtype"]) == (mode, dtype)]
+            mine = {key: cell for key, cell in cells.items() if (cell["mode"], cell["dtype"]) == (mode, dtype)}
             if mine:
-                parts += [f"### {title}, {dtype}\n", _speeds(mine), ""]
+                parts += [f"### {title}, {dtype}\n", _speeds(mine, content["races"]), ""]
                 parts += [f"![speed, memory and ratio]({folder}/throughput_{mode}_{dtype}.png)\n"]
-    fits = sweep_report.exponents(sweep_report.derive(cells, SOFTMAX["tiny"]))
+    fits = sweep_report.exponents(sweep_report.derive(cells, content["races"], Candidate(SOFTMAX["tiny"])))
     rows = [
         [f"`{fit['model']}`{', unfused' if fit['sdpa'] == 'math' else ''}", fit["mode"], fit["dtype"]]
         + [f"{fit['exponent']:.2f}", f"{fit['sizes'][0]} to {fit['sizes'][-1]}"]
@@ -169,32 +186,34 @@ def _throughput(path: Path, root: Path) -> str:
     return "\n".join(parts)
 
 
-def _speeds(cells: list[dict]) -> str:
+def _speeds(cells: dict[str, dict], races: dict) -> str:
     """Images per second with the ratio, and peak memory, of one mode and dtype: a row for each model."""
-    sizes = sorted({cell["size"] for cell in cells})
-    derived = {baseline: sweep_report.derive(cells, baseline) for baseline in SOFTMAX.values()}
+    sizes = sorted({cell["size"] for cell in cells.values()})
+    derived = {name: sweep_report.derive(cells, races, Candidate(name)) for name in SOFTMAX.values()}
     tables = []
     for title, write in (("images/s", _speed), ("MB", _memory)):
         rows = []
-        for model, sdpa in dict.fromkeys((cell["model"], cell["sdpa"]) for cell in cells):
+        for model, sdpa in dict.fromkeys((cell["model"], cell["sdpa"]) for cell in cells.values()):
             baseline = next((SOFTMAX[size] for size in SOFTMAX if f"_{size}" in model), SOFTMAX["tiny"])
             mine = {r["size"]: r for r in derived[baseline] if (r["model"], r["sdpa"]) == (model, sdpa)}
             name = f"`{model}`" + (", unfused" if sdpa == "math" else "")
             rows.append([name, *(write(mine[size]) if size in mine else "" for size in sizes)])
         rows.sort(key=lambda row: OURS not in row[0])
-        batches = {cell["size"]: cell["requested"] for cell in cells}
+        batches = {cell["size"]: cell["requested"] for cell in cells.values()}
         tables.append(_table([title, *(f"{size}, batch {batches[size]}" for size in sizes)], rows))
     return "\n\n".join(tables)
 
 
 def _speed(row: dict) -> str:
-    if row["status"] not in sweep_report.MEASURED:
+    if row["status"] not in MEASURED:
         return row["status"]
     speed = f"{row['images_per_second']:.3g}" if row["images_per_second"] < 100 else f"{row['images_per_second']:.0f}"
-    mark = "\\*" if row["spread"] is None else ""
+    mark = "\\*" if row["status"] == "alone" else ""
     batch = f" [{row['batch']}]" if row["batch"] != row["requested"] else ""
-    return f"{speed}{mark}{batch}" + ("" if row["ratio"] in (None, 1.0) else f" ({row['ratio']:.2f})")
+    return f"{speed}{mark}{batch}" + (
+        "" if row["ratio"] in (None, 1.0) else f" ({'' if row['paired'] else '~'}{row['ratio']:.2f})"
+    )
 
 
 def _memory(row: dict) -> str:
-    return f"{row['peak_memory_mb']:.0f}" if row["status"] in sweep_report.MEASURED else row["status"]
+    return f"{row['peak_memory_mb']:.0f}" if row["status"] in MEASURED else row["status"]

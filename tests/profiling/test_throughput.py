@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -16,9 +17,10 @@ from torch import nn
 from metala_vision.errors import InputError
 from metala_vision.profiling import sweep, sweep_report, workers
 from metala_vision.profiling.environment import environment
-from metala_vision.profiling.isolated import Ended, stream
-from metala_vision.profiling.steps import Cell, create, has_fused_attention, make_step, tokens
-from metala_vision.profiling.sweep import Limits, Plan, Store, automatic_batch
+from metala_vision.profiling.isolated import Ended
+from metala_vision.profiling.steps import Cell, create
+from metala_vision.profiling.store import Store
+from metala_vision.profiling.sweep import Limits, Plan, automatic_batch
 from metala_vision.profiling.throughput import Request, measure
 from metala_vision.profiling.workers import Candidate, Setting
 
@@ -26,104 +28,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = [sys.executable, str(ROOT / "tools" / "throughput.py")]
 NANO, TINY = "metala_vit_nano", "vit_tiny_patch16_224"
 QUICK = dict(rounds=3, cell_seconds=20.0, threads=1)
-
-
-# --- functions for processes of their own
-
-
-def count_to(send, number: int) -> None:
-    for value in range(number):
-        send({"value": value})
-
-
-def allocate(send, size: int) -> None:
-    send({"elements": torch.zeros(size // 4).numel()})
-
-
-def die(send, how: int) -> None:
-    os.kill(os.getpid(), how)
-
-
-def sleep(send, seconds: float) -> None:
-    send({"asleep": os.getpid()})
-    time.sleep(seconds)
-
-
-def fail(send) -> None:
-    raise KeyError("nothing here")
-
-
-def test_a_process_of_its_own():
-    assert [m["value"] for m in stream(count_to, {"number": 3}, 60, None)] == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "limit", "reason", "memory"),
-    [
-        (allocate, {"size": 4 << 30}, 2 << 30, "can't allocate memory", True),
-        (die, {"how": signal.SIGKILL}, None, "killed by the system: out of memory, most likely", True),
-        (die, {"how": signal.SIGSEGV}, None, "SIGSEGV", False),
-        (fail, {}, None, "KeyError: 'nothing here'", False),
-        (sleep, {"seconds": 600.0}, None, "nothing came back within 5 s", False),
-    ],
-    ids=["memory", "killed", "crashed", "raised", "stuck"],
-)
-def test_what_ends_a_process_is_told(function, arguments, limit, reason, memory):
-    """Catches a sweep that dies, or waits for ever, with the cell that it measures."""
-    with pytest.raises(Ended) as ended:
-        list(stream(function, arguments, 5 if function is sleep else 60, limit))
-    assert reason in ended.value.reason
-    assert ended.value.memory == memory
-
-
-def test_a_process_does_not_outlive_who_reads_it():
-    messages = stream(sleep, {"seconds": 600.0}, 60, None)
-    process = next(messages)["asleep"]
-    messages.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(process, 0)
-
-
-# --- steps
-
-
-def test_softmax_models_are_told_by_what_they_call():
-    """XCiT's only fused attention has a single query, ours none."""
-    assert has_fused_attention(TINY, 64)
-    assert not has_fused_attention(NANO, 64)
-    assert not has_fused_attention("xcit_nano_12_p16_224", 64)
-
-
-def test_tokens():
-    assert tokens(create(NANO, 72), 72) == 25
-    assert tokens(create(TINY, 64), 64) == 16
-    assert tokens(create("resnet18", 64), 64) is None
-    assert tokens(create("swin_tiny_patch4_window7_224", 224), 224) is None  # fewer with every stage
-
-
-def test_math_is_the_same_function():
-    """And the kernel is another one: the fused one keeps no map."""
-    torch.manual_seed(0)
-    model = create(TINY, 64).eval()
-    seen = {}
-    for sdpa in ("fused", "math"):
-        handle = model.register_forward_hook(lambda *args: seen.update({sdpa: args[2]}))  # noqa: B023
-        torch.manual_seed(1)
-        with torch.profiler.profile() as profile:
-            make_step(model, Cell(64, 2, "float32", "infer"), sdpa=sdpa)()
-        handle.remove()
-        names = {event.name for event in profile.events()}
-        assert ("aten::_scaled_dot_product_attention_math" in names) == (sdpa == "math")
-    torch.testing.assert_close(seen["fused"], seen["math"])
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_training_step_trains(dtype):
-    model = create(NANO, 32).train()
-    before = [p.detach().clone() for p in model.parameters()]
-    make_step(model, Cell(32, 2, dtype, "train"))()
-    assert all(p.grad is None for p in model.parameters())
-    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
 # --- sweeps
@@ -145,7 +49,7 @@ def test_rows(measured):
     """Catches a cell left out, rates that do not fit the times, memory of something else than the cell."""
     folder, result = measured
     assert result["complete"]
-    assert result["baseline"] == TINY
+    assert result["baseline"] == {"model": TINY, "sdpa": "fused"}
     rows = {(row["model"], row["sdpa"], row["mode"], row["size"]): row for row in result["rows"]}
     assert set(rows) == {
         (model, sdpa, mode, size)
@@ -177,7 +81,7 @@ def test_files(measured):
 def test_a_measured_cell_is_not_measured_again(measured, monkeypatch):
     folder, result = measured
     ran = []
-    monkeypatch.setattr(sweep, "stream", lambda function, *args: ran.append(function) or iter(()))
+    monkeypatch.setattr(sweep, "stream", lambda function, *args: ran.append(function))
     request = Request([NANO, TINY], [32, 64], modes=["infer", "train"], sdpa=["fused", "math"], **QUICK)
     again = measure(request, folder)
     assert not ran
@@ -185,27 +89,45 @@ def test_a_measured_cell_is_not_measured_again(measured, monkeypatch):
 
 
 def test_a_new_model_runs_beside_the_baseline(measured):
-    """Its ratio is of the same rounds, and the baseline's own row stays what it was."""
-    folder, result = measured
+    """Its ratio is of rounds that the baseline ran too, and the baseline's own row stays what it was."""
+    folder, _ = measured
     before = json.loads((folder / "cells.json").read_text())["cells"]
     more = measure(Request(["resnet18", TINY], [32], **QUICK), folder)
     resnet, tiny = more["rows"]
     assert (resnet["model"], resnet["status"], resnet["tokens_per_second"]) == ("resnet18", "ok", None)
-    after = json.loads((folder / "cells.json").read_text())["cells"]
-    assert {key: after[key] for key in before} == before
+    assert resnet["paired"]
+    after = json.loads((folder / "cells.json").read_text())
+    assert {key: after["cells"][key] for key in before} == before
+    race = after["races"][next(row for row in after["cells"].values() if row["model"] == "resnet18")["race"]]
+    mine, theirs = (next(race[key] for key in race if key.startswith(name)) for name in ("resnet18", TINY))
+    assert resnet["ratio"] == pytest.approx(statistics.median(a / b for a, b in zip(theirs, mine)), rel=1e-3)
+    assert len((folder / "throughput.csv").read_text().splitlines()) == 1 + len(after["cells"])
 
 
 def test_another_environment_is_refused(tmp_path):
-    Store(tmp_path, {"processor": "A", "threads": 2}).save()
+    with Store(tmp_path, {"device": "cuda", "gpu": "H", "threads": 2}) as store:
+        store.save()
     with pytest.raises(InputError, match=r"another environment: threads 2 \(now 4\); choose another folder"):
-        Store(tmp_path, {"processor": "A", "threads": 4})
+        Store(tmp_path, {"device": "cuda", "gpu": "H", "threads": 4})
+    with pytest.raises(InputError, match=r"device cuda \(now cpu\), gpu H \(now None\)"):
+        Store(tmp_path, {"device": "cpu", "threads": 2})
     (tmp_path / "cells.json").write_text("{")
     with pytest.raises(InputError, match=r"cells\.json does not hold measured cells"):
         Store(tmp_path, {})
+    with pytest.raises(InputError, match=r"cells\.json is a file, expected a folder"):
+        Store(tmp_path / "cells.json", {})
+
+
+def test_one_sweep_in_a_folder_at_a_time(tmp_path):
+    """Catches two that overwrite each other's figures."""
+    with Store(tmp_path, {}), pytest.raises(InputError, match="another sweep is measuring into"), Store(tmp_path, {}):
+        pass
+    with Store(tmp_path, {}):
+        pass
 
 
 class Breaks(nn.Module):
-    """Fails with images of 64 pixels, and has too little memory for more than two of 32."""
+    """Fails with images of 64 pixels, in the fifth step with those of 96, and has no memory for more than two of 32."""
 
     def __init__(self):
         super().__init__()
@@ -214,31 +136,44 @@ class Breaks(nn.Module):
     def forward(self, x):
         if x.shape[-1] == 64:
             raise ValueError("64 pixels are too many")
+        if x.shape[-1] == 96:
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls > 4:
+                raise ValueError("not five times")
         if x.shape[0] > 2:
             torch.empty(1 << 50)
         return self.head(x.mean((2, 3)))
 
 
 def test_cells_that_fail_are_rows_and_the_rest_goes_on(tmp_path, monkeypatch):
-    """Catches one bad cell that ends the sweep, and a batch that is not halved; here in this process, for the model."""
+    """Catches one bad cell that ends the sweep, or the race; in this process, where the model can be our own."""
     monkeypatch.setattr(workers, "create", lambda name, *_: Breaks() if name == "breaks" else create(name, *_))
     monkeypatch.setattr(sweep, "stream", _in_this_process)
-    plan = Plan([Candidate("breaks"), Candidate(NANO)], [32, 64], ["infer"], ["float32"], 8, Setting())
+    plan = Plan([Candidate("breaks"), Candidate(NANO)], [32, 64, 96], ["infer"], ["float32"], 2, Setting())
     store, seen = Store(tmp_path, {}), []
     assert sweep.run(plan, store, Limits(3, 20.0), lambda key, row: seen.append(key), Candidate(NANO))
     assert seen == plan.keys()
-    broken, fine = (
-        store.cells[plan.key(Candidate(name), Cell(64, 8, "float32", "infer"))] for name in ("breaks", NANO)
-    )
-    assert (broken["status"], broken["reason"]) == ("failed", "ValueError: 64 pixels are too many")
-    assert fine["status"] == "ok"
-    halved = store.cells[plan.key(Candidate("breaks"), Cell(32, 8, "float32", "infer"))]
-    assert (halved["status"], halved["batch"], halved["requested"]) == ("ok", 2, 8)
-    rows = sweep_report.derive(list(store.cells.values()), NANO)
-    text = sweep_report.render(rows, environment(), NANO)
+    for size, reason in ((64, "ValueError: 64 pixels are too many"), (96, "ValueError: not five times")):
+        broken, fine = (
+            store.cells[plan.key(Candidate(n), Cell(size, 2, "float32", "infer"))] for n in ("breaks", NANO)
+        )
+        assert (broken["status"], broken["reason"]) == ("failed", reason)
+        assert (fine["status"], len(fine["seconds"])) == ("ok", 3)
+    rows = sweep_report.derive(store.cells, store.races, Candidate(NANO))
+    text = sweep_report.render(rows, environment(), Candidate(NANO))
     assert "failed: ValueError: 64 pixels are too many" in text
-    store.forget_failures()
-    assert len(store.cells) == 3
+    store.forget_failures(plan.keys()[2:4])
+    assert len(store.cells) == 5
+
+
+def test_a_batch_that_does_not_fit_is_halved(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "create", lambda name, *_: Breaks() if name == "breaks" else create(name, *_))
+    monkeypatch.setattr(sweep, "stream", _in_this_process)
+    plan = Plan([Candidate("breaks"), Candidate(NANO)], [32], ["infer"], ["float32"], 8, Setting())
+    store = Store(tmp_path, {})
+    assert sweep.run(plan, store, Limits(3, 20.0), lambda *_: None, Candidate(NANO))
+    halved, whole = store.cells.values()
+    assert (halved["status"], halved["batch"], halved["requested"], whole["batch"]) == ("ok", 2, 8, 8)
 
 
 def _in_this_process(function, arguments, seconds, limit):
@@ -258,9 +193,29 @@ def test_slow_cells_are_timed_alone(tmp_path, monkeypatch):
     (row,) = store.cells.values()
     assert row["status"] == "alone"
     assert len(row["seconds"]) == 1
-    (flat,) = sweep_report.derive([row], NANO)
+    (flat,) = sweep_report.derive(store.cells, store.races, Candidate(NANO))
     assert (flat["spread"], flat["rounds"], flat["paired"], flat["ratio"]) == (None, 1, False, 1.0)
-    assert "*" in sweep_report.render([flat], environment(), NANO)
+    assert "*" in sweep_report.render([flat], environment(), Candidate(NANO))
+    sweep.run(plan, store, Limits(3, 20.0), lambda *_: None, Candidate(NANO))  # now there is time for it
+    (row,) = store.cells.values()
+    assert (row["status"], len(row["seconds"])) == ("ok", 3)
+
+
+@pytest.mark.slow
+def test_compiled_models(tmp_path):
+    result = measure(Request([NANO, TINY], [32], compiled=True, **QUICK), tmp_path)
+    assert [(row["status"], row["series"], row["rounds"]) for row in result["rows"]] == 2 * [
+        ("ok", "batch auto, compiled", 3)
+    ]
+
+
+def test_math_alone(tmp_path):
+    """Catches ratios to a fused baseline that nobody measured, and a model without softmax left out."""
+    result = measure(Request([NANO, TINY], [32], sdpa=["math"], **QUICK), tmp_path)
+    assert result["baseline"] == {"model": TINY, "sdpa": "math"}
+    assert [(row["model"], row["sdpa"]) for row in result["rows"]] == [(NANO, "fused"), (TINY, "math")]
+    assert result["rows"][0]["paired"]
+    assert result["rows"][1]["ratio"] == 1
 
 
 def test_a_budget_of_the_whole_run(tmp_path):
@@ -271,24 +226,29 @@ def test_a_budget_of_the_whole_run(tmp_path):
 
 def test_derived_figures():
     """By hand: batch 2 in 0.5, 0.4 and 0.6 s; the baseline's batch 4 in 2, 2 and 1.2 s of the same rounds."""
-    common = dict(mode="infer", dtype="float32", compiled=False, size=64, status="ok", race="r", tokens=16)
-    mine = dict(common, model="a", sdpa="fused", batch=2, seconds=[0.5, 0.4, 0.6], peak_memory=3e6, baseline_memory=1e6)
-    base = dict(common, model="b", sdpa="fused", batch=4, seconds=[2.0, 2.0, 1.2], peak_memory=3e6, baseline_memory=1e6)
-    row, _ = sweep_report.derive([mine, base], "b")
+    common = dict(mode="infer", dtype="float32", series="batch auto", size=64, status="ok", tokens=16, sdpa="fused")
+    common |= dict(peak_memory=3e6, baseline_memory=1e6, race="r")
+    cells = {
+        "mine": dict(common, model="a", batch=2, seconds=[0.5, 0.4, 0.6]),
+        "base": dict(common, model="b", batch=4, seconds=[3.0, 3.0, 3.0], race="earlier"),
+    }
+    races = {"r": {"mine": [0.5, 0.4, 0.6], "base": [2.0, 2.0, 1.2]}, "earlier": {"base": [3.0, 3.0, 3.0]}}
+    row, base = sweep_report.derive(cells, races, Candidate("b"))
     assert row["images_per_second"] == 4
     assert row["tokens_per_second"] == 64
     assert row["milliseconds"] == 500
     assert row["peak_memory_mb"] == 3
     assert row["ratio"] == 2.0  # rounds of 4, 5 and 2 times the time, for twice the images
     assert row["paired"]
-    row, _ = sweep_report.derive([mine, base | {"race": "another"}], "b")
+    assert base["ratio"] == 1
+    row, _ = sweep_report.derive(cells, {}, Candidate("b"))
     assert not row["paired"]
-    assert row["ratio"] == 2.0
+    assert row["ratio"] == 3.0
 
 
 def test_exponents():
     rows = [
-        dict(model="a", sdpa="fused", mode="infer", dtype="float32", compiled=False, size=s, status="ok")
+        dict(model="a", sdpa="fused", mode="infer", dtype="float32", series="batch auto", size=s, status="ok")
         | {"images_per_second": 1 / (s / 1024) ** 3}
         for s in (512, 1024, 2048, 4096)
     ]
@@ -307,10 +267,15 @@ def test_exponents():
         (Request([NANO], [32], batch=0), "--batch: got '0'"),
         (Request([NANO], [32], batch="many"), "--batch: got 'many'"),
         (Request([NANO], [64, 8]), r"--resolutions: got \[64, 8\]"),
-        (Request([NANO], [32], rounds=0), "--rounds and --cell-seconds"),
-        (Request([NANO], [32], dtypes=["float64"]), r"--dtype: got \['float64'\]"),
+        (Request([NANO], [32], rounds=0), "--rounds: got 0"),
+        (Request([NANO], [32], cell_seconds=float("nan")), "--cell-seconds: got nan"),
+        (Request([NANO], [32], minutes=-1.0), "--minutes: got -1"),
+        (Request([NANO], [32], threads=0), "--threads: got 0"),
+        (Request([NANO], [32], sdpa=["flash"]), "--sdpa: got flash, expected out of fused, math"),
+        (Request([NANO], [32], device="mps"), "--device: got 'mps'"),
+        (Request([NANO], [32], dtypes=["float64"]), "--dtype: got float64"),
     ],
-    ids=["baseline", "no batch", "batch", "resolution", "rounds", "dtype"],
+    ids=str,
 )
 def test_bad_requests(request_, message, tmp_path):
     with pytest.raises(InputError, match=message):
@@ -333,9 +298,10 @@ def test_an_interrupted_sweep_goes_on(how, tmp_path):
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    file = tmp_path / "cells.json"
+    file, patience = tmp_path / "cells.json", time.monotonic() + 120
     while not (file.exists() and json.loads(file.read_text())["cells"]):
         assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < patience
         time.sleep(0.02)
     os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
     assert process.wait(60) == (130 if how == signal.SIGINT else -signal.SIGKILL)

@@ -1,0 +1,67 @@
+"""What is timed: models by name, their softmax attention, their tokens, and whole steps."""
+
+import pytest
+import torch
+
+from metala_vision.errors import InputError
+from metala_vision.profiling.steps import Cell, check_models, create, has_fused_attention, make_step, tokens
+
+NANO, TINY = "metala_vit_nano", "vit_tiny_patch16_224"
+
+
+def test_softmax_models_are_told_by_what_they_call():
+    """XCiT's only fused attention has a single query, ours none."""
+    assert has_fused_attention(TINY, 64)
+    assert not has_fused_attention(NANO, 64)
+    assert not has_fused_attention("xcit_nano_12_p16_224", 64)
+
+
+def test_tokens():
+    assert tokens(create(NANO, 72), 72) == 25
+    assert tokens(create(TINY, 64), 64) == 16
+    assert tokens(create("xcit_nano_12_p16_224", 64), 64) == 16
+    for name in ("resnet18", "swin_tiny_patch4_window7_224", "pit_ti_224", "vit_tiny_r_s16_p8_224"):
+        assert tokens(create(name, 224), 224) is None  # none, fewer with every stage, or of another map than the image
+
+
+def test_math_is_the_same_function():
+    """And the kernel is another one: the fused one keeps no map."""
+    torch.manual_seed(0)
+    model = create(TINY, 64).eval()
+    seen = {}
+    for sdpa in ("fused", "math"):
+        handle = model.register_forward_hook(lambda *args: seen.update({sdpa: args[2]}))  # noqa: B023
+        torch.manual_seed(1)
+        with torch.profiler.profile() as profile:
+            make_step(model, Cell(64, 2, "float32", "infer"), sdpa=sdpa)()
+        handle.remove()
+        names = {event.name for event in profile.events()}
+        assert ("aten::_scaled_dot_product_attention_math" in names) == (sdpa == "math")
+    torch.testing.assert_close(seen["fused"], seen["math"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_training_step_trains(dtype):
+    model = create(NANO, 32).train()
+    before = [p.detach().clone() for p in model.parameters()]
+    make_step(model, Cell(32, 2, dtype, "train"))()
+    assert all(p.grad is None for p in model.parameters())
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_a_float16_step_trains():
+    """Catches a loss scale that overflows in the first steps, where the optimizer then does nothing."""
+    model = create(TINY, 32).train()
+    step = make_step(model, Cell(32, 1, "float16", "train"))
+    before = [p.detach().clone() for p in model.parameters()]
+    step()
+    assert sum(not torch.equal(a, b) for a, b in zip(before, model.parameters())) > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("deit_tinny_patch16_224", r"did you mean deit_tiny_patch16_224"), (f"{TINY}.nonsense", "nonsense")],
+)
+def test_wrong_names(name, message):
+    with pytest.raises(InputError, match=message):
+        check_models([NANO, name])
