@@ -27,10 +27,10 @@ ROWS = ("row", "row_reverse")
 COLUMNS = ("column", "column_reverse")
 # Scan orders of the blocks, repeated over the depth.
 SCANS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "cycle": (("row",), ("column",), ("row_reverse",), ("column_reverse",)),
     "alternate": (ROWS, COLUMNS),
     "cross": (ROWS + COLUMNS,),
     "row": (ROWS,),
-    "cycle": (("row",), ("column",), ("row_reverse",), ("column_reverse",)),
     "causal": (("row",),),
 }
 POOLS = ("", "avg", "max", "avgmax")
@@ -49,9 +49,9 @@ class MetaLAViT(nn.Module):
         depth: number of blocks.
         num_heads: heads of the mixer.
         mlp_ratio: hidden channels of the SwiGLU over `embed_dim`.
-        scan: "alternate" (rows both ways in even blocks, columns in odd ones), "cross" (all four orders in every
-            block), "row" (rows both ways), "cycle" (one order a block, the four in turns: half the scans) or "causal"
-            (one order and a causal convolution: the paper's 1-D layer).
+        scan: "cycle" (one order a block, the four in turns), "alternate" (rows both ways in even blocks, columns in
+            odd ones), "cross" (all four orders in every block), "row" (rows both ways) or "causal" (one order and a
+            causal convolution: the paper's 1-D layer).
         local_conv: False leaves the convolutions of the mixers out.
         self_aug: False leaves the self-augmentation of the mixers out.
         pos_embed: "none", or "learn" for a learned embedding added to the patches, resampled at other sizes.
@@ -74,7 +74,7 @@ class MetaLAViT(nn.Module):
         depth: int = 12,
         num_heads: int = 6,
         mlp_ratio: float = 3.0,
-        scan: str = "alternate",
+        scan: str = "cycle",
         local_conv: bool = True,
         self_aug: bool = True,
         pos_embed: Literal["none", "learn"] = "none",

@@ -16,6 +16,7 @@ from metala_vision.errors import InputError
 
 from .formulas import Formula, formula
 from .handles import ACTIVATIONS, CHUNKWISE, FREE, NOT_PRODUCTS, NOTES, RECURRENT, JitModelAnalysis, counting_handles
+from .steps import channels
 
 # Names of the modules that mix tokens and channels, side by side in a block, in our models and in timm's.
 MIXERS = ("attn", "mixer", "token_mixer", "local_mp", "context_module", "conv_dw", "mlp_tokens")
@@ -109,11 +110,6 @@ def count(model: nn.Module, size: int | tuple[int, int], allow: Collection[str] 
             if name in counts
         ],
     )
-
-
-def channels(model: nn.Module) -> int:
-    """Channels of the images that a timm model takes."""
-    return getattr(model, "in_chans", None) or getattr(model, "pretrained_cfg", {}).get("input_size", (3,))[0]
 
 
 def _by_torch(model: nn.Module, image: torch.Tensor) -> int:

@@ -48,6 +48,11 @@ def create(name: str, size: int | tuple[int, int], device: str = "cpu") -> nn.Mo
             return timm.create_model(name)
 
 
+def channels(model: nn.Module) -> int:
+    """Channels of the images that a timm model takes."""
+    return getattr(model, "in_chans", None) or getattr(model, "pretrained_cfg", {}).get("input_size", (3,))[0]
+
+
 def attention(sdpa: str) -> AbstractContextManager:
     """PyTorch's choice of a softmax attention kernel ("fused"), or the explicit map that is not fused ("math")."""
     return sdpa_kernel(SDPBackend.MATH) if sdpa == "math" else nullcontext()
@@ -58,7 +63,7 @@ def make_step(
 ) -> Callable[[], object]:
     """One forward pass under `no_gradients`, or one training step with AdamW, of a cell, on the model's device."""
     device = next(model.parameters()).device
-    x = torch.randn(cell.batch, 3, cell.size, cell.size, device=device)
+    x = torch.randn(cell.batch, channels(model), cell.size, cell.size, device=device)
 
     def contexts() -> ExitStack:
         stack = ExitStack()
@@ -121,5 +126,5 @@ def has_fused_attention(name: str, size: int) -> bool:
     """Whether a model calls PyTorch's fused attention with more than one query: only then is "math" something else."""
     model = create(name, size).eval()
     with torch.no_grad(), _Watch() as watch:
-        model(torch.zeros(1, 3, size, size))
+        model(torch.zeros(1, channels(model), size, size))
     return watch.found

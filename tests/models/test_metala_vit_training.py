@@ -225,7 +225,7 @@ def nano_macs(rows: int, cols: int, classes: int, norms: bool = True) -> int:
     """Multiply-accumulates of metala_vit_nano on one image, written out: width 128, depth 6, 2 heads, K 32, V 64."""
     dim, heads, key, value = 128, 2, 32, 64
     products = 3 * dim * dim + dim * dim + 9 * dim * dim  # fused projection, output projection, SwiGLU
-    scan = heads * (2 * 3 * key * value + key + value)  # two orders: decay, update, readout; the own term
+    scan = heads * (3 * key * value + key + value)  # one order: decay, update, readout; the own term
     augmentation = heads * (2 * key + value)
     block = products + scan + augmentation + 9 * dim
     total = rows * cols * (3 * 16 * 16 * dim + 6 * block) + dim * classes

@@ -11,7 +11,7 @@ ROWS, COLUMNS = ["row", "row_reverse"], ["column", "column_reverse"]
 
 
 def nano(depth: int = 2, **kwargs) -> MetaLAViT:
-    """Two blocks, one of each kind of the default scan, with every weight away from its initial zero."""
+    """Two blocks, by rows and by columns, with every weight away from its initial zero."""
     model = timm.create_model("metala_vit_nano", depth=depth, **dict(num_classes=5) | kwargs)
     with torch.no_grad():
         for p in model.parameters():

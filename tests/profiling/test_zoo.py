@@ -29,12 +29,15 @@ def test_pictures_and_links_are_there():
     assert not [link for link in links if not (ROOT / link).is_file()]
 
 
-@pytest.mark.parametrize("row", json.loads((ROOT / "results" / "flops.json").read_text())["rows"], ids=str)
-def test_stored_counts_are_those_of_the_models(row):
+def test_stored_counts_are_those_of_the_models():
     """Catches a model that was changed and not counted again."""
-    model = create(row["model"], tuple(row["size"]), "meta")
-    assert formula(model, tuple(row["size"])).macs == row["macs"]
-    assert sum(p.numel() for p in model.parameters()) == row["parameters"]
+    rows = json.loads((ROOT / "results" / "flops.json").read_text())["rows"]
+    assert len(rows) > 20
+    for row in rows:
+        model = create(row["model"], tuple(row["size"]), "meta")
+        stored = (row["model"], row["size"], row["macs"], row["parameters"])
+        parameters = sum(p.numel() for p in model.parameters())
+        assert (*stored[:2], formula(model, tuple(row["size"])).macs, parameters) == stored
 
 
 @pytest.fixture

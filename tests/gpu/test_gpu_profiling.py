@@ -1,0 +1,49 @@
+"""Sweeps on a GPU: synchronised times, the GPU's memory, and every dtype."""
+
+import pytest
+import torch
+
+from metala_vision.profiling import Request, count, create, measure
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here"),
+]
+
+
+def test_sweep(tmp_path):
+    """Catches times of launches instead of kernels, and a batch that is too large for the GPU."""
+    request = Request(
+        ["metala_vit_tiny", "deit_tiny_patch16_224"],
+        [224, 448],
+        modes=["infer", "train"],
+        dtypes=["float32", "bfloat16", "float16"],
+        sdpa=["fused", "math"],
+        device="cuda",
+        rounds=3,
+        cell_seconds=20.0,
+    )
+    result = measure(request, tmp_path)
+    assert len(result["rows"]) == 2 * 2 * 3 * 3
+    assert {row["status"] for row in result["rows"]} == {"ok"}
+    rows = {(r["model"], r["sdpa"], r["mode"], r["dtype"], r["size"]): r for r in result["rows"]}
+    for (model, sdpa, mode, dtype, size), row in rows.items():
+        assert row["paired"]
+        assert 10 < row["peak_memory_mb"] < 80000
+        if mode == "train":
+            assert row["milliseconds"] > rows[model, sdpa, "infer", dtype, size]["milliseconds"]
+            assert row["peak_memory_mb"] > rows[model, sdpa, "infer", dtype, size]["peak_memory_mb"]
+
+
+def test_too_large_a_batch_is_halved(tmp_path):
+    (row,) = measure(Request(["metala_vit_tiny"], [1024], modes=["train"], batch=1 << 14, device="cuda"), tmp_path)[
+        "rows"
+    ]
+    assert row["status"] in ("ok", "alone")
+    assert row["batch"] < 1 << 14
+
+
+def test_counts_do_not_depend_on_the_device():
+    for name in ("metala_vit_nano", "deit_tiny_patch16_224"):
+        on_gpu, on_cpu = (count(create(name, 64, device), 64) for device in ("cuda", "cpu"))
+        assert (on_gpu.macs, on_gpu.torch) == (on_cpu.macs, on_cpu.torch)
