@@ -38,12 +38,15 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> dict:
     import metala_vision  # noqa: F401  (registers the models)
     from metala_vision.errors import InputError
+    from metala_vision.profiling.environment import check_pictures
     from metala_vision.profiling.flops_report import count_models, parse_size, render, save
 
     if args.depth < 0:
         raise InputError(f"--depth: got {args.depth}, expected at least 0")
     if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
         raise InputError(f"--out: {args.out} is a file, expected a folder")
+    if args.out:
+        check_pictures()
     report = count_models(args.models, [parse_size(text) for text in args.img_size], args.allow)
     print(render(report, args.depth))
     if args.out and report["rows"]:

@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> dict:
 
     path = args.root / "model_zoo.md"
     text = build(args.root)
-    stale = not path.is_file() or path.read_text() != text
+    stale = not path.is_file() or path.read_text(encoding="utf-8") != text
     if args.check and stale:
         raise InputError(f"{path} is not what results/ and configs/ say: run tools/model_zoo.py")
     if not args.check:

@@ -1,6 +1,8 @@
 """What figures hold for: processor or GPU, versions, threads, memory and clocks."""
 
 import contextlib
+import hashlib
+import importlib.util
 import platform
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import torch
 from timm.layers import use_fused_attn
 
 import metala_vision
+from metala_vision import kernels, layers, models
+from metala_vision.errors import InputError
 from metala_vision.kernels import native
 
 
@@ -24,6 +28,7 @@ def environment(device: str = "cpu", threads: int | None = None) -> dict:
         "torch": torch.__version__,
         "timm": timm.__version__,
         "metala_vision": metala_vision.__version__,
+        "sources": _sources(),
         "kernel": "triton" if device.startswith("cuda") else "c" if native.available() else "chunked",
         "fused_attention": bool(use_fused_attn()),
     }
@@ -32,6 +37,21 @@ def environment(device: str = "cpu", threads: int | None = None) -> dict:
         found |= {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 1e9, 1)}
         found["cuda"] = torch.version.cuda or torch.version.hip
     return found
+
+
+def _sources() -> str:
+    """Which code of ours computes: a digest of the operators, layers and models."""
+    digest = hashlib.sha256()
+    for package in (kernels, layers, models):
+        for path in sorted(Path(package.__file__).parent.iterdir()):
+            digest.update(path.read_bytes() if path.suffix in (".py", ".c", ".h") else b"")
+    return digest.hexdigest()[:12]
+
+
+def check_pictures() -> None:
+    """InputError without matplotlib: pictures come last, and without it nothing should be begun."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError('pictures need matplotlib: pip install "metala_vision[train]"')
 
 
 def clock_mhz(device: str = "cpu") -> float | None:
@@ -64,12 +84,14 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def resident_memory() -> tuple[int | None, int]:
-    """Bytes of this process in memory now, where that can be read, and at most (on Linux since `reset_peak`)."""
+def resident_memory() -> tuple[int | None, int | None]:
+    """Bytes of this process in memory now, and at most (on Linux since `reset_peak`); None where nobody can tell."""
     now, peak = (_field("/proc/self/status", name) for name in ("VmRSS", "VmHWM"))
     if now is None or peak is None:
-        import resource  # Unix alone has it
-
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None, None
         unit = 1 if platform.system() == "Darwin" else 1024
         return None, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return 1024 * int(now.split()[0]), 1024 * int(peak.split()[0])

@@ -47,7 +47,7 @@ def stream(function: Callable, arguments: dict, seconds: float, memory_limit: in
     theirs.close()
     try:
         while True:
-            if not ours.poll(seconds):
+            if not ours.poll(min(seconds, 86400)):
                 raise Ended(f"nothing came back within {seconds:.0f} s")
             try:
                 message = ours.recv()
@@ -91,14 +91,22 @@ def _run(send_to: Connection, function: Callable, arguments: dict, memory_limit:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         if memory_limit is not None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
+            _limit_memory(memory_limit)
         function(send_to.send, **arguments)
     except Exception as error:
         send_to.send({"error": one_line(error), "memory": is_out_of_memory(error)})
     else:
         send_to.send({"returned": True})
+
+
+def _limit_memory(limit: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def _end_with_parent() -> None:

@@ -1,5 +1,6 @@
 """What is timed: a timm model by name at any image size, and one step of inference or training with it."""
 
+import types
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import NamedTuple
@@ -58,6 +59,33 @@ def attention(sdpa: str) -> AbstractContextManager:
     return sdpa_kernel(SDPBackend.MATH) if sdpa == "math" else nullcontext()
 
 
+class _Compiled(nn.Module):
+    def __init__(self, model: nn.Module, forward: Callable):
+        super().__init__()
+        self.model = model
+        self._run = torch.compile(forward)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(x)
+
+
+def compiled(model: nn.Module, sdpa: str = "fused") -> nn.Module:
+    """torch.compile of a model with its softmax attention, apart from every other one in this process.
+
+    Dynamo keeps what it compiled by code object, and looks neither at the attention that was asked for nor, beyond
+    eight versions, for another one: models of one class would share theirs, or not be compiled without a word.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        with attention(sdpa):
+            return model(x)
+
+    own = forward.__code__.replace(co_name=f"forward_{id(model)}")
+    return _Compiled(model, types.FunctionType(own, globals(), own.co_name, None, forward.__closure__))
+
+
 def make_step(
     model: nn.Module, cell: Cell, no_gradients: type = torch.inference_mode, sdpa: str = "fused"
 ) -> Callable[[], object]:
@@ -84,7 +112,8 @@ def make_step(
     # From 1: the usual 65536 overflows in the first steps, which then leave the optimizer out
     scaler = torch.amp.GradScaler(device.type, init_scale=1.0, enabled=cell.dtype == "float16")
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # makes its moments, so that the first step takes what every step takes
     optimizer.zero_grad()
 
@@ -102,6 +131,7 @@ def make_step(
 # Classes whose blocks all work on the patches of `patch_embed`, and the embeddings that are those patches.
 _PATCHES = ("Beit", "Cait", "Eva", "MetaLAViT", "VisionTransformer", "VisionTransformerDistilled", "Xcit")
 _EMBEDDINGS = ("PatchEmbed", "ConvPatchEmbed")
+_PADDED = ("MetaLAViT", "Xcit")  # the others leave out what is no whole patch
 
 
 def tokens(model: nn.Module, size: int) -> int | None:
@@ -110,7 +140,9 @@ def tokens(model: nn.Module, size: int) -> int | None:
         return None
     patch = model.patch_embed.patch_size
     height, width = (patch, patch) if isinstance(patch, int) else patch
-    return -(-size // height) * -(-size // width)
+    if type(model).__name__ in _PADDED:
+        return -(-size // height) * -(-size // width)
+    return size // height * (size // width)
 
 
 class _Watch(TorchFunctionMode):

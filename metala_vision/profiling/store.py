@@ -19,38 +19,50 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, environment: dict):
-        """Reads what is there.
-
-        Raises:
-            InputError: figures of another machine, or of other versions; a file that does not hold any.
-        """
         self.path = Path(folder) / FILE
-        if Path(folder).exists() and not Path(folder).is_dir():
-            raise InputError(f"--out: {folder} is a file, expected a folder")
-        self._lock = FileLock(Path(folder) / ".lock")
         self.environment = environment
         self.cells: dict[str, dict] = {}
         self.probes: dict[str, dict] = {}
         self.races: dict[str, dict[str, list[float]]] = {}  # seconds of each round, by the race and the key
-        if self.path.is_file():
-            try:
-                content = json.loads(self.path.read_text())
-                found = content["environment"]
-                self.cells, self.probes, self.races = (content[name] for name in ("cells", "probes", "races"))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"--out: {self.path} does not hold measured cells: {error!r}") from error
-            different = [name for name in environment | found if environment.get(name) != found.get(name)]
-            if different:
-                had = ", ".join(f"{name} {found.get(name)} (now {environment.get(name)})" for name in different)
-                raise InputError(f"--out: {folder} holds figures of another environment: {had}; choose another folder")
+        self._lock = FileLock(self.path.with_name(".lock"))
 
     def __enter__(self) -> "Store":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Takes the folder and reads what is there.
+
+        Raises:
+            InputError: a folder that cannot be written, or where another sweep is measuring; figures of another
+                machine or of other versions; a file that does not hold any.
+        """
+        folder = self.path.parent
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(f"--out: another sweep is measuring into {self.path.parent}") from error
+            raise InputError(f"--out: another sweep is measuring into {folder}") from error
+        except OSError as error:
+            raise InputError(f"--out: {folder} is no folder that can be written: {error.strerror or error}") from error
+        try:
+            self._read()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
+
+    def _read(self) -> None:
+        if not self.path.is_file():
+            return
+        try:
+            content = json.loads(self.path.read_text())
+            found, *rest = (dict(content[name]) for name in ("environment", "cells", "probes", "races"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"--out: {self.path} does not hold measured cells: {error!r}") from error
+        self.cells, self.probes, self.races = rest
+        different = [name for name in self.environment | found if self.environment.get(name) != found.get(name)]
+        if different:
+            had = ", ".join(f"{name} {found.get(name)} (now {self.environment.get(name)})" for name in different)
+            raise InputError(
+                f"--out: {self.path.parent} holds figures of another environment: {had}; choose another folder"
+            )
 
     def __exit__(self, *_) -> None:
         self._lock.release()
@@ -63,6 +75,8 @@ class Store:
                     del rows[key]
 
     def save(self) -> None:
-        """Writes the file."""
+        """Writes the file, without races that no cell is of."""
+        named = {row.get("race") for row in self.cells.values()}
+        self.races = {name: times for name, times in self.races.items() if name in named}
         content = {name: getattr(self, name) for name in ("environment", "cells", "probes", "races")}
         write_json(self.path, content)

@@ -90,7 +90,10 @@ def run(plan: Plan, store: Store, limits: Limits, report: Callable[[str, dict], 
 
 
 def _is_settled(row: dict | None, limits: Limits) -> bool:
-    return row is not None and not (row["status"] == "alone" and _is_fast(row["seconds"], limits))
+    """Whether a row stays: not one timed alone for which there is time now, unless it was with others and failed."""
+    return row is not None and not (
+        row["status"] == "alone" and "reason" not in row and _is_fast(row["seconds"], limits)
+    )
 
 
 def _is_fast(seconds: list[float], limits: Limits) -> bool:
@@ -136,8 +139,9 @@ def _measure(plan: Plan, store: Store, limits: Limits, group: Cell, new: list[Ca
         name = f"{now:%Y-%m-%dT%H:%M:%S.%f}"
         store.races[name] = {plan.key(candidate, group): seconds for candidate, seconds in times.items()}
         for candidate in fast:
-            if candidate in reasons:
-                rows[candidate] |= {"status": "failed", "seconds": [], "reason": reasons[candidate]}
+            if candidate in reasons:  # what it did alone holds
+                alone = {"status": "alone", "seconds": rows[candidate]["seconds"][-1:]}
+                rows[candidate] |= alone | {"reason": f"beside the others: {reasons[candidate]}"}
             else:
                 rows[candidate] |= {"seconds": times[candidate], "race": name, "clock_mhz": clock}
     for candidate, row in rows.items():
@@ -163,7 +167,7 @@ def _race(
     except Ended as ended:
         died = ended.reason
     if len(rounds) < min(MIN_ROUNDS, limits.rounds):
-        reasons = {candidate: reasons.get(candidate, f"{died} (beside the others)") for candidate in runners}
+        reasons = {candidate: reasons.get(candidate, died) for candidate in runners}
     times = {c: [r[i] for r in rounds] for i, c in enumerate(runners) if c not in reasons}
     return times, clock, reasons
 

@@ -67,9 +67,9 @@ def _derived(row: dict, baseline: dict | None, beside: tuple[list[float], list[f
     flat["milliseconds"] = round(1e3 * spread.median, 3)
     flat["rounds"] = len(spread.seconds)
     flat["spread"] = round(spread.relative_range, 4) if flat["rounds"] > 1 else None
-    flat["images_per_second"] = round(row["batch"] / spread.median, 4)
+    flat["images_per_second"] = float(f"{row['batch'] / spread.median:.6g}")
     if row["tokens"]:
-        flat["tokens_per_second"] = round(row["tokens"] * row["batch"] / spread.median, 1)
+        flat["tokens_per_second"] = float(f"{row['tokens'] * row['batch'] / spread.median:.6g}")
     if baseline is not None and baseline["status"] in MEASURED:
         flat["paired"] = beside is not None
         theirs, mine = (Spread(tuple(x)) for x in beside or (baseline["seconds"], row["seconds"]))
@@ -85,7 +85,8 @@ def exponents(rows: Sequence[dict], smallest: int = 1024) -> list[dict]:
     """
     found = []
     for name, mine in lines(rows).items():
-        points = [(math.log(r["size"] ** 2), -math.log(r["images_per_second"])) for r in mine if r["size"] >= smallest]
+        times = [(r["size"], r["milliseconds"] / r["batch"]) for r in mine if r["size"] >= smallest]
+        points = [(2 * math.log(size), math.log(milliseconds)) for size, milliseconds in times]
         if len(points) > 1:
             slope, _ = statistics.linear_regression(*zip(*points))
             sizes = [r["size"] for r in mine if r["size"] >= smallest]

@@ -14,7 +14,7 @@ import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.errors import InputError
 
 from . import sweep_report
-from .environment import environment
+from .environment import check_pictures, environment
 from .isolated import Ended, stream
 from .steps import DTYPES, MODES, SDPA, check_models
 from .store import Store
@@ -63,9 +63,8 @@ def measure(
         InputError: an unknown model, a request that makes no sense, a folder of another environment. Nothing is
             measured then.
     """
-    from . import plots  # noqa: F401  (pictures come last: without matplotlib nothing is begun)
-
-    _check(request, folder)
+    check_pictures()
+    _check(request)
     setting = _setting(request)
     with Store(folder, environment(setting.device, setting.threads)) as store:
         plan = _plan(request, setting)
@@ -87,7 +86,7 @@ def measure(
         result["files"] = sweep_report.save(everything, store.environment, folder, baseline)
     show(sweep_report.render(result["rows"], store.environment, baseline))
     if not complete:
-        show(f"{len(keys) - len(rows)} cells of {len(keys)} are not measured yet: the same command goes on")
+        show(f"the time is over, and {len(rows)} of {len(keys)} cells have a row: the same command goes on")
     show(f"written: {', '.join(result['files'].values())}")
     return result
 
@@ -109,8 +108,10 @@ def _fill(plan: Plan, store: Store, request: Request, baseline: Candidate, retry
         return run(plan, store, Limits(request.rounds, request.cell_seconds, request.minutes), report, baseline)
 
 
-def _check(request: Request, folder: str | Path) -> None:
+def _check(request: Request) -> None:
     """InputError for a request that makes no sense."""
+    if not request.models:
+        raise InputError("--models: got none, expected names of timm models")
     check_models(request.models)
     known = {"--mode": (request.modes, MODES), "--dtype": (request.dtypes, DTYPES), "--sdpa": (request.sdpa, SDPA)}
     for name, (values, expected) in known.items():
@@ -131,9 +132,10 @@ def _check(request: Request, folder: str | Path) -> None:
         raise InputError(f"--cell-seconds: got {request.cell_seconds}, expected more than 0")
     if request.minutes is not None and not request.minutes >= 0:
         raise InputError(f"--minutes: got {request.minutes}, expected at least 0")
-    device = torch.device(request.device).type if request.device != "auto" else "cpu"
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"--device: got {request.device!r}, expected auto, cpu or a CUDA GPU: others are not measured")
+    if request.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device: got {request.device!r}, expected auto, cpu, cuda or cuda:1")
+    if request.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device: got {request.device!r}, but torch finds no CUDA GPU here; use --device cpu")
 
 
 def _setting(request: Request) -> Setting:
@@ -143,10 +145,9 @@ def _setting(request: Request) -> Setting:
 
 
 def _plan(request: Request, setting: Setting) -> Plan:
-    smallest = min(request.resolutions)
     candidates = []
     for model in dict.fromkeys(request.models):
-        has_math = "math" in request.sdpa and _calls_fused_attention(model, smallest)
+        has_math = "math" in request.sdpa and _calls_fused_attention(model, request.resolutions)
         if "fused" in request.sdpa or not has_math:
             candidates.append(Candidate(model))
         if has_math:
@@ -156,10 +157,13 @@ def _plan(request: Request, setting: Setting) -> Plan:
     return Plan(candidates, sizes, modes, dtypes, batch, setting)
 
 
-def _calls_fused_attention(model: str, size: int) -> bool:
-    """False too for a model that does not run at this size: its cells will say why."""
-    try:
-        with contextlib.closing(stream(calls_fused_attention, {"model": model, "size": size}, 300, None)) as messages:
+def _calls_fused_attention(model: str, sizes: list[int]) -> bool:
+    """By the smallest size that it runs at; False where there is none: its cells will say why."""
+    for size in sorted(sizes):
+        arguments = {"model": model, "size": size}
+        with (
+            contextlib.suppress(Ended),
+            contextlib.closing(stream(calls_fused_attention, arguments, 300, None)) as messages,
+        ):
             return next(messages)["found"]
-    except Ended:
-        return False
+    return False

@@ -1,5 +1,6 @@
 """What is measured in processes of their own: one candidate alone for its memory, several in turn for their times."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import metala_vision  # noqa: F401  (registers the models)
 
 from .environment import clock_mhz, reset_peak, resident_memory
 from .isolated import one_line
-from .steps import Cell, create, has_fused_attention, make_step, tokens
+from .steps import Cell, compiled, create, has_fused_attention, make_step, tokens
 from .timing import MIN_ROUNDS
 
 TURN = 0.1  # seconds
@@ -47,9 +48,9 @@ def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, settin
     _set_up(setting)
     baseline, _ = resident_memory()
     model, run = _build(candidate, cell, setting)
-    if setting.compiled:
-        run()
     on_gpu = setting.device.startswith("cuda")
+    if setting.compiled or on_gpu:
+        run()  # compiles the model, or the Triton kernels
     if on_gpu:
         baseline = 0
         torch.cuda.reset_peak_memory_stats(setting.device)
@@ -93,11 +94,12 @@ def race(
         try:
             return act(index)
         except Exception as error:  # of one candidate: the others go on
-            runs[index] = None  # and what it kept is free
             send({"failed": index, "reason": one_line(error)})
-            if setting.device.startswith("cuda"):
+        runs[index] = None  # what it kept is free
+        if setting.device.startswith("cuda"):
+            with contextlib.suppress(RuntimeError):  # an error of the device itself, which the others will report
                 torch.cuda.empty_cache()
-            return None
+        return None
 
     def build(index: int) -> None:
         runs[index] = _build(candidates[index], cells[index], setting)[1]
@@ -125,8 +127,7 @@ def _set_up(setting: Setting) -> None:
 
 def _build(candidate: Candidate, cell: Cell, setting: Setting) -> tuple[torch.nn.Module, Callable[[], None]]:
     model = create(candidate.model, cell.size, setting.device).train(cell.mode == "train")
-    runnable = torch.compile(model) if setting.compiled else model
-    step = make_step(runnable, cell, sdpa=candidate.sdpa)
+    step = make_step(compiled(model, candidate.sdpa) if setting.compiled else model, cell, sdpa=candidate.sdpa)
     if not setting.device.startswith("cuda"):
         return model, step
 

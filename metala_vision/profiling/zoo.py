@@ -34,8 +34,8 @@ By fvcore with a count for every operator, equal to a formula by hand and, in th
 """
 RUNS = """## Trained here
 
-Top-1 in percent, mean and deviation of the seeds; one thread of the processor that the log names. Rows of one log share
-their config but for the option they are named by.
+Top-1 in percent, mean and deviation of the seeds; processor and threads stand in the log. Rows of one log share their
+config but for the option they are named by.
 """
 THROUGHPUT = """## Throughput and memory
 
@@ -65,13 +65,17 @@ def build(root: str | Path) -> str:
     return "\n".join(parts)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path, *keys: str) -> dict:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: see tools/model_zoo.py --help for what writes it") from error
     except ValueError as error:
         raise InputError(f"{path} is no JSON: {error}") from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise InputError(f"{path} has no {', '.join(missing)}: see tools/model_zoo.py --help for what writes it")
+    return content
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -79,7 +83,7 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _costs(path: Path) -> str:
-    report = _read(path)
+    report = _read(path, "rows", "convention")
     by_model: dict[str, dict[int, dict]] = {}
     for row in report["rows"]:
         if row["size"][0] == row["size"][1]:
@@ -109,7 +113,7 @@ def _costs(path: Path) -> str:
 
 
 def _imagenet(folder: Path, results: Sequence[dict]) -> str:
-    measured = {row["config"]: f"{row['mean']:.2f}" for row in results}
+    measured = {row["config"]: f"{row['mean']:.2f}" for row in results if row["images"] == 50_000}
     rows = []
     for path in sorted(folder.glob("*.py")):
         name = re.fullmatch(r"(.+)_(\d+)_imagenet_(\d+)e_(\w+)", path.stem)
@@ -117,7 +121,10 @@ def _imagenet(folder: Path, results: Sequence[dict]) -> str:
         if name is None or target is None:
             raise InputError(f"{path}: expected MODEL_SIZE_imagenet_EPOCHSe_RECIPE.py with a Target in its header")
         model, size, epochs, recipe = name.groups()
-        figure = re.match(r"([\d.]+) percent top-1 is [\w']+(?: \w+)? figure \((.*?)\)", " ".join(target[1].split()))
+        text = " ".join(target[1].split())
+        figure = re.match(r"([\d.]+) percent top-1 is [\w' ]+ figure \((.*?)\)", text)
+        if figure is None and "percent" in text:
+            raise InputError(f"{path}: Target: got {text!r}, expected 'N percent top-1 is ... figure (SOURCE)'")
         paper, source = figure.groups() if figure else ("", "")
         link = f"[{path.stem}](configs/imagenet/{path.name})"
         rows.append([f"`{model}`", size, epochs, recipe, link, measured.get(path.name, ""), paper, source])
@@ -129,7 +136,8 @@ def _results(folder: Path) -> list[dict]:
     """The rows of all comparisons of tools/compare_runs.py, with the `log` that they are in."""
     rows = []
     for path in sorted(folder.glob("*.json")):
-        for row in _read(path).get("rows", []):
+        content = _read(path)
+        for row in content.get("rows", []) if isinstance(content, dict) else ():
             if "top1" in row and not {"config", "dataset"} <= set(row):
                 raise InputError(
                     f"{path}: row {row.get('name')!r} has no config and dataset: run compare_runs.py again"
@@ -161,7 +169,7 @@ def _runs(root: Path, results: Sequence[dict]) -> str:
 
 
 def _throughput(path: Path, root: Path) -> str:
-    content = _read(path)
+    content = _read(path, "environment", "cells", "races")
     cells = dict(sorted(content["cells"].items(), key=lambda item: item[1]["size"]))
     folder = path.parent.relative_to(root).as_posix()
     series = {cell["series"] for cell in cells.values()}

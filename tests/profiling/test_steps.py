@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metala_vision.errors import InputError
-from metala_vision.profiling.steps import Cell, check_models, create, has_fused_attention, make_step, tokens
+from metala_vision.profiling.steps import Cell, check_models, compiled, create, has_fused_attention, make_step, tokens
 
 NANO, TINY = "metala_vit_nano", "vit_tiny_patch16_224"
 
@@ -18,7 +18,7 @@ def test_softmax_models_are_told_by_what_they_call():
 
 def test_tokens():
     assert tokens(create(NANO, 72), 72) == 25
-    assert tokens(create(TINY, 64), 64) == 16
+    assert tokens(create(TINY, 64), 64) == tokens(create(TINY, 72), 72) == 16  # what is no whole patch is left out
     assert tokens(create("xcit_nano_12_p16_224", 64), 64) == 16
     for name in ("resnet18", "swin_tiny_patch4_window7_224", "pit_ti_224", "vit_tiny_r_s16_p8_224"):
         assert tokens(create(name, 224), 224) is None  # none, fewer with every stage, or of another map than the image
@@ -38,6 +38,23 @@ def test_math_is_the_same_function():
         names = {event.name for event in profile.events()}
         assert ("aten::_scaled_dot_product_attention_math" in names) == (sdpa == "math")
     torch.testing.assert_close(seen["fused"], seen["math"])
+
+
+@pytest.mark.slow
+def test_compiled_attention_is_the_one_asked_for():
+    """Catches what Dynamo compiled for one kind of attention run for the other; ten models are compiled, no eight."""
+    x = torch.randn(1, 3, 32, 32)
+    for number in range(10):
+        sdpa = ("fused", "math")[number % 2]
+        model = create(TINY, 32).eval()
+        run = compiled(model, sdpa)
+        with torch.inference_mode():
+            torch.testing.assert_close(run(x), model(x), atol=1e-4, rtol=1e-4)
+            with torch.profiler.profile() as profile:
+                run(x)
+        names = {event.name for event in profile.events()}
+        assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in names) == (sdpa == "fused")
+        assert "aten::scaled_dot_product_attention" not in names  # eager's
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
