@@ -47,15 +47,13 @@ def main(args: argparse.Namespace) -> dict:
         raise InputError(f"--out: {args.out} is a file, expected a folder")
     if args.out:
         check_pictures()
-    report = count_models(args.models, [parse_size(text) for text in args.img_size], args.allow)
+    report = count_models(args.models, [parse_size(text) for text in args.img_size], args.allow, args.depth)
     print(render(report, args.depth))
     if args.out and report["rows"]:
         report["files"] = save(report, args.out)
         print(f"written: {', '.join(report['files'].values())}")
     if report["failures"]:
         raise InputError("; ".join(f"{f['model']} at {f['size']}: {f['reason']}" for f in report["failures"]))
-    for row in report["rows"]:
-        del row["modules"]  # thousands of lines; they are in flops.json
     return report
 
 

@@ -27,8 +27,10 @@ def parse_size(text: str) -> int | tuple[int, int]:
     return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
-def count_models(names: Sequence[str], sizes: Sequence[int | tuple[int, int]], allow: Collection[str] = ()) -> dict:
-    """Counts every model at every size.
+def count_models(
+    names: Sequence[str], sizes: Sequence[int | tuple[int, int]], allow: Collection[str] = (), depth: int = 0
+) -> dict:
+    """Counts every model at every size, with its modules down to `depth`.
 
     Returns:
         `rows`, one for each model and size: the fields of `flops.Cost`, and `operators` and `modules`, with `size` as
@@ -46,7 +48,7 @@ def count_models(names: Sequence[str], sizes: Sequence[int | tuple[int, int]], a
             for size in sizes:
                 progress.update(task, description=f"{name} {_text(size)}")
                 try:
-                    rows.append(_row(name, size, allow))
+                    rows.append(_row(name, size, allow, depth))
                 except Exception as error:  # whatever a model of another library says to a size: the others go on
                     reason = str(error) if isinstance(error, InputError) else one_line(error)
                     failures.append({"model": name, "size": _text(size), "reason": reason})
@@ -54,13 +56,14 @@ def count_models(names: Sequence[str], sizes: Sequence[int | tuple[int, int]], a
     return {"rows": rows, "failures": failures, "convention": CONVENTION, "environment": environment()}
 
 
-def _row(name: str, size: int | tuple[int, int], allow: Collection[str]) -> dict:
+def _row(name: str, size: int | tuple[int, int], allow: Collection[str], depth: int) -> dict:
     cost = count(create(name, size), size, allow)
     formula = None if cost.formula is None else cost.formula.macs
+    modules = [module._asdict() for module in cost.modules if _level(module.name) <= depth]
     return {
         "model": name,
         "size": [size, size] if isinstance(size, int) else list(size),
-        **cost._replace(formula=formula, modules=[module._asdict() for module in cost.modules])._asdict(),
+        **cost._replace(formula=formula, modules=modules)._asdict(),
     }
 
 
@@ -88,7 +91,7 @@ def render(report: dict, depth: int = 0) -> str:
     for row in report["rows"] if depth else ():
         lines += ["", f"{row['model']}, {_sides(row)} pixels"]
         for module in row["modules"]:
-            level = module["name"].count(".") + 1 if module["name"] else 0
+            level = _level(module["name"])
             if level <= depth:
                 label = "  " * level + (module["name"].rpartition(".")[2] or "model")
                 lines.append(
@@ -96,6 +99,11 @@ def render(report: dict, depth: int = 0) -> str:
                     f" {module['macs'] / max(row['macs'], 1):6.1%} {module['activations'] / 1e6:9.2f} M"
                 )
     return "\n".join(lines)
+
+
+def _level(module: str) -> int:
+    """How deep a module is; 0 is the model."""
+    return module.count(".") + 1 if module else 0
 
 
 def _disagreements(row: dict) -> list[str]:

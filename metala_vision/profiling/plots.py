@@ -15,7 +15,7 @@ from .sweep_report import lines
 
 def plot_macs(rows: Sequence[dict], path: str | Path) -> None:
     """GMACs against resolution, log axes, a line for each model and a dotted one for its token mixers."""
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     panel = figure.subplots()
     sides = sorted({_side(row) for row in rows})
     for number, name in enumerate(dict.fromkeys(row["model"] for row in rows)):
@@ -31,7 +31,7 @@ def plot_macs(rows: Sequence[dict], path: str | Path) -> None:
     panel.set_xticks([], minor=True)
     panel.set(xlabel="side of the image, pixels", ylabel="GMACs of one image (dotted: token mixers alone)")
     panel.grid(alpha=0.3, which="both")
-    panel.legend()
+    figure.legend(loc="outside right upper")
     save_png(figure, path, dpi=120)
 
 

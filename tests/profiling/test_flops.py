@@ -151,7 +151,7 @@ def test_counting_leaves_the_model_as_it_was():
 
 def test_report(tmp_path):
     """Table, files and picture of two sizes."""
-    report = count_models(["metala_vit_nano", "resnet18"], [64, (64, 96)])
+    report = count_models(["metala_vit_nano", "resnet18"], [64, (64, 96)], depth=2)
     text = render(report, depth=2)
     assert "64x96" in text
     assert "MetaLABlock" in text
