@@ -1,8 +1,11 @@
 """Files that are either whole or not there, whatever happens in the middle of a write."""
 
+import csv
+import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -31,6 +34,16 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """`value` as indented JSON, atomically; numbers that are not finite become null."""
     write_atomic(path, (json.dumps(_finite(value), indent=2) + "\n").encode())
+
+
+def to_csv(rows: Sequence[dict]) -> bytes:
+    """Rows as a table with the columns of all of them; None is an empty cell."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def to_json(value: object) -> str:

@@ -2,7 +2,8 @@
 """Test checkpoints on the test split of a config, at its own resolution or at others.
 
 Prints a table, and the results as JSON on the last line. Leaves in the out folder result.json, results.csv, and for
-each checkpoint and resolution confusion_matrix.png and per_class.csv; with several resolutions also resolutions.png.
+each checkpoint and resolution per_class.csv and confusion_matrix.png; with several resolutions also resolutions.png.
+Of a detector it leaves predictions.json in COCO's result form, of detectors and segmenters a folder of pictures.
 """
 
 import argparse

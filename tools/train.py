@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Train a classifier from a config, then test its best weights.
+"""Train a classifier, a detector or a segmenter from a config, then test its best weights.
 
-Leaves in the work_dir: the config, last.pth and best.pth, history.json and curves.png, logs with TensorBoard's, and
-result.json with confusion_matrix.png for the test split. The last line printed is the result as JSON.
+Leaves in the work_dir: the config, last.pth and best.pth, history.json and curves.png, logs with TensorBoard's, and of
+the test split result.json and per_class.csv, with confusion_matrix.png or a folder of pictures. The last line printed
+is the result as JSON.
 """
 
 import argparse
@@ -16,6 +17,7 @@ EXAMPLES = """examples:
   python tools/train.py configs/digits/metala_vit_digits.py
   python tools/train.py configs/digits/metala_vit_digits.py --seed 1 --work-dir work_dirs/digits_seed1
   python tools/train.py configs/digits/metala_vit_digits.py --resume auto
+  python tools/train.py configs/shapes/mask_rcnn_metala_vit_nano_p8_128_shapes_8e.py
   python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py --data-root FOLDER --dry-run \\
       --cfg-options model.backbone.num_classes=3
   torchrun --nproc-per-node 8 tools/train.py configs/imagenet/metala_vit_tiny_224_imagenet_300e_paper.py \\
@@ -60,7 +62,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     from metala_vision.engine import (
-        ClassificationRunner,
+        VisionRunner,
         apply_train_options,
         join_processes,
         leave_processes,
@@ -90,10 +92,10 @@ def main(args: argparse.Namespace) -> dict:
         join_processes(config, args.launcher)
         if args.dry_run:
             config.visualizer = None
-            result = dry_run(ClassificationRunner.from_cfg(config))
+            result = dry_run(VisionRunner.from_cfg(config))
             say(describe(result))
         else:
-            runner = ClassificationRunner.from_cfg(config)
+            runner = VisionRunner.from_cfg(config)
             result = runner.train_and_test()
             write_result(result, runner.work_dir)
     leave_processes()

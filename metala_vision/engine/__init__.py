@@ -3,19 +3,19 @@
 from .checkpoint import LastBestCheckpointHook
 from .classifier import ImageClassifier, ImagePreprocessor
 from .config import load_config
-from .distributed import DistributedClassifier, join_processes, leave_processes
+from .distributed import DistributedTask, join_processes, leave_processes
 from .ema import ModelEmaHook
 from .hooks import HistoryHook, StepSeedHook, UnreadableImagesHook
 from .metrics import ClassificationMetric
 from .optim import AutocastOptimWrapper, TimmOptimConstructor
 from .options import apply_test_options, apply_train_options, check_device, set_data_root
-from .runner import ClassificationRunner
+from .runner import VisionRunner
 
 __all__ = [
     "AutocastOptimWrapper",
     "ClassificationMetric",
-    "ClassificationRunner",
-    "DistributedClassifier",
+    "VisionRunner",
+    "DistributedTask",
     "StepSeedHook",
     "HistoryHook",
     "ImageClassifier",

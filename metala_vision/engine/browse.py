@@ -7,8 +7,9 @@ from mmengine.config import Config
 
 from metala_vision.errors import InputError
 
+from .classifier import ImageClassifier
 from .plots import plot_images
-from .runner import ClassificationRunner
+from .runner import VisionRunner
 
 SPLITS = ("train", "val", "test")
 
@@ -33,11 +34,13 @@ def browse(config: Config, split: str, path: str | Path, images: int = 32, epoch
         raise InputError(f"--split: got {split!r}, expected one of {SPLITS}")
     if images < 1:
         raise InputError(f"--images: got {images}, expected at least 1")
-    runner = ClassificationRunner.from_cfg(config)
+    runner = VisionRunner.from_cfg(config)
+    if not isinstance(runner.task, ImageClassifier):
+        raise InputError("config: it is of a detector or a segmenter, and only labelled images can be browsed")
     runner.prepare()
     loader = {"train": runner.train_loop, "val": runner.val_loop, "test": runner.test_loop}[split].dataloader
     loader.sampler.set_epoch(epoch)
-    classifier, classes = runner.classifier, loader.dataset.classes
+    classifier, classes = runner.task, loader.dataset.classes
     seen, titles, count = [], [], 0
     for batch in loader:
         batch = classifier.data_preprocessor(batch, training=split == "train")

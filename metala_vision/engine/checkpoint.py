@@ -11,13 +11,12 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 
 from metala_vision.errors import InputError
 
 from . import atomic  # noqa: F401  (registers the file backend)
+from .task import TaskModel
 
-PREFIX = "backbone."
 LAST, BEST = "last.pth", "best.pth"
 EMA_KEY = "state_dict_ema"  # timm's: create_model(checkpoint_path=...) takes the average where there is one
 WEIGHTS = ("auto", "ema", "raw")
@@ -41,13 +40,14 @@ def read_checkpoint(filename: str | Path) -> dict:
     return checkpoint
 
 
-def to_portable(checkpoint: dict) -> None:
+def to_portable(checkpoint: dict, prefix: str) -> None:
     """Turns a checkpoint of mmengine, in place, into tensors, numbers, strings and containers of them.
 
-    Its `state_dict` gets the names of the timm model, so that timm.create_model(name, checkpoint_path=...) takes the
-    file. mmengine's own form pickles classes and even `getattr`, which weights_only=True rightly refuses.
+    Its `state_dict` loses `prefix`, that of the `TaskModel`: a classifier's has the names of the timm model then, so
+    that timm.create_model(name, checkpoint_path=...) takes the file. mmengine's own form pickles classes and even
+    `getattr`, which weights_only=True rightly refuses.
     """
-    checkpoint["state_dict"] = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items()}
+    checkpoint["state_dict"] = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items()}
     hub = checkpoint["message_hub"]
     checkpoint["message_hub"] = dict(
         log_scalars={key: _pack(buffer) for key, buffer in hub["log_scalars"].items()},
@@ -59,12 +59,12 @@ def to_portable(checkpoint: dict) -> None:
             checkpoint[key] = _plain(checkpoint[key], key)
 
 
-def from_portable(checkpoint: dict, model: nn.Module, weights: str = "raw") -> str:
-    """The inverse of `to_portable`, in place; also takes a bare state_dict of the timm model.
+def from_portable(checkpoint: dict, model: TaskModel, weights: str = "raw") -> str:
+    """The inverse of `to_portable`, in place; also takes a bare state_dict of what is trained.
 
     Args:
         checkpoint: what `read_checkpoint` gave.
-        model: the `ImageClassifier` that will load its `state_dict`.
+        model: the one that will load its `state_dict`.
         weights: which weights become its `state_dict`: "raw", "ema" (their moving average), or "auto", the average
             where there is one.
 
@@ -83,15 +83,15 @@ def from_portable(checkpoint: dict, model: nn.Module, weights: str = "raw") -> s
     if found is None:
         found = dict(checkpoint)
         checkpoint.clear()
-    checkpoint["state_dict"] = {k if k.startswith(PREFIX) else PREFIX + k: v for k, v in found.items()}
-    _check_keys(checkpoint["state_dict"], model.state_dict())
+    checkpoint["state_dict"] = {model.prefix + k.removeprefix(model.prefix): v for k, v in found.items()}
+    _check_keys(checkpoint["state_dict"], model.state_dict(), model.prefix)
     if "message_hub" in checkpoint:
         scalars = checkpoint["message_hub"]["log_scalars"]
         checkpoint["message_hub"]["log_scalars"] = {key: _unpack(packed) for key, packed in scalars.items()}
     return used
 
 
-def _check_keys(found: dict, expected: dict) -> None:
+def _check_keys(found: dict, expected: dict, prefix: str) -> None:
     problems = {
         "missing": [k for k in expected if k not in found],
         "unexpected": [k for k in found if k not in expected],
@@ -102,7 +102,7 @@ def _check_keys(found: dict, expected: dict) -> None:
         ],
     }
     lines = [
-        f"  {what} ({len(keys)}): {', '.join(k.removeprefix(PREFIX) for k in keys[:10])}{', ...' if keys[10:] else ''}"
+        f"  {what} ({len(keys)}): {', '.join(k.removeprefix(prefix) for k in keys[:10])}{', ...' if keys[10:] else ''}"
         for what, keys in problems.items()
         if keys
     ]

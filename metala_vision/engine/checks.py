@@ -2,11 +2,10 @@
 
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from metala_vision.data import LabelledImages
 from metala_vision.errors import InputError
@@ -46,24 +45,3 @@ def first_image(dataset: LabelledImages, where: str) -> torch.Tensor:
         if "image" in sample:
             return sample["image"]
     raise InputError(f"data: the first images of {where} are all unreadable: {sample['error']}")
-
-
-def check_data(datasets: Sequence[LabelledImages], model: nn.Module) -> None:
-    """Whether classes, channels and transforms of all splits fit the model and each other.
-
-    Raises:
-        InputError: what does not fit.
-    """
-    for dataset in datasets:
-        where = f"{type(dataset).__name__} ({dataset.split})"
-        if len(dataset.classes) != model.num_classes:
-            raise InputError(
-                f"model: num_classes is {model.num_classes}, but the labels of {where} run from 0 to "
-                f"{len(dataset.classes) - 1}; set model.backbone.num_classes={len(dataset.classes)}"
-            )
-        if dataset.classes != datasets[0].classes:
-            raise InputError(f"data: the classes of {where} differ from those of {datasets[0].split}")
-        image = first_image(dataset, where)
-        in_chans = getattr(model, "in_chans", image.shape[0])
-        if image.shape[0] != in_chans:
-            raise InputError(f"model: in_chans is {in_chans}, but the images of {where} have {image.shape[0]} channels")

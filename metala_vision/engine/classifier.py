@@ -1,16 +1,21 @@
 """An image classifier for mmengine's Runner around any timm model."""
 
+from collections.abc import Sequence
+
 import torch
-from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
+from metala_vision.data import LabelledImages
 from metala_vision.errors import InputError
 
 from .backbone import create_backbone
+from .checks import first_image
 from .distillation import Distillation
 from .mixing import BatchMixup
+from .task import TaskModel, check_classes
 
 
 @MODELS.register_module()
@@ -35,7 +40,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
 
 
 @MODELS.register_module()
-class ImageClassifier(BaseModel):
+class ImageClassifier(TaskModel):
     """Cross-entropy training of a timm model.
 
     Args:
@@ -53,6 +58,8 @@ class ImageClassifier(BaseModel):
     Raises:
         InputError: a part that does not fit; the message names the argument.
     """
+
+    part = "backbone"
 
     def __init__(
         self,
@@ -94,8 +101,27 @@ class ImageClassifier(BaseModel):
         if compile:
             self.backbone.compile()
 
-    def init_weights(self) -> None:
-        """Nothing: timm has initialised the backbone, or loaded it. mmengine would call its init_weights again."""
+    @property
+    def trunk(self) -> torch.nn.Module:
+        """The timm model."""
+        return self.backbone
+
+    def check(self, datasets: Sequence[LabelledImages]) -> None:
+        """Whether classes, channels and transforms of all splits fit the model and each other."""
+        check_classes(datasets, self.backbone.num_classes, "model.backbone.num_classes")
+        for dataset in datasets:
+            where = f"{type(dataset).__name__} ({dataset.split})"
+            image = first_image(dataset, where)
+            in_chans = getattr(self.backbone, "in_chans", image.shape[0])
+            if image.shape[0] != in_chans:
+                raise InputError(
+                    f"model: in_chans is {in_chans}, but the images of {where} have {image.shape[0]} channels"
+                )
+
+    def resize(self, size: int) -> None:
+        """A position embedding for test images of this size, where there is one."""
+        if hasattr(self.backbone, "set_input_size"):
+            self.backbone.set_input_size(img_size=(size, size))
 
     def train(self, mode: bool = True) -> "ImageClassifier":
         super().train(mode)
@@ -119,7 +145,7 @@ class ImageClassifier(BaseModel):
         """
         if len(inputs) == 0 and mode != "tensor":
             if mode == "loss":
-                return dict(loss=sum(p.sum() for p in self.backbone.parameters() if p.requires_grad) * 0.0)
+                return self.zero_loss()
             return [dict(logits=inputs.new_empty(0, self.backbone.num_classes), labels=labels)]
         if mode == "loss":
             return dict(loss=self._loss(inputs, labels))

@@ -11,6 +11,8 @@ from mmengine.dist import is_main_process
 from metala_vision.errors import InputError
 from metala_vision.files import to_json, write_json
 
+from .scores import best_known
+
 
 def say(text: str) -> None:
     """Prints a text, once for all processes."""
@@ -23,9 +25,9 @@ def write_result(result: dict, folder: str | Path) -> None:
     path = Path(folder) / "result.json"
     if is_main_process():
         write_json(path, result)
-    pictures = [result[key] for key in ("curves", "confusion_matrix") if key in result]
+    pictures = [result[key] for key in ("curves", "confusion_matrix", "pictures") if key in result]
     where = f"{result['images']} images ({result['dataset']}, {result['split']} split)"
-    say(f"top-1 {result['top1']:.2f} percent of {where}")
+    say(f"{best_known(result)} of {where}")
     say(f"pictures: {', '.join(pictures)}; result: {path}")
 
 

@@ -93,12 +93,15 @@ def _translate_slurm() -> None:
 
 
 @MODEL_WRAPPERS.register_module()
-class DistributedClassifier(MMDistributedDataParallel):
-    """DistributedDataParallel whose reported losses are means over all processes, the same in each."""
+class DistributedTask(MMDistributedDataParallel):
+    """DistributedDataParallel whose reported loss is the mean over all processes, the same in each."""
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """One step; a loss that is not finite anywhere is seen by every process, and all end together."""
+        """One step; a loss that is not finite anywhere is seen by every process, and all end together.
+
+        The parts of a loss are those of this process: one without a readable image has none.
+        """
         losses = super().train_step(data, optim_wrapper)
-        values = torch.stack([value.detach().float() for value in losses.values()])
-        dist.all_reduce(values)
-        return dict(zip(losses, values / dist.get_world_size()))
+        loss = losses["loss"].detach().float()
+        dist.all_reduce(loss)
+        return {**losses, "loss": loss / dist.get_world_size()}

@@ -12,13 +12,13 @@ from mmengine.dist import all_gather_object
 from metala_vision.errors import InputError
 
 from .ema import ModelEmaHook
-from .runner import ClassificationRunner
+from .runner import VisionRunner
 
 STEPS = 2
 SAMPLES = 16  # images whose loading is timed
 
 
-def dry_run(runner: ClassificationRunner) -> dict:
+def dry_run(runner: VisionRunner) -> dict:
     """Two training steps and one validation batch; nothing is written but the log.
 
     The first step warms up: it compiles what is to be compiled. The second one's time, without waiting for images, and
@@ -57,11 +57,11 @@ def dry_run(runner: ClassificationRunner) -> dict:
     epoch = len(loader) * seconds + validation / max(1, getattr(loop, "val_interval", 1))
     return {
         "model": runner.cfg.model.backbone.model_name,
-        "parameters": sum(p.numel() for p in runner.classifier.backbone.parameters()),
-        "trainable": sum(p.numel() for p in runner.classifier.backbone.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in runner.task.net.parameters()),
+        "trainable": sum(p.numel() for p in runner.task.net.parameters() if p.requires_grad),
         "images": len(loader.dataset),
         "classes": len(loader.dataset.classes),
-        "input": list(batch["inputs"].shape[1:]),
+        "input": list(batch["inputs"][0].shape) if len(batch["inputs"]) else [],
         "images_per_step": images_per_step,
         "lr": max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups),
         "seconds_per_batch_model": round(step, 4),
@@ -77,7 +77,7 @@ def dry_run(runner: ClassificationRunner) -> dict:
     }
 
 
-def _train(runner: ClassificationRunner, device: torch.device) -> tuple[float, dict]:
+def _train(runner: VisionRunner, device: torch.device) -> tuple[float, dict]:
     """Seconds of the last of the steps, and its batch; the loader begins anew where it has fewer."""
     loader = runner.train_dataloader
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
@@ -87,7 +87,7 @@ def _train(runner: ClassificationRunner, device: torch.device) -> tuple[float, d
     return seconds, batch
 
 
-def _validate(runner: ClassificationRunner, device: torch.device, per_image: float) -> float:
+def _validate(runner: VisionRunner, device: torch.device, per_image: float) -> float:
     """Seconds of a whole validation, from one batch of it."""
     if runner.val_loop is None or len(runner.val_dataloader) == 0:
         return 0.0

@@ -13,7 +13,7 @@ from .checkpoint import EMA_KEY
 
 @HOOKS.register_module()
 class ModelEmaHook(Hook):
-    """timm's ModelEmaV3 of the backbone.
+    """timm's ModelEmaV3 of what is trained.
 
     Validation during training is of the average. Checkpoints hold it as `state_dict_ema`, which timm and
     `tools/test.py` prefer to the weights themselves.
@@ -39,7 +39,7 @@ class ModelEmaHook(Hook):
 
     def start(self, runner: Runner) -> None:
         """Makes the average, of the weights as they are."""
-        self.ema = ModelEmaV3(runner.classifier.backbone, decay=self.decay, use_warmup=self.use_warmup)
+        self.ema = ModelEmaV3(runner.task.net, decay=self.decay, use_warmup=self.use_warmup)
         self.ema.requires_grad_(False)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -49,7 +49,7 @@ class ModelEmaHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if not self.restored:  # the average starts from what was loaded, or from scratch
-            self.ema.set(runner.classifier.backbone)
+            self.ema.set(runner.task.net)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -57,7 +57,7 @@ class ModelEmaHook(Hook):
         if runner.optim_wrapper.should_update():  # just now: between two updates gradients only gather
             sums = runner.optim_wrapper._accumulative_counts
             earlier = runner.epoch * -(-len(runner.train_dataloader) // sums)
-            self.ema.update(runner.classifier.backbone, step=earlier + -(-(batch_idx + 1) // sums))
+            self.ema.update(runner.task.net, step=earlier + -(-(batch_idx + 1) // sums))
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._swap(runner)
@@ -70,7 +70,7 @@ class ModelEmaHook(Hook):
         """In place, so that compiled code and optimiser keep hold of the same tensors."""
         if not runner.is_training:
             return
-        ours, averages = runner.classifier.backbone.state_dict(), self.ema.module.state_dict()
+        ours, averages = runner.task.net.state_dict(), self.ema.module.state_dict()
         for key, value in ours.items():
             former = value.clone()
             value.copy_(averages[key])

@@ -1,13 +1,11 @@
 """Testing checkpoints: several in one go, at several resolutions, with what each class gets out of it."""
 
 import copy
-import csv
 import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.registry import MODELS
@@ -15,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from metala_vision.errors import InputError
-from metala_vision.files import write_atomic, write_json
+from metala_vision.files import to_csv, write_atomic, write_json
 
 from .checkpoint import from_portable, read_checkpoint
 from .checks import config_errors
 from .options import apply_test_options
 from .plots import plot_resolutions
-from .runner import ClassificationRunner
+from .runner import VisionRunner
+from .scores import SCORES
 
 
 def evaluate_checkpoints(
@@ -61,7 +60,7 @@ def evaluate_checkpoints(
         apply_test_options(cell, checkpoint, size, crop_ratio, device)
         size = (cell.test_dataloader.dataset.get("transform") or {}).get("img_size")
         if len(checkpoints) > 1:
-            place = folder / f"{name}_{size}"
+            place = folder / (name if size is None else f"{name}_{size}")
         else:
             place = folder / str(size) if len(resolutions) > 1 else folder
         cell.work_dir = str(place)
@@ -71,7 +70,7 @@ def evaluate_checkpoints(
     results = [_test(cell, checkpoint, size, weights) for checkpoint, size, cell in cells]
     if is_main_process():
         write_json(folder / "result.json", results if len(results) > 1 else results[0])
-        write_atomic(folder / "results.csv", _csv([_flat(result) for result in results]))
+        write_atomic(folder / "results.csv", to_csv([_flat(result) for result in results]))
         if len(resolutions) > 1:
             plot_resolutions(results, dict(zip(checkpoints, names)), folder / "resolutions.png")
     return results
@@ -90,17 +89,12 @@ def _check_weights(config: Config, checkpoints: Sequence[str], weights: str) -> 
 
 def _test(config: Config, checkpoint: str, size: int | None, weights: str) -> dict:
     """One checkpoint at one image size; the model is resized where its position embedding asks for it."""
-    runner = ClassificationRunner.from_cfg(config)
+    runner = VisionRunner.from_cfg(config)
     runner.prepare()
     used = runner.load_checkpoint(checkpoint, weights=weights)["weights"]
-    model = runner.classifier.backbone
-    if size is not None and hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=(size, size))
+    if size is not None:
+        runner.task.resize(size)
     result = runner.evaluate()
-    confusion = runner.test_evaluator.metrics[0].confusion
-    report = Path(config.work_dir) / "per_class.csv"
-    if is_main_process():
-        write_atomic(report, _csv(per_class(confusion, runner.test_dataloader.dataset.classes)))
     transform = config.test_dataloader.dataset.get("transform") or {}
     return {
         **result,
@@ -108,42 +102,22 @@ def _test(config: Config, checkpoint: str, size: int | None, weights: str) -> di
         "crop_ratio": transform.get("crop_ratio"),
         "weights": used,
         "checkpoint": str(checkpoint),
-        "per_class": str(report),
     }
-
-
-def per_class(confusion: np.ndarray, classes: Sequence[str]) -> list[dict]:
-    """Precision, recall and F1 in percent of each class, None where there is nothing to divide by.
-
-    `confusion[i, j]` counts images of class i taken for j.
-    """
-    right, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-
-    def percent(part: int, whole: int) -> float | None:
-        return round(100 * part / whole, 2) if whole else None
-
-    return [
-        {
-            "class": name,
-            "images": int(true[i]),
-            "predicted": int(predicted[i]),
-            "precision": percent(right[i], predicted[i]),
-            "recall": percent(right[i], true[i]),
-            "f1": percent(2 * right[i], true[i] + predicted[i]),
-        }
-        for i, name in enumerate(classes)
-    ]
 
 
 def render(results: Sequence[dict]) -> str:
     """The results as a table to read."""
     table = Table(box=None)
-    for column in ("checkpoint", "weights", "pixels", "crop", "images", "top-1", "top-5", "loss"):
-        table.add_column(column, justify="left" if column in ("checkpoint", "weights") else "right", overflow="fold")
+    settings = {key: name for key, name in (("img_size", "pixels"), ("crop_ratio", "crop")) if results[0][key]}
+    scores = {key: score for key, score in SCORES.items() if any(key in r for r in results)}
+    for column in ("checkpoint", "weights"):
+        table.add_column(column, overflow="fold")
+    for column in (*settings.values(), "images", *(score.name for score in scores.values())):
+        table.add_column(column, justify="right", overflow="fold")
     for r in results:
-        numbers = [f"{r['top1']:.2f}", f"{r['top5']:.2f}" if "top5" in r else "", f"{r['loss']:.4f}"]
-        pixels, crop = ("" if r[key] is None else str(r[key]) for key in ("img_size", "crop_ratio"))
-        table.add_row(r["checkpoint"], r["weights"], pixels, crop, str(r["images"]), *numbers)
+        texts = ["" if r[key] is None else str(r[key]) for key in settings]
+        numbers = [f"{r[key]:.{score.digits}f}" if key in r else "" for key, score in scores.items()]
+        table.add_row(r["checkpoint"], r["weights"], *texts, str(r["images"]), *numbers)
     console = Console(file=io.StringIO(), width=140)
     console.print(table)
     return console.file.getvalue().rstrip()
@@ -163,12 +137,3 @@ def _short_names(checkpoints: Sequence[str]) -> list[str]:
 
 def _flat(result: dict) -> dict:
     return {key: value for key, value in result.items() if not isinstance(value, dict)}
-
-
-def _csv(rows: Sequence[dict]) -> bytes:
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()

@@ -1,17 +1,38 @@
 """Accuracy of a classifier, and which classes it confuses."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch.nn import functional as F
 
+from metala_vision.data import LabelledImages
+from metala_vision.files import to_csv, write_atomic
+
+from .plots import plot_confusion
+
+
+class GatheredMetric(BaseMetric):
+    """A metric of what all processes have seen together, in every process.
+
+    mmengine's own way cuts all parts to the shortest: images would be lost where a process skipped unreadable ones.
+    """
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """The metrics of all results, which are forgotten."""
+        results = [result for part in all_gather_object(self.results) for result in part]
+        self.results.clear()
+        if not results:
+            raise ValueError("no image could be evaluated")
+        return self.compute_metrics(results)
+
 
 @METRICS.register_module()
-class ClassificationMetric(BaseMetric):
+class ClassificationMetric(GatheredMetric):
     """top1 and top5 (percent), mean cross-entropy, and the confusion matrix of the last evaluation.
 
     top5 is left out where there are fewer than six classes. `confusion[i, j]` counts images of class i taken for j.
@@ -33,19 +54,8 @@ class ClassificationMetric(BaseMetric):
             for sample in zip(labels, ranking[:, 0], ranks, losses):
                 self.results.append(tuple(value.item() for value in sample))
 
-    def evaluate(self, size: int) -> dict[str, float]:
-        """The metrics of what all processes have seen together, in every process.
-
-        mmengine's own way cuts all parts to the shortest: images would be lost where a process skipped unreadable ones.
-        """
-        results = [result for part in all_gather_object(self.results) for result in part]
-        self.results.clear()
-        self.classes = max(all_gather_object(getattr(self, "classes", 0)))
-        return self.compute_metrics(results)
-
     def compute_metrics(self, results: list[tuple[int, int, int, float]]) -> dict[str, float]:
-        if not results:
-            raise ValueError("no image could be evaluated")
+        self.classes = max(all_gather_object(getattr(self, "classes", 0)))
         labels, predicted, ranks, losses = (torch.tensor(column) for column in zip(*results))
         self.confusion = np.zeros((self.classes, self.classes), dtype=np.int64)
         np.add.at(self.confusion, (labels.numpy(), predicted.numpy()), 1)
@@ -53,3 +63,34 @@ class ClassificationMetric(BaseMetric):
         if self.classes > 5:
             metrics["top5"] = 100 * (ranks < 5).double().mean().item()
         return {**metrics, "loss": losses.double().mean().item()}
+
+    def report(self, dataset: LabelledImages, folder: Path) -> dict:
+        """Draws `confusion_matrix.png` and writes `per_class.csv` of the last evaluation; says where they are."""
+        picture, table = folder / "confusion_matrix.png", folder / "per_class.csv"
+        if is_main_process():
+            plot_confusion(self.confusion, dataset.classes, picture)
+            write_atomic(table, to_csv(per_class(self.confusion, dataset.classes)))
+        return {"images": int(self.confusion.sum()), "confusion_matrix": str(picture), "per_class": str(table)}
+
+
+def per_class(confusion: np.ndarray, classes: Sequence[str]) -> list[dict]:
+    """Precision, recall and F1 in percent of each class, None where there is nothing to divide by.
+
+    `confusion[i, j]` counts images of class i taken for j.
+    """
+    right, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+
+    def percent(part: int, whole: int) -> float | None:
+        return round(100 * part / whole, 2) if whole else None
+
+    return [
+        {
+            "class": name,
+            "images": int(true[i]),
+            "predicted": int(predicted[i]),
+            "precision": percent(right[i], predicted[i]),
+            "recall": percent(right[i], true[i]),
+            "f1": percent(2 * right[i], true[i] + predicted[i]),
+        }
+        for i, name in enumerate(classes)
+    ]

@@ -40,17 +40,24 @@ class TimmOptimConstructor:
         self.optimizer = dict(self.wrapper.pop("optimizer"))
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        backbone = getattr(model, "module", model).backbone
-        no_decay = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+        task = getattr(model, "module", model)
+        trunk = task.trunk
+        no_decay = trunk.no_weight_decay() if hasattr(trunk, "no_weight_decay") else ()
         weight_decay = self.optimizer.get("weight_decay", 0.0)
         if self.layer_decay is None:
-            groups = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=no_decay)
+            groups = param_groups_weight_decay(trunk, weight_decay, no_weight_decay_list=no_decay)
         else:
             groups = param_groups_layer_decay(
-                backbone, weight_decay, no_weight_decay_list=no_decay, layer_decay=self.layer_decay
+                trunk, weight_decay, no_weight_decay_list=no_decay, layer_decay=self.layer_decay
             )
             for group in groups:
                 group["lr"] = self.optimizer["lr"] * group["lr_scale"]
+        own = {id(p) for p in trunk.parameters()}
+        rest = {name: p for name, p in task.net.named_parameters() if id(p) not in own and p.requires_grad}
+        for decays in (False, True):  # what stands on the trunk has the full rate
+            some = [p for p in rest.values() if (p.ndim > 1) == decays]
+            if some:
+                groups.append(dict(params=some, weight_decay=weight_decay if decays else 0.0))
         optimizer = OPTIMIZERS.build(dict(self.optimizer, params=groups))
         return OPTIM_WRAPPERS.build(dict(dict(type="OptimWrapper"), **self.wrapper, optimizer=optimizer))
 

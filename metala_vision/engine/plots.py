@@ -9,17 +9,20 @@ from matplotlib.ticker import MaxNLocator
 
 from metala_vision.figures import save_png
 
+from .scores import SCORES
+
 
 def plot_history(records: Sequence[dict], path: str | Path) -> None:
-    """Loss, accuracy and learning rate against the epoch, as PNG. `records` are those of `HistoryHook`."""
+    """Loss, validation and learning rate against the epoch, as PNG. `records` are those of `HistoryHook`."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     panels = figure.subplots(1, 3)
     series = (
         (("train/loss", "train"), ("val/loss", "validation")),
-        (("val/top1", "top-1, validation"), ("val/top5", "top-5, validation")),
+        tuple((f"val/{key}", score.name + score.unit) for key, score in SCORES.items() if key != "loss"),
         (("lr", "learning rate"),),
     )
-    for panel, title, lines in zip(panels, ("loss", "accuracy in percent", "learning rate"), series):
+    titles = ("loss", "validation", "learning rate")
+    for panel, title, lines in zip(panels, titles, series):
         for key, label in lines:
             points = [(record["epoch"], record[key]) for record in records if key in record]
             if points:

@@ -18,10 +18,10 @@ from metala_vision.errors import InputError
 from metala_vision.files import write_atomic
 
 from .checkpoint import BEST, LAST, from_portable, read_checkpoint, to_portable
-from .checks import check_data, config_errors
-from .distributed import DistributedClassifier
+from .checks import config_errors
+from .distributed import DistributedTask
 from .hooks import UnreadableImagesHook, history
-from .plots import plot_confusion
+from .task import TaskModel
 
 DEFAULT_HOOKS = dict(
     step_seed=dict(type="StepSeedHook"),
@@ -33,8 +33,8 @@ DEFAULT_HOOKS = dict(
 
 
 @RUNNERS.register_module()
-class ClassificationRunner(Runner):
-    """Trains, validates and tests an `ImageClassifier`.
+class VisionRunner(Runner):
+    """Trains, validates and tests a `TaskModel`.
 
     Beyond mmengine's arguments its config takes `device`: "auto", "cpu", "cuda", "cuda:1", "mps".
     """
@@ -42,7 +42,7 @@ class ClassificationRunner(Runner):
     is_training = False
 
     @classmethod
-    def from_cfg(cls, cfg: Config) -> "ClassificationRunner":
+    def from_cfg(cls, cfg: Config) -> "VisionRunner":
         """A runner for a config.
 
         Raises:
@@ -52,7 +52,7 @@ class ClassificationRunner(Runner):
             return super().from_cfg(cfg)
 
     @property
-    def classifier(self) -> nn.Module:
+    def task(self) -> TaskModel:
         """The model without the wrapper of distributed training."""
         return getattr(self.model, "module", self.model)
 
@@ -103,7 +103,7 @@ class ClassificationRunner(Runner):
         if not self.distributed:
             return model
         device_ids = [torch.device(device)] if device.startswith("cuda") else None
-        return DistributedClassifier(model, device_ids=device_ids)
+        return DistributedTask(model, device_ids=device_ids)
 
     def prepare(self) -> None:
         """Builds loops, data and optimiser and checks that they fit the model.
@@ -120,7 +120,7 @@ class ClassificationRunner(Runner):
             barrier()
         if self.optim_wrapper is not None:
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
-        check_data([loop.dataloader.dataset for loop in loops], self.classifier.backbone)
+        self.task.check([loop.dataloader.dataset for loop in loops])
 
     def train(self) -> nn.Module:
         self.is_training = True
@@ -135,7 +135,7 @@ class ClassificationRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs) -> None:
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_save_checkpoint":  # after every hook has added what is its own
-            to_portable(kwargs["checkpoint"])
+            to_portable(kwargs["checkpoint"], self.task.prefix)
 
     def load_checkpoint(self, filename: str, *args, weights: str = "raw", **kwargs) -> dict:
         """Loads the weights of a checkpoint file, nothing of which is run, if its keys are exactly the model's.
@@ -147,9 +147,9 @@ class ClassificationRunner(Runner):
             InputError: no such file, no checkpoint, no average in it, or one of another model, with the keys.
         """
         checkpoint = read_checkpoint(filename)
-        used = from_portable(checkpoint, self.classifier, weights)
+        used = from_portable(checkpoint, self.task, weights)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        self.classifier.load_state_dict(checkpoint["state_dict"])
+        self.task.load_state_dict(checkpoint["state_dict"])
         self._has_loaded = True
         self.resumed_meta = checkpoint.get("meta", {})
         print_log(f"loaded {filename} ({used} weights)", logger="current", level=logging.INFO)
@@ -178,24 +178,21 @@ class ClassificationRunner(Runner):
                 self.message_hub.runtime_info.pop(key, None)
 
     def evaluate(self) -> dict:
-        """Tests the weights at hand and draws `confusion_matrix.png`; returns the result as plain values."""
+        """Tests the weights at hand and writes what its metrics have to show; returns the result as plain values."""
         metrics = self.test()
-        model = self.classifier.backbone
         dataset = self.test_dataloader.dataset
-        picture = Path(self.work_dir) / "confusion_matrix.png"
-        confusion = self.test_evaluator.metrics[0].confusion
-        if is_main_process():
-            plot_confusion(confusion, dataset.classes, picture)
+        reports: dict = {}
+        for metric in self.test_evaluator.metrics:
+            reports |= metric.report(dataset, Path(self.work_dir))
         unreadable = [hook.counts() for hook in self.hooks if isinstance(hook, UnreadableImagesHook)]
         return {
             "model": self.cfg.model.backbone.model_name,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(p.numel() for p in self.task.net.parameters()),
             "dataset": type(dataset).__name__,
             "split": dataset.split,
-            "images": int(confusion.sum()),
             "unreadable": unreadable[0] if unreadable else {},
             **{key: round(float(value), 4) for key, value in metrics.items() if "time" not in key},
-            "confusion_matrix": str(picture),
+            **reports,
         }
 
     def train_and_test(self) -> dict:

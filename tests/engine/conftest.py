@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 from small_runs import DIGITS, SMALL
 
-from metala_vision.engine import ClassificationRunner, apply_train_options, load_config
+from metala_vision.engine import VisionRunner, apply_train_options, load_config
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def small_config(tmp_path, request):
 def run_small(small_config):
     """Trains and tests: run_small(options, **train options) -> (runner, result)."""
 
-    def run(*args, **kwargs) -> tuple[ClassificationRunner, dict]:
-        runner = ClassificationRunner.from_cfg(small_config(*args, **kwargs))
+    def run(*args, **kwargs) -> tuple[VisionRunner, dict]:
+        runner = VisionRunner.from_cfg(small_config(*args, **kwargs))
         return runner, runner.train_and_test()
 
     return run

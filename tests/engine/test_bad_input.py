@@ -14,7 +14,7 @@ from PIL import Image
 from small_runs import DIGITS, ROOT, SMALL
 
 from metala_vision.engine import (
-    ClassificationRunner,
+    VisionRunner,
     apply_test_options,
     apply_train_options,
     load_config,
@@ -65,8 +65,8 @@ def folder_config(images, small_config):
     return make
 
 
-def prepare(config) -> ClassificationRunner:
-    runner = ClassificationRunner.from_cfg(config)
+def prepare(config) -> VisionRunner:
+    runner = VisionRunner.from_cfg(config)
     runner.prepare()
     return runner
 
@@ -84,7 +84,7 @@ def prepare(config) -> ClassificationRunner:
             {"model.backbone.in_chans": 3, "model.mean": (0.5,) * 3, "model.std": (0.5,) * 3},
             "in_chans is 3, but the",
         ),
-        ({"model.backbone.num_classes": 7}, "num_classes is 7, but the labels of Digits .train. run from 0 to 9"),
+        ({"model.backbone.num_classes": 7}, "num_classes is 7, but Digits .train. has 10 classes"),
         ({"model.backbone.num_classes": 11}, "num_classes is 11.*set model.backbone.num_classes=10"),
         ({"model.backbone.checkpoint_path": "none.pth"}, "model: metala_vit_nano: no file none.pth"),
         ({TRANSFORMS: [dict(type="Normalize", mean=0.5, std=0.5)]}, "makes images of float32, expected uint8"),
@@ -101,7 +101,7 @@ def prepare(config) -> ClassificationRunner:
 )
 def test_config_values(small_config, options, message):
     with pytest.raises(InputError, match=f"(?s){message}"):
-        ClassificationRunner.from_cfg(small_config(options)).prepare()
+        VisionRunner.from_cfg(small_config(options)).prepare()
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_unreadable_images_are_skipped_and_counted(folder_config, images):
     """Three broken files of 60: named in the log, left out of every split, and counted in the result."""
     for name in ("cat/03.jpg", "cat/04.jpg", "dog/05.jpg"):
         (images / name).write_bytes((images / name).read_bytes()[:300])
-    runner = ClassificationRunner.from_cfg(folder_config({"default_hooks.unreadable.max_share": 0.5}))
+    runner = VisionRunner.from_cfg(folder_config({"default_hooks.unreadable.max_share": 0.5}))
     result = runner.train_and_test()
     assert sum(result["unreadable"].values()) == 3
     assert result["images"] + result["unreadable"]["test"] == 6
@@ -274,7 +274,7 @@ def test_unreadable_images_are_skipped_and_counted(folder_config, images):
 def test_too_many_unreadable_images_end_the_run(folder_config, images):
     for i in range(12):
         (images / "cat" / f"{i:02}.jpg").write_bytes(b"")
-    runner = ClassificationRunner.from_cfg(folder_config({"default_hooks.unreadable.max_share": 0.1}))
+    runner = VisionRunner.from_cfg(folder_config({"default_hooks.unreadable.max_share": 0.1}))
     with pytest.raises(InputError, match=r"of the 48 images of the train split cannot be read.*max_share=0.1.*\.jpg"):
         runner.train_and_test()
 
@@ -288,7 +288,7 @@ def test_a_batch_without_a_readable_image(folder_config, images):
         "train_dataloader.batch_size": 1,
         "test_dataloader.batch_size": 1,
     }
-    runner = ClassificationRunner.from_cfg(folder_config(options))
+    runner = VisionRunner.from_cfg(folder_config(options))
     former = runner.model.backbone.head.weight.clone()
     result = runner.train_and_test()
     assert result["images"] == 3

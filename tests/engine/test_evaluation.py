@@ -15,10 +15,11 @@ from sklearn.metrics import precision_recall_fscore_support
 from small_runs import DIGITS, ROOT, SMALL
 
 from metala_vision.data import Digits, EvalTransform
-from metala_vision.engine import ClassificationRunner, load_config
+from metala_vision.engine import VisionRunner, load_config
 from metala_vision.engine.browse import browse
 from metala_vision.engine.dry_run import dry_run
-from metala_vision.engine.evaluation import evaluate_checkpoints, per_class, render
+from metala_vision.engine.evaluation import evaluate_checkpoints, render
+from metala_vision.engine.metrics import per_class
 from metala_vision.errors import InputError
 
 MODEL = dict(model_name="metala_vit_nano", embed_dim=32, depth=2, num_heads=2, patch_size=2)
@@ -187,7 +188,7 @@ def test_dry_run_of_fewer_images_than_two_batches(tmp_path):
     options = {"train_dataloader.batch_size": 2000, "optim_wrapper.accumulative_counts": 4, "custom_hooks": hooks}
     config = load_config(str(DIGITS), {**SMALL, **options})
     config.work_dir = str(tmp_path)
-    result = dry_run(ClassificationRunner.from_cfg(config))
+    result = dry_run(VisionRunner.from_cfg(config))
     assert result["images_per_step"] == 8000
     assert result["input"] == [1, 8, 8]
 

@@ -1,0 +1,33 @@
+"""What evaluations give: what each score is called, and how many digits of it are read."""
+
+from typing import NamedTuple
+
+
+class Score(NamedTuple):
+    """How a score is written."""
+
+    name: str
+    digits: int
+    unit: str = ""
+
+
+SCORES = {
+    "top1": Score("top-1", 2, " percent"),
+    "top5": Score("top-5", 2, " percent"),
+    "mAP": Score("mAP", 3),
+    "mAP50": Score("mAP50", 3),
+    "mAP75": Score("mAP75", 3),
+    "mask_mAP": Score("mask mAP", 3),
+    "mask_mAP50": Score("mask mAP50", 3),
+    "mIoU": Score("mIoU", 3),
+    "accuracy": Score("pixels right", 3),
+    "loss": Score("loss", 4),
+}
+
+
+def best_known(result: dict) -> str:
+    """The first score that a result has, as a few words."""
+    for key, score in SCORES.items():
+        if key in result:
+            return f"{score.name} {result[key]:.{score.digits}f}{score.unit}"
+    return "no score"
