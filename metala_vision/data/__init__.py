@@ -1,25 +1,42 @@
-"""Labelled images, their splits and their augmentation, registered with mmengine."""
+"""Images with labels, boxes or masks, their splits and their augmentation, registered with mmengine."""
 
 from .base import LabelledImages, UnreadableImageError, collate_images
+from .boxes import BoxDataset, collate_boxes
+from .coco import CocoDetection
+from .dense_transforms import BoxTransform, MaskTransform
 from .digits import Digits
 from .fashion_mnist import FashionMNIST
 from .image_folder import ImageFolder
+from .masks import MaskDataset, MaskFolder, collate_masks
 from .sampling import EpochSampler, SampleKey
+from .shapes import ShapesDetection, ShapesSegmentation
 from .splits import stratified_split, stratified_subset
 from .transforms import Albumentations, EvalTransform, TrainTransform
+from .voc import VOCDetection
 
 __all__ = [
     "Albumentations",
+    "BoxDataset",
+    "BoxTransform",
+    "CocoDetection",
     "Digits",
     "EpochSampler",
     "EvalTransform",
     "FashionMNIST",
     "ImageFolder",
     "LabelledImages",
+    "MaskDataset",
+    "MaskFolder",
+    "MaskTransform",
     "SampleKey",
+    "ShapesDetection",
+    "ShapesSegmentation",
     "TrainTransform",
     "UnreadableImageError",
+    "VOCDetection",
+    "collate_boxes",
     "collate_images",
+    "collate_masks",
     "stratified_split",
     "stratified_subset",
 ]

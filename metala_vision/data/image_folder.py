@@ -15,6 +15,9 @@ from .base import LabelledImages, UnreadableImageError, check_split
 from .folder_index import class_names, list_images
 from .splits import SPLITS, stratified_split
 
+# of files that are taken for images where masks or annotations stand beside them
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
 
 @DATASETS.register_module()
 class ImageFolder(LabelledImages):

@@ -40,7 +40,7 @@ class Albumentations:
     """
 
     def __init__(self, transforms: Sequence[dict]):
-        self.compose = A.Compose([_build(dict(t)) for t in transforms])
+        self.compose = A.Compose([build_albumentation(dict(t)) for t in transforms])
 
     def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
         """One image; the same `seed` gives the same result, None continues albumentations' own stream."""
@@ -182,7 +182,7 @@ def _some_bits(level_to_bits: Callable, level: float, hparams: dict) -> tuple[in
 OWN = {"TimmRandAugment": TimmRandAugment, "ShortSide": ShortSide, "ResizedCrop": ResizedCrop}
 
 
-def _build(config: dict) -> A.BasicTransform | A.BaseCompose:
+def build_albumentation(config: dict) -> A.BasicTransform | A.BaseCompose:
     name = config.pop("type", None)
     transform = OWN.get(name) or getattr(A, name, None) if isinstance(name, str) else None
     kinds = (A.BasicTransform, A.BaseCompose)
@@ -190,7 +190,7 @@ def _build(config: dict) -> A.BasicTransform | A.BaseCompose:
         known = [n for n in dir(A) if isinstance(getattr(A, n), type) and issubclass(getattr(A, n), kinds)]
         raise InputError(f"transforms: unknown albumentation {name!r}{near_matches(str(name), known)}")
     if issubclass(transform, A.BaseCompose):
-        config["transforms"] = [_build(dict(member)) for member in config.get("transforms", ())]
+        config["transforms"] = [build_albumentation(dict(member)) for member in config.get("transforms", ())]
     with warnings.catch_warnings():
         # albumentations warns of arguments it does not know and goes on without them.
         warnings.simplefilter("error", UserWarning)

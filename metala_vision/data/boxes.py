@@ -1,0 +1,206 @@
+"""What every dataset of boxes shares: samples, checked annotations and batches."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import FUNCTIONS, TRANSFORMS
+from torch.utils.data import Dataset
+
+from metala_vision.errors import InputError
+
+from .base import UnreadableImageError, check_split
+from .sampling import SampleKey
+
+LISTED = 5  # files of one kind of trouble that are named in the log
+
+
+class Objects(NamedTuple):
+    """Those of one image; K of them, boxes as left, top, right, bottom in pixels."""
+
+    boxes: np.ndarray  # [K, 4] float32
+    labels: np.ndarray  # [K] int64, 1 to the number of classes
+    crowd: np.ndarray  # [K] bool: a crowd, or too difficult: neither trained on nor counted against a detector
+    masks: tuple[object, ...] | None = None  # K, as `BoxDataset.decode` takes them; None where the set has none
+
+    def only(self, keep: np.ndarray) -> "Objects":
+        """Those with these indices."""
+        masks = None if self.masks is None else tuple(self.masks[i] for i in keep)
+        return Objects(self.boxes[keep], self.labels[keep], self.crowd[keep], masks)
+
+
+class Troubles:
+    """Counts what is wrong with annotations, by kind, and says so once."""
+
+    def __init__(self):
+        self.files: dict[str, list[str]] = {}
+
+    def add(self, kind: str, file: str) -> None:
+        """One more of a kind, in a file."""
+        self.files.setdefault(kind, []).append(file)
+
+    def counts(self) -> dict[str, int]:
+        """How many of each kind."""
+        return {kind: len(files) for kind, files in self.files.items()}
+
+    def log(self, where: str) -> None:
+        """A line for each kind, with its number and its first files."""
+        for kind, files in self.files.items():
+            named = Counter(files)
+            some = [f"{file} ({count})" if count > 1 else file for file, count in list(named.items())[:LISTED]]
+            more = f", and {len(named) - LISTED} more files" if len(named) > LISTED else ""
+            print_log(f"{where}: {len(files)} {kind}: {', '.join(some)}{more}", logger="current", level=logging.WARNING)
+
+
+class BoxDataset(Dataset):
+    """Images with boxes, and masks where the set has them. A subclass says where they come from in `load`.
+
+    Args:
+        split: "train", "val" or "test".
+        classes: names of the classes; labels begin with 1.
+        names: what each image is called in predictions and messages.
+        objects: of each image.
+        transform: a `BoxTransform`, or its config; None leaves images as they are.
+        troubles: what was met while the annotations were read.
+
+    Raises:
+        InputError: an unknown split, no images, a training split without any object.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        classes: Sequence[str],
+        names: Sequence[str],
+        objects: Sequence[Objects],
+        transform: dict | None = None,
+        troubles: Troubles | None = None,
+    ):
+        check_split(split)
+        self.split = split
+        self.classes = tuple(classes)
+        self.names = tuple(names)
+        self.objects = list(objects)
+        self.troubles = troubles or Troubles()
+        where = f"{type(self).__name__} ({split})"
+        if not self.objects:
+            raise InputError(f"{where}: no images")
+        empty = sum(len(found.boxes) == 0 for found in self.objects)
+        if empty == len(self.objects) and split == "train":
+            raise InputError(f"{where}: none of its {empty} images has an object")
+        if empty:
+            print_log(
+                f"{where}: {empty} of {len(self.objects)} images have no object", logger="current", level=logging.INFO
+            )
+        self.troubles.log(where)
+        self.transform = TRANSFORMS.build(transform) if isinstance(transform, dict) else transform
+
+    @property
+    def metainfo(self) -> dict:
+        """What mmengine keeps of a dataset in checkpoints and metrics."""
+        return dict(dataset=type(self).__name__, split=self.split, classes=self.classes)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether its objects have masks."""
+        return all(found.masks is not None for found in self.objects)
+
+    def load(self, index: int) -> np.ndarray:
+        """The image [height, width, channels], uint8.
+
+        Raises:
+            UnreadableImageError: it cannot be decoded.
+        """
+        raise NotImplementedError
+
+    def decode(self, mask: object, height: int, width: int) -> np.ndarray:
+        """One of `Objects.masks` as [height, width] uint8, 0 or 1."""
+        raise NotImplementedError
+
+    def image_id(self, index: int) -> int:
+        """What the image is called in result files."""
+        return index
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, key: int | SampleKey) -> dict:
+        """dict(image [channels, height, width] uint8, target), or dict(error) for an image that cannot be read.
+
+        The target has boxes [K, 4], labels [K], iscrowd [K], image_id, size (height, width) and, where the set has
+        them, masks [K, height, width] uint8. In training crowds are left out.
+        """
+        index, seed = key if isinstance(key, SampleKey) else (key, None)
+        try:
+            image = self.load(index)
+        except UnreadableImageError as error:
+            return dict(error=str(error))
+        height, width = image.shape[:2]
+        found = self.objects[index]
+        if self.split == "train":
+            found = found.only(np.flatnonzero(~found.crowd))
+        boxes = np.clip(found.boxes, 0, [width, height, width, height]).astype(np.float32)
+        masks = None
+        if found.masks is not None:
+            masks = np.stack([self.decode(mask, height, width) for mask in found.masks]) if len(boxes) else None
+            masks = np.zeros((0, height, width), np.uint8) if masks is None else masks
+        keep = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= 1e-3).all(1))  # nothing is left of some beyond the image
+        if self.transform is not None:
+            image, boxes, masks, kept = self.transform(image, boxes[keep], None if masks is None else masks[keep], seed)
+            keep = keep[kept]
+        else:
+            boxes, masks = boxes[keep], None if masks is None else masks[keep]
+        target = dict(
+            boxes=torch.from_numpy(np.ascontiguousarray(boxes, np.float32)).reshape(-1, 4),
+            labels=torch.from_numpy(found.labels[keep]),
+            iscrowd=torch.from_numpy(found.crowd[keep]),
+            image_id=self.image_id(index),
+            index=index,
+            size=tuple(image.shape[:2]),
+        )
+        if masks is not None:
+            target["masks"] = torch.from_numpy(np.ascontiguousarray(masks, np.uint8))
+        return dict(image=torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")), target=target)
+
+
+def sound_boxes(
+    boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int] | None, file: str, troubles: Troubles
+) -> np.ndarray:
+    """Indices of the boxes that enclose something within the image; what is wrong is counted.
+
+    Args:
+        boxes: [K, 4] left, top, right, bottom.
+        labels: [K] of them.
+        size: height and width of the image, None where nothing is known of them.
+        file: for the messages.
+        troubles: what is counted.
+    """
+    keep = []
+    for i, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        if not np.isfinite([left, top, right, bottom]).all() or right <= left or bottom <= top:
+            troubles.add("degenerate boxes dropped", file)
+            continue
+        if size is not None:
+            height, width = size
+            if left >= width or top >= height or right <= 0 or bottom <= 0:
+                troubles.add("boxes outside of their image dropped", file)
+                continue
+            if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
+                troubles.add("boxes clipped to their image", file)
+        keep.append(i)
+    return np.array(keep, dtype=np.int64)
+
+
+@FUNCTIONS.register_module()
+def collate_boxes(samples: Sequence[dict]) -> dict:
+    """dict(inputs: list of [C, H, W] uint8, targets: list of dict, errors); unreadable images are left out."""
+    good = [sample for sample in samples if "error" not in sample]
+    return dict(
+        inputs=[sample["image"] for sample in good],
+        targets=[sample["target"] for sample in good],
+        errors=[sample["error"] for sample in samples if "error" in sample],
+    )

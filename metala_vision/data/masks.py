@@ -1,0 +1,170 @@
+"""Images with a class for each pixel, from folders of images and of masks."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, FUNCTIONS, TRANSFORMS
+from PIL import Image
+from torch.utils.data import Dataset
+
+from metala_vision.errors import InputError
+
+from .base import UnreadableImageError, check_split
+from .image_folder import SUFFIXES, read_image
+from .sampling import SampleKey
+
+IGNORE = 255  # the label of pixels that nobody is asked about
+
+
+class MaskDataset(Dataset):
+    """Images with masks. A subclass says where they come from in `load`.
+
+    Args:
+        split: "train", "val" or "test".
+        classes: names of the classes; labels begin with 0.
+        names: what each image is called in messages.
+        transform: a `MaskTransform`, or its config; None leaves images as they are.
+
+    Raises:
+        InputError: an unknown split, no images.
+    """
+
+    def __init__(self, split: str, classes: Sequence[str], names: Sequence[str], transform: dict | None = None):
+        check_split(split)
+        self.split = split
+        self.classes = tuple(classes)
+        self.names = tuple(names)
+        if not self.names:
+            raise InputError(f"{type(self).__name__}: the {split} split has no images")
+        self.transform = TRANSFORMS.build(transform) if isinstance(transform, dict) else transform
+
+    @property
+    def metainfo(self) -> dict:
+        """What mmengine keeps of a dataset in checkpoints and metrics."""
+        return dict(dataset=type(self).__name__, split=self.split, classes=self.classes)
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image [height, width, channels] uint8, and the mask [height, width] uint8 of classes and 255.
+
+        Raises:
+            UnreadableImageError: one of them cannot be decoded, or they do not fit.
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: int | SampleKey) -> dict:
+        """dict(image [channels, height, width] uint8, mask [height, width] int64, index), or dict(error)."""
+        index, seed = key if isinstance(key, SampleKey) else (key, None)
+        try:
+            image, mask = self.load(index)
+            if image.shape[:2] != mask.shape:
+                raise UnreadableImageError(f"{self.names[index]}: image {image.shape[:2]} and mask {mask.shape} differ")
+            known = (mask < len(self.classes)) | (mask == IGNORE)
+            if not known.all():
+                raise UnreadableImageError(
+                    f"{self.names[index]}: its mask has the labels {', '.join(map(str, np.unique(mask[~known])[:5]))}, "
+                    f"expected 0 to {len(self.classes) - 1}, or {IGNORE} for what is ignored"
+                )
+        except UnreadableImageError as error:
+            return dict(error=str(error))
+        if self.transform is not None:
+            image, mask = self.transform(image, mask, seed)
+        return dict(
+            image=torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")),
+            mask=torch.from_numpy(mask.astype(np.int64)),
+            index=index,
+        )
+
+
+@DATASETS.register_module()
+class MaskFolder(MaskDataset):
+    """A folder of images, and one of masks with the same names, as PNG files whose values are the classes.
+
+    ADE20K's is images="images/training", masks="annotations/training", zero_is_ignored=True; other sets have
+    "{split}" in theirs.
+
+    Args:
+        root: the folder of both.
+        split: "train", "val" or "test".
+        classes: names of the classes, or their number.
+        transform: see `MaskDataset`.
+        images: folder of the images, with {split}.
+        masks: folder of the masks, with {split}.
+        zero_is_ignored: the label 0 is ignored, and 1 is the first class.
+        max_share: of images that may have no mask: they are left out.
+
+    Raises:
+        InputError: a missing folder, no images, or too many without a mask.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        classes: Sequence[str] | int,
+        transform: dict | None = None,
+        images: str = "images/{split}",
+        masks: str = "masks/{split}",
+        zero_is_ignored: bool = False,
+        max_share: float = 0.01,
+    ):
+        check_split(split)
+        folders = [Path(root) / part.format(split=split) for part in (images, masks)]
+        for name, folder in zip(("images", "masks"), folders):
+            if not folder.is_dir():
+                raise InputError(f"{name}: no folder {folder}")
+        paths = sorted(path for path in folders[0].rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise InputError(f"images: no image in {folders[0]}")
+        self.paths, missing = [], []
+        for path in paths:
+            mask = folders[1] / path.relative_to(folders[0]).with_suffix(".png")
+            if mask.is_file():
+                self.paths.append((path, mask))
+            else:
+                missing.append(path)
+        if missing:
+            said = f"{len(missing)} of {len(paths)} images in {folders[0]} have no mask, the first: {missing[0].name}"
+            if len(missing) > max_share * len(paths):
+                raise InputError(f"masks: {said}; more than max_share={max_share:g}")
+            print_log(f"masks: {said}; they are left out", logger="current", level=logging.WARNING)
+        self.zero_is_ignored = zero_is_ignored
+        if isinstance(classes, int):
+            classes = [str(i) for i in range(classes)]
+        super().__init__(split, classes, [str(path) for path, _ in self.paths], transform)
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = self.paths[index]
+        return read_image(image, 3), self._classes(mask)
+
+    def _classes(self, path: Path) -> np.ndarray:
+        try:
+            with Image.open(path) as file:
+                if file.mode not in ("L", "P", "1", "I", "I;16"):
+                    raise ValueError(f"it has mode {file.mode}, expected grey or palette values that are the classes")
+                mask = np.asarray(file).astype(np.int64)
+        except Exception as error:  # PIL raises almost anything on broken files
+            raise UnreadableImageError(f"{path}: {type(error).__name__}: {error}") from error
+        if self.zero_is_ignored:
+            mask = np.where((mask == 0) | (mask == IGNORE), IGNORE, mask - 1)
+        if mask.max(initial=0) > IGNORE:
+            raise UnreadableImageError(f"{path}: its labels run up to {mask.max()}, expected at most {IGNORE}")
+        return mask.astype(np.uint8)
+
+
+@FUNCTIONS.register_module()
+def collate_masks(samples: Sequence[dict]) -> dict:
+    """dict(inputs: list of [C, H, W] uint8, masks: list of [H, W], indices, errors); unreadable ones are left out."""
+    good = [sample for sample in samples if "error" not in sample]
+    return dict(
+        inputs=[sample["image"] for sample in good],
+        masks=[sample["mask"] for sample in good],
+        indices=[sample["index"] for sample in good],
+        errors=[sample["error"] for sample in samples if "error" in sample],
+    )

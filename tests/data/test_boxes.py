@@ -1,0 +1,264 @@
+"""Boxes and masks from VOC and COCO files, broken ones among them, and what augmentation makes of them."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metala_vision.data import BoxTransform, CocoDetection, SampleKey, VOCDetection, collate_boxes
+from metala_vision.errors import InputError
+
+pytest.importorskip("pycocotools")
+CLASSES = ("cat", "dog")
+
+
+def picture(path, width=40, height=30, value=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((height, width, 3), value, np.uint8)).save(path)
+
+
+def voc_object(name, box, difficult=0):
+    corners = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox></object>"
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Makes a VOC folder: voc({name: content of its annotation}), all of them in the train split."""
+
+    def make(annotations: dict[str, str]) -> str:
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        for name, content in annotations.items():
+            picture(tmp_path / "JPEGImages" / f"{name}.jpg")
+            size = "<size><width>40</width><height>30</height></size>"
+            text = content if content.startswith("!") else f"<annotation>{size}{content}</annotation>"
+            (tmp_path / "Annotations" / f"{name}.xml").write_text(text.removeprefix("!"))
+        (tmp_path / "train.txt").write_text("\n".join(annotations))
+        return str(tmp_path)
+
+    return make
+
+
+def good(name="a"):
+    return {name: voc_object("cat", (1, 2, 11, 22)) + voc_object("dog", (5, 5, 25.5, 15))}
+
+
+def test_voc(voc):
+    data = VOCDetection(voc({**good(), "b": ""}), "train", CLASSES)
+    assert len(data) == 2
+    sample = data[0]
+    assert sample["image"].shape == (3, 30, 40)
+    assert sample["target"]["boxes"].tolist() == [[1, 2, 11, 22], [5, 5, 25.5, 15]]
+    assert sample["target"]["labels"].tolist() == [1, 2]
+    assert (sample["target"]["image_id"], sample["target"]["size"]) == (0, (30, 40))
+    assert data[1]["target"]["boxes"].shape == (0, 4), "an image without objects stays: it teaches what is none"
+    batch = collate_boxes([sample, data[1], {"error": "x.jpg: broken"}])
+    assert (len(batch["inputs"]), len(batch["targets"]), batch["errors"]) == (2, 2, ["x.jpg: broken"])
+
+
+def test_boxes_that_enclose_nothing(voc, caplog):
+    """Degenerate and outside ones are dropped, others are clipped; each kind is said once with its files."""
+    wrong = (
+        voc_object("cat", (10, 10, 10, 20))
+        + voc_object("cat", (10, 20, 20, 10))
+        + voc_object("cat", (45, 5, 60, 20))
+        + voc_object("cat", (-20, -9, 10, 10))
+        + voc_object("dog", ("nan", 5, 6, 20))
+    )
+    with caplog.at_level(logging.WARNING):
+        data = VOCDetection(voc({**good(), "wrong": wrong}), "train", CLASSES)
+    assert data.troubles.counts() == {
+        "degenerate boxes dropped": 3,
+        "boxes outside of their image dropped": 1,
+        "boxes clipped to their image": 1,
+    }
+    assert "wrong.xml" in data.troubles.files["degenerate boxes dropped"][0]
+    assert data[1]["target"]["boxes"].tolist() == [[0, 0, 10, 10]]
+
+
+def test_voc_difficult(voc):
+    folder = voc({"a": voc_object("cat", (1, 2, 11, 22), difficult=1) + voc_object("dog", (5, 5, 25, 15))})
+    assert VOCDetection(folder, "train", CLASSES)[0]["target"]["labels"].tolist() == [2]
+    assert VOCDetection(folder, "train", CLASSES, difficult="use")[0]["target"]["labels"].tolist() == [1, 2]
+    (Path(folder) / "val.txt").write_text("a")
+    target = VOCDetection(folder, "val", CLASSES)[0]["target"]
+    assert target["labels"].tolist() == [1, 2]
+    assert target["iscrowd"].tolist() == [True, False], "not counted against a detector"
+
+
+def test_a_few_broken_annotations_are_left_out(voc):
+    annotations = {**good(), "broken": "!<annotation><object>", "half": "<object><name>cat</name></object>"}
+    folder = voc(annotations)
+    data = VOCDetection(folder, "train", CLASSES, max_share=0.9)
+    assert data.names == ("a",)
+    assert data.troubles.counts() == {"annotation files that cannot be read, their images left out": 2}
+    with pytest.raises(InputError, match=r"root: 2 of the 3 annotation files of the train split.*broken.xml"):
+        VOCDetection(folder, "train", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "options", "message"),
+    [
+        ({"a": voc_object("cow", (1, 2, 11, 22))}, {}, r"classes: .*a.xml has an object 'cow', none of them"),
+        ({"a": voc_object("dig", (1, 2, 11, 22))}, {}, r"classes: .*'dig', none of them \(did you mean dog\?\)"),
+        ({"a": ""}, {}, r"VOCDetection \(train\): none of its 1 images has an object"),
+        (good(), dict(split="val"), "names: no file .*val.txt or .*ImageSets/Main/val.txt for the val split"),
+        (good(), dict(split="valid"), "split: got 'valid'"),
+        (good(), dict(classes=()), r"classes: got \(\)"),
+        (good(), dict(classes=("cat", "cat")), "classes: got"),
+        (good(), dict(difficult="drop"), "difficult: got 'drop'"),
+        (good(), dict(root="nowhere"), "root: no folder nowhere/JPEGImages"),
+    ],
+)
+def test_voc_errors(voc, annotations, options, message):
+    with pytest.raises(InputError, match=message):
+        VOCDetection(**{**dict(root=voc(annotations), split="train", classes=CLASSES), **options})
+
+
+SQUARE = [[2, 3, 12, 3, 12, 13, 2, 13]]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Makes a COCO folder out of annotations; category 7 is a dog, 3 a cat."""
+
+    def make(annotations, **parts) -> str:
+        for name in ("x.jpg", "y.jpg"):
+            picture(tmp_path / "train2017" / name)
+        content = dict(
+            images=[dict(id=i, file_name=n, width=40, height=30) for i, n in ((50, "x.jpg"), (60, "y.jpg"))],
+            annotations=annotations,
+            categories=[dict(id=7, name="dog"), dict(id=3, name="cat")],
+        )
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        text = json.dumps({**content, **parts})
+        (tmp_path / "annotations" / "instances_train2017.json").write_text(text)
+        return str(tmp_path)
+
+    return make
+
+
+def annotation(**parts):
+    return {**dict(id=1, image_id=60, category_id=7, bbox=[2, 3, 10, 10], segmentation=SQUARE), **parts}
+
+
+def test_coco(coco):
+    data = CocoDetection(coco([annotation(), annotation(id=2, category_id=3, bbox=[20, 0, 5, 6])]), "train")
+    assert data.classes == ("cat", "dog")
+    assert data.categories == [3, 7], "what its own result files are written with"
+    target = data[1]["target"]
+    assert target["boxes"].tolist() == [[2, 3, 12, 13], [20, 0, 25, 6]]
+    assert target["labels"].tolist() == [2, 1]
+    assert target["image_id"] == 60
+    assert "masks" not in target
+    some = CocoDetection(coco([annotation(), annotation(category_id=3)]), "train", classes=["dog"])
+    assert some[1]["target"]["labels"].tolist() == [1]
+
+
+def test_coco_masks(coco):
+    """Polygons, and run-length codes as lists and as strings, are the same square."""
+    from pycocotools import mask as coder
+
+    square = np.zeros((30, 40), np.uint8)
+    square[3:13, 2:12] = 1
+    packed = coder.encode(np.asfortranarray(square))
+    flat = square.T.reshape(-1)
+    runs = np.diff(np.flatnonzero(np.concatenate([[1], flat[1:] != flat[:-1], [1]]))).tolist()
+    forms = [SQUARE, dict(size=[30, 40], counts=packed["counts"].decode()), dict(size=[30, 40], counts=runs)]
+    data = CocoDetection(coco([annotation(id=i, segmentation=f) for i, f in enumerate(forms)]), "train", masks=True)
+    masks = data[1]["target"]["masks"]
+    assert masks.shape == (3, 30, 40)
+    for mask in masks:
+        assert torch.equal(mask, torch.from_numpy(square))
+    assert data[0]["target"]["masks"].shape == (0, 30, 40)
+
+
+def test_coco_crowds_and_missing_masks(coco):
+    parts = [
+        annotation(),
+        annotation(id=2, segmentation=[]),
+        annotation(id=3, iscrowd=1),
+        annotation(id=4, bbox=[2, 3, 0, 10]),
+    ]
+    data = CocoDetection(coco(parts), "train", masks=True)
+    assert len(data[1]["target"]["boxes"]) == 1, "a crowd is not trained on"
+    assert data.troubles.counts() == {"objects without a mask dropped": 1, "degenerate boxes dropped": 1}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "parts", "options", "message"),
+    [
+        ([annotation(image_id=1)], {}, {}, "annotation 1 is of image 1, which the file does not have"),
+        ([annotation(category_id=1)], {}, {}, "annotation 1 has category 1, expected one of 3, 7"),
+        ([annotation(bbox=[1, 2])], {}, {}, "y.jpg has a bbox that is no list of four numbers"),
+        ([annotation(segmentation=[])], {}, dict(masks=True), "masks: none of the objects"),
+        ([annotation()], dict(images="x"), {}, "'images' is no list of objects with id, file_name"),
+        ([annotation()], dict(images=[]), {}, "has no images"),
+        ([annotation()], dict(categories=[{}]), {}, "'categories' is no list of objects with id, name"),
+        ([annotation()], {}, dict(classes=["cow"]), "classes: .* has no category cow"),
+        ([annotation()], {}, dict(annotations="none.json"), "annotations: no file .*none.json"),
+        ([annotation()], {}, dict(images="none"), "images: no folder .*none"),
+        ([], {}, {}, "none of its 2 images has an object"),
+    ],
+)
+def test_coco_errors(coco, annotations, parts, options, message):
+    with pytest.raises(InputError, match=message):
+        CocoDetection(coco(annotations, **parts), "train", **options)
+
+
+def test_a_torn_file(coco, tmp_path):
+    folder = coco([annotation()])
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(InputError, match="annotations: .*instances_train2017.json is no whole JSON file"):
+        CocoDetection(folder, "train")
+
+
+def test_an_image_that_is_not_there(coco, tmp_path):
+    folder = coco([annotation()])
+    (tmp_path / "train2017" / "y.jpg").unlink()
+    assert "y.jpg" in CocoDetection(folder, "train")[1]["error"]
+
+
+def test_transform_moves_boxes_and_masks_together():
+    transform = BoxTransform(
+        [dict(type="HorizontalFlip", p=1.0), dict(type="Crop", x_min=0, y_min=0, x_max=30, y_max=20)]
+    )
+    masks = np.zeros((3, 30, 40), np.uint8)
+    boxes = np.array([[2, 3, 12, 13], [25, 5, 35, 15], [1, 25, 5, 29]], np.float32)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int)):
+        mask[top:bottom, left:right] = 1
+    image = np.zeros((30, 40, 3), np.uint8)
+    image[masks[1] > 0] = 200
+    out, moved, cut, kept = transform(image, boxes, masks, 0)
+    assert out.shape == (20, 30, 3)
+    assert kept.tolist() == [0, 1], "the third is below the crop"
+    assert moved.tolist() == [[28, 3, 30, 13], [5, 5, 15, 15]]
+    assert np.array_equal(out[..., 0] > 0, cut[1] > 0), "what the mask covers is what was painted"
+    alone = transform(image, boxes, None, 0)
+    assert alone[2] is None
+    assert alone[1].tolist() == moved.tolist()
+    empty = transform(image, np.zeros((0, 4), np.float32), np.zeros((0, 30, 40), np.uint8), 0)
+    assert empty[1].shape == (0, 4)
+    assert empty[2].shape == (0, 20, 30)
+
+
+def test_the_seed_decides(coco):
+    jitter = dict(type="BoxTransform", transforms=[dict(type="Affine", translate_percent=(-0.2, 0.2), p=1.0)])
+    data = CocoDetection(coco([annotation()]), "train", transform=jitter)
+    first, again, other = (data[SampleKey(1, seed)]["target"]["boxes"] for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_unknown_transforms():
+    with pytest.raises(InputError, match="unknown albumentation 'HorizontalFlop'.*did you mean HorizontalFlip"):
+        BoxTransform([dict(type="HorizontalFlop")])
+    with pytest.raises(InputError, match="transforms: HorizontalFlip"):
+        BoxTransform([dict(type="HorizontalFlip", prob=1.0)])
+    with pytest.raises(InputError, match="min_visibility: got 2"):
+        BoxTransform([], min_visibility=2)
