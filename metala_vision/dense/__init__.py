@@ -1,0 +1,19 @@
+"""Under detectors and segmenters: a feature pyramid over any timm model, and builders for what stands on it."""
+
+from .detector import DETECTORS, detector
+from .pyramid import PyramidNeck, SimpleFeaturePyramid
+from .segmenter import SEGMENTERS, segmenter, sliding_window
+from .trunk import FeatureMap, create_trunk, trunk_arguments
+
+__all__ = [
+    "DETECTORS",
+    "SEGMENTERS",
+    "FeatureMap",
+    "PyramidNeck",
+    "SimpleFeaturePyramid",
+    "create_trunk",
+    "detector",
+    "segmenter",
+    "sliding_window",
+    "trunk_arguments",
+]
