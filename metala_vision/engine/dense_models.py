@@ -1,0 +1,241 @@
+"""Detectors and segmenters for mmengine's Runner around any timm model."""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseDataPreprocessor
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metala_vision.data import BoxDataset, MaskDataset
+from metala_vision.data.masks import IGNORE
+from metala_vision.dense import DETECTORS, SEGMENTERS, detector, segmenter, sliding_window, trunk_arguments
+from metala_vision.errors import InputError
+
+from .backbone import create_backbone
+from .checks import first_image
+from .task import TaskModel, check_classes
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@MODELS.register_module()
+class DensePreprocessor(BaseDataPreprocessor):
+    """Moves a batch to the model's device; images of any sizes become floats in [0, 1]."""
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        data = self.cast_data(data)
+        return {**data, "inputs": [image.float() / 255 for image in data["inputs"]]}
+
+
+def _trunk(backbone: dict, init_from: str | None, grad_checkpointing: bool) -> nn.Module:
+    """A timm model without head for images of any size."""
+    if not isinstance(backbone, dict) or "model_name" not in backbone:
+        raise InputError(f"model.backbone: got {backbone!r}, expected a dict with model_name")
+    trunk = create_backbone({**trunk_arguments(backbone["model_name"]), **backbone}, init_from)
+    if grad_checkpointing:
+        trunk.set_grad_checkpointing()
+    return trunk
+
+
+@MODELS.register_module()
+class ImageDetector(TaskModel):
+    """A detector of `metala_vision.dense.detector`.
+
+    Args:
+        kind: "faster_rcnn", "mask_rcnn", "retinanet" or "fcos".
+        backbone: arguments of `timm.create_model`, such as dict(model_name="metala_vit_tiny", drop_path_rate=0.1).
+        num_classes: of objects.
+        mean, std: of the images in [0, 1] that the backbone expects.
+        init_from: checkpoint that the backbone starts from, see `create_backbone`.
+        grad_checkpointing: recompute the activations of the backbone in the backward pass, for less memory.
+        compile: run the backbone with its pyramid through torch.compile.
+        **options: of `metala_vision.dense.detector`.
+
+    Raises:
+        InputError: a part that does not fit; the message names the argument.
+    """
+
+    part = "detector"
+
+    def __init__(
+        self,
+        kind: str,
+        backbone: dict,
+        num_classes: int,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        init_from: str | None = None,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+        data_preprocessor: dict | None = None,
+        **options,
+    ):
+        super().__init__(data_preprocessor or DensePreprocessor())
+        if kind not in DETECTORS:
+            raise InputError(f"model.kind: got {kind!r}, expected one of {DETECTORS}")
+        trunk = _trunk(backbone, init_from, grad_checkpointing)
+        normalisation = dict(image_mean=list(mean), image_std=list(std))
+        self.detector = detector(kind, trunk, num_classes, **normalisation, **options)
+        self.kind, self.num_classes = kind, num_classes
+        if compile:
+            self.detector.backbone.compile()
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The timm model."""
+        return self.detector.backbone.trunk
+
+    def check(self, datasets: Sequence[BoxDataset]) -> None:
+        """Whether classes, masks and transforms of all splits fit the model and each other."""
+        check_classes(datasets, self.num_classes, "model.num_classes")
+        for dataset in datasets:
+            where = f"{type(dataset).__name__} ({dataset.split})"
+            if not isinstance(dataset, BoxDataset):
+                raise InputError(f"data: {where} has no boxes; expected VOCDetection, CocoDetection or ShapesDetection")
+            if self.kind == "mask_rcnn" and not dataset.has_masks:
+                raise InputError(f"data: {where} has no masks, which mask_rcnn learns; for COCO set masks=True")
+            first_image(dataset, where)
+
+    def forward(
+        self,
+        inputs: list[Tensor],
+        targets: list[dict] | None = None,
+        errors: list[str] | None = None,
+        mode: str = "tensor",
+    ) -> dict[str, Tensor] | list[dict]:
+        """[C, H, W] images in [0, 1] -> losses, or for each image its detections with its target.
+
+        Detections have boxes in pixels of the image, scores, labels from 1, and masks of mask_rcnn.
+        """
+        if mode == "loss":
+            if not inputs:
+                return self.zero_loss()
+            if self.kind != "mask_rcnn":
+                targets = [{key: value for key, value in target.items() if key != "masks"} for target in targets]
+            return {
+                key if key.startswith("loss") else f"loss_{key}": value
+                for key, value in self.detector(inputs, targets).items()
+            }
+        found = self.detector(inputs) if inputs else []
+        if mode == "predict":
+            return [dict(found=one, target=target) for one, target in zip(found, targets)]
+        return found
+
+
+@MODELS.register_module()
+class ImageSegmenter(TaskModel):
+    """A segmenter of `metala_vision.dense.segmenter`, trained by cross-entropy.
+
+    Args:
+        kind: "unet", "fpn", "upernet", "segformer" or "dpt".
+        backbone: arguments of `timm.create_model`, such as dict(model_name="metala_vit_tiny", drop_path_rate=0.1).
+        num_classes: of pixels.
+        mean, std: of the images in [0, 1] that the backbone expects.
+        init_from: checkpoint that the backbone starts from, see `create_backbone`.
+        short_side: pixels that the shorter side of test images is resized to; None leaves them as they are. The classes
+            are those of the pixels of the image as it was.
+        window: side of the windows that test images are run in; None runs them whole.
+        stride: between windows; None is two thirds of a window.
+        grad_checkpointing: recompute the activations of the backbone in the backward pass, for less memory.
+        compile: run the model through torch.compile.
+        **options: of `metala_vision.dense.segmenter`.
+
+    Raises:
+        InputError: a part that does not fit; the message names the argument.
+    """
+
+    part = "segmenter"
+
+    def __init__(
+        self,
+        kind: str,
+        backbone: dict,
+        num_classes: int,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        init_from: str | None = None,
+        short_side: int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+        data_preprocessor: dict | None = None,
+        **options,
+    ):
+        super().__init__(data_preprocessor or DensePreprocessor())
+        if kind not in SEGMENTERS:
+            raise InputError(f"model.kind: got {kind!r}, expected one of {SEGMENTERS}")
+        if window is not None and window < 32:
+            raise InputError(f"model.window: got {window!r}, expected None or at least 32 pixels")
+        stride = (2 * window // 3 if window else None) if stride is None else stride
+        if stride is not None and not (window and 0 < stride <= window):
+            raise InputError(f"model.stride: got {stride!r}, expected None, or 1 to the window's {window} pixels")
+        if short_side is not None and short_side < 32:
+            raise InputError(f"model.short_side: got {short_side!r}, expected None or at least 32 pixels")
+        self.short_side, self.window, self.stride = short_side, window, stride
+        trunk = _trunk(backbone, init_from, grad_checkpointing)
+        self.segmenter = segmenter(kind, trunk, num_classes, **options)
+        self.num_classes = num_classes
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        if compile:
+            self.segmenter.compile()
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The timm model."""
+        return self.segmenter.trunk
+
+    def check(self, datasets: Sequence[MaskDataset]) -> None:
+        """Whether classes and transforms of all splits fit the model and each other."""
+        check_classes(datasets, self.num_classes, "model.num_classes")
+        for dataset in datasets:
+            where = f"{type(dataset).__name__} ({dataset.split})"
+            if not isinstance(dataset, MaskDataset):
+                raise InputError(f"data: {where} has no masks; expected MaskFolder or ShapesSegmentation")
+            first_image(dataset, where)
+
+    def forward(
+        self,
+        inputs: list[Tensor],
+        masks: list[Tensor] | None = None,
+        indices: list[int] | None = None,
+        errors: list[str] | None = None,
+        mode: str = "tensor",
+    ) -> Tensor | dict[str, Tensor] | list[dict]:
+        """[C, H, W] images in [0, 1] -> dict(loss), or for each image its classes [H, W] with its mask and index.
+
+        In training all images have one size.
+        """
+        inputs = [(image - self.mean) / self.std for image in inputs]
+        if mode == "predict":
+            found = [self._classify(image[None]) for image in inputs]
+            return [dict(found=f, mask=mask, index=index) for f, mask, index in zip(found, masks, indices)]
+        if mode == "loss" and not inputs:
+            return self.zero_loss()
+        sizes = {tuple(image.shape) for image in inputs}
+        if len(sizes) > 1:
+            raise InputError(f"images of one batch differ in shape, {sorted(sizes)}: end the transform with a crop")
+        logits = self.segmenter(torch.stack(inputs)).float()
+        if mode == "tensor":
+            return logits
+        target = torch.stack(masks)
+        loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+        return dict(loss=loss / (target != IGNORE).sum().clamp(min=1))
+
+    def _classify(self, image: Tensor) -> Tensor:
+        """[1, C, H, W] -> classes [H, W]."""
+        size = (image.shape[-2], image.shape[-1])
+        if self.short_side is not None:
+            scale = self.short_side / min(size)
+            sides = tuple(round(side * scale) for side in size)
+            image = F.interpolate(image, sides, mode="bilinear", antialias=True)
+        if self.window is None:
+            logits = self.segmenter(image)
+        else:
+            logits = sliding_window(self.segmenter, image, self.window, self.stride)
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(logits.float(), size, mode="bilinear")
+        return logits.argmax(1)[0]
