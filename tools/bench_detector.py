@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Time a detector on several backbones side by side, and measure the memory that each takes.
+
+Every round runs the detector on each backbone once; a process of its own gives each one's peak of resident memory. The
+table shows medians, the spread (distance of the quartiles over the median) and how many times faster than on the first
+backbone, as the median over the rounds. Weights are random: the same numbers of proposals and boxes are worked on.
+CPU only.
+"""
+
+import argparse
+import sys
+
+EXAMPLES = """examples:
+  python tools/bench_detector.py --backbones deit_tiny_patch16_224 metala_vit_tiny --sizes 1333x800 2048x1024
+  python tools/bench_detector.py --kind retinanet --sizes 640x480 --mode infer train --threads 2 --json
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kind", default="faster_rcnn", help="faster_rcnn (default), mask_rcnn, retinanet or fcos")
+    parser.add_argument(
+        "--backbones", nargs="+", default=["deit_tiny_patch16_224", "metala_vit_tiny"], metavar="NAME", help="of timm"
+    )
+    parser.add_argument("--sizes", nargs="+", default=["1333x800", "2048x1024"], metavar="WIDTHxHEIGHT")
+    parser.add_argument("--mode", nargs="+", default=["infer"], metavar="MODE", help="infer, train or both")
+    parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--rounds", type=int, default=5, help="at most, of each size and mode (default: 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="of each backbone; three rounds are run in any case"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write the result as JSON there too")
+    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> dict:
+    from metala_vision.engine.cli import say
+    from metala_vision.errors import InputError
+    from metala_vision.files import write_json
+    from metala_vision.profiling.detectors import DetectorCell, bench_detectors, render
+
+    cells = []
+    for text in args.sizes:
+        width, _, height = text.partition("x")
+        if not (width.isdecimal() and height.isdecimal()):
+            raise InputError(f"--sizes: got {text!r}, expected WIDTHxHEIGHT such as 1333x800")
+        cells += [DetectorCell(int(height), int(width), mode, args.batch) for mode in args.mode]
+    report = bench_detectors(
+        args.kind,
+        args.backbones,
+        cells,
+        args.threads,
+        args.rounds,
+        args.seconds,
+        show=lambda text: print(text, file=sys.stderr),
+    )
+    say(render(report))
+    if args.out:
+        write_json(args.out, report)
+    return report
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    # Not above: torch and timm take seconds to import, and --help should not.
+    from metala_vision.engine.cli import run_tool
+
+    sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))
