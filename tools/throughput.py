@@ -42,6 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--cell-seconds", type=float, default=60.0, help="of a cell with three rounds (default: 60)")
     parser.add_argument("--minutes", type=float, help="of the whole run; what is left is for the next one")
     parser.add_argument("--out", default="work_dirs/throughput", metavar="FOLDER", help="where figures and plots go")
+    parser.add_argument("--against", metavar="FOLDER", help="say how these medians agree with those of another sweep")
     parser.add_argument("--retry-failed", action="store_true", help="try cells again that failed")
     add_json(parser)
     return parser.parse_args()
@@ -69,6 +70,7 @@ def main(args: argparse.Namespace) -> dict:
         ),
         folder=args.out,
         retry_failed=args.retry_failed,
+        against=args.against,
         show=print,
     )
 

@@ -16,6 +16,7 @@ from metala_vision.errors import InputError
 from . import sweep_report
 from .environment import check_pictures, environment
 from .isolated import Ended, stream
+from .repeat import agreement, describe
 from .steps import DTYPES, MODES, SDPA, check_models
 from .store import Store
 from .sweep import Limits, Plan, run
@@ -44,6 +45,7 @@ def measure(
     request: Request,
     folder: str | Path,
     retry_failed: bool = False,
+    against: str | Path | None = None,
     show: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Measures what the folder does not have yet, and writes cells.json, throughput.json, throughput.csv and plots.
@@ -53,17 +55,20 @@ def measure(
     Args:
         folder: where figures are kept; a cell measured there is not measured again.
         retry_failed: try cells again that failed or had too little memory.
+        against: folder of another sweep to compare the medians with, see `repeat.agreement`.
         show: gets the table as text at the end.
 
     Returns:
         `rows` (see `sweep_report.derive`) of what was asked for, `exponents`, `environment`, `baseline`, `complete` and
-        `files`.
+        `files`; `against` where that was asked for.
 
     Raises:
         InputError: an unknown model, a request that makes no sense, a folder of another environment. Nothing is
             measured then.
     """
     check_pictures()
+    if against is not None:
+        agreement([], against)  # whether there is anything
     _check(request)
     setting = _setting(request)
     with Store(folder, environment(setting.device, setting.threads)) as store:
@@ -87,6 +92,9 @@ def measure(
     show(sweep_report.render(result["rows"], store.environment, baseline))
     if not complete:
         show(f"the time is over, and {len(rows)} of {len(keys)} cells have a row: the same command goes on")
+    if against is not None:
+        result["against"] = agreement(result["rows"], against)
+        show(describe(result["against"], against))
     show(f"written: {', '.join(result['files'].values())}")
     return result
 

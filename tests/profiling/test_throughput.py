@@ -18,6 +18,7 @@ from metala_vision.errors import InputError
 from metala_vision.profiling import sweep, sweep_report, workers
 from metala_vision.profiling.environment import environment
 from metala_vision.profiling.isolated import Ended
+from metala_vision.profiling.repeat import agreement, describe
 from metala_vision.profiling.steps import Cell, create
 from metala_vision.profiling.store import Store
 from metala_vision.profiling.sweep import Limits, Plan, automatic_batch
@@ -356,3 +357,21 @@ def _of_session(session: int) -> list[str]:
     """Command lines of the processes that are left of a session."""
     done = subprocess.run(["ps", "-o", "args=", "--sid", str(session)], capture_output=True, text=True)
     return done.stdout.splitlines()
+
+
+def test_a_repeated_sweep_is_compared(tmp_path):
+    """By hand: one cell 10 percent slower, one twice as fast, one that the other sweep does not have."""
+    cell = dict(sdpa="fused", mode="infer", dtype="float32", series="batch 1", size=64, batch=1, status="ok")
+    cells = {name: dict(cell, model=name, seconds=[1.0, 2.0, 3.0]) for name in "ab"}
+    (tmp_path / "cells.json").write_text(json.dumps({"cells": cells}))
+    rows = [
+        dict(cell, model=model, milliseconds=ms, spread=0.1) for model, ms in (("a", 2200.0), ("b", 1000.0), ("c", 1.0))
+    ]
+    found = agreement(rows, tmp_path)
+    assert (found["cells"], found["within"], found["ratio"]) == (2, 1, 0.8)
+    assert [(x["model"], x["milliseconds_before"]) for x in found["beyond"]] == [("b", 2000.0)]
+    text = describe(found, "before")
+    assert "1 of 2 medians within 15%, in the median 0.800 times as long" in text
+    assert "b infer float32 64: 2000.0 ms (spread 100%) before, 1000.0 ms (10%) now" in text
+    with pytest.raises(InputError, match="--against: .* does not hold measured cells"):
+        agreement(rows, tmp_path / "none")
