@@ -7,6 +7,7 @@ whose OpenMP runtime it then shares.
 import ctypes
 import hashlib
 import logging
+import multiprocessing
 import os
 import platform
 import shlex
@@ -41,7 +42,8 @@ class _Loader:
 
     def __init__(self):
         self.reset()
-        self.forked = False
+        self.forks = 0
+        self.forked_by: int | None = None  # where that was no child of multiprocessing itself
 
     def reset(self) -> None:
         self.lock = threading.Lock()
@@ -51,7 +53,21 @@ class _Loader:
     def after_fork(self) -> None:
         # A lock that another thread held stays locked in the child; the pool of OpenMP threads does not come along.
         self.lock = threading.Lock()
-        self.forked = True
+        self.forks += 1
+        self.forked_by = os.getppid() if multiprocessing.parent_process() is None else None
+
+    @property
+    def has_lost_threads(self) -> bool:
+        """Whether this process was forked from one whose OpenMP threads it misses.
+
+        multiprocessing's fork server has none: it has done nothing but import. A process of it is known by a parent,
+        in multiprocessing's sense, that is not the one it was forked from.
+        """
+        if self.forks == 0:
+            return False
+        parent = multiprocessing.parent_process()
+        of_server = self.forks == 1 and self.forked_by is not None and parent is not None
+        return not (of_server and parent.pid != self.forked_by)
 
 
 _loader = _Loader()
@@ -89,7 +105,7 @@ def available() -> bool:
 
 def num_threads() -> int:
     """torch's number of threads; one after a fork, where the parent's OpenMP threads no longer exist."""
-    return 1 if _loader.forked else torch.get_num_threads()
+    return 1 if _loader.has_lost_threads else torch.get_num_threads()
 
 
 def instruction_set() -> str:

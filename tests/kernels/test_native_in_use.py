@@ -1,5 +1,6 @@
 """The loaded C kernels in threads, after a fork, and on each instruction set."""
 
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -202,6 +203,33 @@ def fork_and_denormals(*_: str) -> None:
 def test_fork_and_denormals():
     """Catches a hang of data loader workers, whose parent's OpenMP threads are gone, and flush-to-zero for all."""
     assert finish(start(fork_and_denormals)) == "done\n"
+
+
+def send_threads(connection, and_fork: bool) -> None:
+    torch.set_num_threads(2)
+    if not and_fork:
+        connection.send(native.num_threads())
+    elif os.fork() == 0:
+        connection.send(native.num_threads())
+        os._exit(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize(
+    ("method", "and_fork", "threads"),
+    [("fork", False, 1), ("forkserver", False, 2), ("forkserver", True, 1), ("spawn", False, 2), ("spawn", True, 1)],
+)
+def test_threads_of_a_new_process(method, and_fork, threads):
+    """Catches kernels on one thread in the processes of a fork server, and on two where they would hang."""
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["metala_vision.kernels.native"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=send_threads, args=(theirs, and_fork))
+    process.start()
+    assert ours.poll(SECONDS), "nothing came back"
+    assert ours.recv() == threads
+    process.join()
 
 
 def save_results(source: str, target: str) -> None:
