@@ -49,7 +49,7 @@ def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
 
     `rows` are those of one mode and dtype. Log axes; the same model has the same colour, dashed where not fused.
     """
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    figure = Figure(figsize=(15, 5.4), layout="constrained")
     panels = figure.subplots(1, 3)
     kinds = {"infer": "inference", "train": "training"}
     columns = (
@@ -77,5 +77,5 @@ def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
         panel.set(xlabel="side of the image, pixels", ylabel=title, title=above)
         panel.grid(alpha=0.3, which="both")
     panels[2].axhline(1, color="black", linewidth=0.8)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     save_png(figure, path, dpi=120)
