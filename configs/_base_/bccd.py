@@ -25,13 +25,14 @@ train_dataloader = dict(
 val_dataloader = dict(loader, dataset=dict(dataset, split="val"))
 test_dataloader = dict(loader, dataset=dict(dataset, split="val"))
 
-epochs = 30
+epochs = 20
 model = dict(
     type="ImageDetector",
     kind="faster_rcnn",
     num_classes=3,
     out_channels=128,
-    anchor_scale=5,
+    strides=(8, 16, 32),
+    anchor_scale=2.5,  # sides of 20, 40 and 80 pixels
     min_size=240,
     max_size=320,
     rpn_batch_size_per_image=128,

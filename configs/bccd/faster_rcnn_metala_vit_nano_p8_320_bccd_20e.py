@@ -1,6 +1,6 @@
 """Faster R-CNN on MetaLA-ViT nano with patches of 8 pixels, from scratch, on blood cells at 320x240.
 
-Command: python tools/train.py configs/bccd/faster_rcnn_metala_vit_nano_p8_320_bccd_30e.py --data-root FOLDER
+Command: python tools/train.py configs/bccd/faster_rcnn_metala_vit_nano_p8_320_bccd_20e.py --data-root FOLDER
 """
 
 _base_ = ["../_base_/detection.py", "../_base_/bccd.py"]

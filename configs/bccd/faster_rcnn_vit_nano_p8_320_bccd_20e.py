@@ -1,6 +1,6 @@
 """The same detector on timm's softmax ViT of equal width and depth.
 
-Command: python tools/train.py configs/bccd/faster_rcnn_vit_nano_p8_320_bccd_30e.py --data-root FOLDER
+Command: python tools/train.py configs/bccd/faster_rcnn_vit_nano_p8_320_bccd_20e.py --data-root FOLDER
 """
 
 _base_ = ["../_base_/detection.py", "../_base_/bccd.py"]

@@ -226,3 +226,22 @@ def test_unreadable_images_are_counted(config_of, monkeypatch, caplog):
         result = VisionRunner.from_cfg(config).train_and_test()
     assert result["unreadable"] == {"train": 1, "val": 1, "test": 1}
     assert result["images"] == 4
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos", "upernet", "segformer"])
+def test_bfloat16(kind, config_of):
+    """One epoch in mixed precision: finite losses, and detections in float32."""
+    task = "detection" if kind not in ("upernet", "segformer") else "segmentation"
+    options = {"train_cfg.max_epochs": 1, "model.kind": kind}
+    config = config_of(task, options, amp="bfloat16", grad_checkpointing=True)
+    if kind in ("retinanet", "fcos"):
+        for key in [k for k in config.model if k.startswith(("rpn", "box")) or k == "anchor_scale"]:
+            config.model.pop(key)
+        config.model.update(out_channels=32, strides=(8, 16))
+    if kind == "faster_rcnn":
+        config.model.kind = kind
+    if kind == "segformer":
+        config.model.segmentation_channels = config.model.pop("decoder_channels")
+    result = VisionRunner.from_cfg(config).train_and_test()
+    assert result["precision"] == "bfloat16"
+    assert result["images"] == 5
