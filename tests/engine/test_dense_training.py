@@ -228,7 +228,14 @@ def test_unreadable_images_are_counted(config_of, monkeypatch, caplog):
     assert result["images"] == 4
 
 
-@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos", "upernet", "segformer"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "mask_rcnn",
+        "upernet",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("faster_rcnn", "retinanet", "fcos", "segformer")),
+    ],
+)
 def test_bfloat16(kind, config_of):
     """One epoch in mixed precision: finite losses, and detections in float32."""
     task = "detection" if kind not in ("upernet", "segformer") else "segmentation"
