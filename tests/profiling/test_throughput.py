@@ -326,7 +326,12 @@ def test_an_interrupted_sweep_goes_on(how, tmp_path):
     command = [*TOOL, "--json", "--models", NANO, TINY, "--resolutions", "32", "64", "96", "--rounds", "3"]
     command += ["--threads", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     file, patience = tmp_path / "cells.json", time.monotonic() + 120
     while not (file.exists() and json.loads(file.read_text())["cells"]):
