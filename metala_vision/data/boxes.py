@@ -26,11 +26,13 @@ class Objects(NamedTuple):
     labels: np.ndarray  # [K] int64, 1 to the number of classes
     crowd: np.ndarray  # [K] bool: a crowd, or too difficult: neither trained on nor counted against a detector
     masks: tuple[object, ...] | None = None  # K, as `BoxDataset.decode` takes them; None where the set has none
+    areas: np.ndarray | None = None  # [K] float32, pixels as the set counts them; None where it does not
 
     def only(self, keep: np.ndarray) -> "Objects":
         """Those with these indices."""
         masks = None if self.masks is None else tuple(self.masks[i] for i in keep)
-        return Objects(self.boxes[keep], self.labels[keep], self.crowd[keep], masks)
+        areas = None if self.areas is None else self.areas[keep]
+        return Objects(self.boxes[keep], self.labels[keep], self.crowd[keep], masks, areas)
 
 
 class Troubles:
@@ -132,7 +134,7 @@ class BoxDataset(Dataset):
         """dict(image [channels, height, width] uint8, target), or dict(error) for an image that cannot be read.
 
         The target has boxes [K, 4], labels [K], iscrowd [K], image_id, size (height, width) and, where the set has
-        them, masks [K, height, width] uint8. In training crowds are left out.
+        them, area [K], by the set's count, and masks [K, height, width] uint8. In training crowds are left out.
         """
         index, seed = key if isinstance(key, SampleKey) else (key, None)
         try:
@@ -162,19 +164,18 @@ class BoxDataset(Dataset):
             index=index,
             size=tuple(image.shape[:2]),
         )
+        if found.areas is not None:
+            target["area"] = torch.from_numpy(found.areas[keep])
         if masks is not None:
             target["masks"] = torch.from_numpy(np.ascontiguousarray(masks, np.uint8))
         return dict(image=torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")), target=target)
 
 
-def sound_boxes(
-    boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int] | None, file: str, troubles: Troubles
-) -> np.ndarray:
+def sound_boxes(boxes: np.ndarray, size: tuple[int, int] | None, file: str, troubles: Troubles) -> np.ndarray:
     """Indices of the boxes that enclose something within the image; what is wrong is counted.
 
     Args:
         boxes: [K, 4] left, top, right, bottom.
-        labels: [K] of them.
         size: height and width of the image, None where nothing is known of them.
         file: for the messages.
         troubles: what is counted.

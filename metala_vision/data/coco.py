@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from .boxes import BoxDataset, Objects, Troubles, sound_boxes
 from .image_folder import read_image
 from .rle import decode_any
 
+MASKLESS = "objects without a mask ignored"
+
 
 @DATASETS.register_module()
 class CocoDetection(BoxDataset):
@@ -28,7 +31,8 @@ class CocoDetection(BoxDataset):
         annotations: the JSON file, with {split}.
         images: folder of its images, with {split}.
         masks: read the masks too.
-        classes: names of the categories to use, in this order; None is all of them in the order of their ids.
+        classes: names of the categories to use, in this order; None is all of them in the order of their ids. Those
+            of one name are one class.
 
     Raises:
         InputError: a missing or broken file, an annotation of an unknown image or category, masks asked for and absent.
@@ -51,11 +55,13 @@ class CocoDetection(BoxDataset):
             raise InputError(f"images: no folder {folder}")
         content = _read(self.file)
         categories = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
-        names = tuple(categories.values()) if classes is None else tuple(classes)
+        names = tuple(dict.fromkeys(categories.values() if classes is None else classes))
         if missing := [name for name in names if name not in categories.values()]:
             raise InputError(f"classes: {self.file} has no category {', '.join(missing)}")
-        self.categories = [next(i for i, name in categories.items() if name == wanted) for wanted in names]
-        label_of = {category: 1 + label for label, category in enumerate(self.categories)}
+        label_of = {category: 1 + names.index(name) for category, name in categories.items() if name in names}
+        used = Counter(annotation.get("category_id") for annotation in content["annotations"])
+        of_name = [[category for category, name in categories.items() if name == wanted] for wanted in names]
+        self.categories = [max(same, key=lambda category: used[category]) for same in of_name]
         of_image: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:
             if annotation.get("image_id") not in of_image:
@@ -76,7 +82,8 @@ class CocoDetection(BoxDataset):
             self.ids.append(image["id"])
             self.paths.append(folder / image["file_name"])
             found.append(_objects(of_image[image["id"]], label_of, image, masks, troubles))
-        if masks and not any(found_.masks for found_ in found):
+        objects = sum(map(len, of_image.values()))
+        if objects and troubles.counts().get(MASKLESS) == objects:
             raise InputError(f"masks: none of the objects in {self.file} has a segmentation")
         super().__init__(split, names, [path.name for path in self.paths], found, transform, troubles)
 
@@ -116,28 +123,37 @@ def _read(file: Path) -> dict:
 def _objects(
     annotations: list[dict], label_of: dict[int, int], image: dict, masks: bool, troubles: Troubles
 ) -> Objects:
-    """Those of one image; without a mask, where masks are asked for, an object is dropped."""
-    if masks:
-        whole = [a for a in annotations if _has_mask(a)]
-        for _ in range(len(annotations) - len(whole)):
-            troubles.add("objects without a mask dropped", image["file_name"])
-        annotations = whole
+    """Those of one image. Where masks are asked for, one without is taken for a crowd with its box as mask."""
     try:
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
-    except (TypeError, ValueError) as error:
+        areas = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], np.float32)
+    except (TypeError, ValueError, IndexError) as error:
         raise InputError(f"annotations: {image['file_name']} has a bbox that is no list of four numbers") from error
     boxes[:, 2:] += boxes[:, :2]
     labels = np.array([label_of[a["category_id"]] for a in annotations], np.int64)
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
+    segmentations = None
+    if masks:
+        segmentations = [_mask(a, image["file_name"], troubles) for a in annotations]
+        for i, mask in enumerate(segmentations):
+            if not mask:
+                troubles.add(MASKLESS, image["file_name"])
+                left, top, right, bottom = boxes[i].tolist()
+                segmentations[i], crowd[i] = [[left, top, right, top, right, bottom, left, bottom]], True
+        segmentations = tuple(segmentations)
     size = (image["height"], image["width"]) if image.get("height") and image.get("width") else None
-    keep = sound_boxes(boxes, labels, size, image["file_name"], troubles)
-    segmentations = tuple(a["segmentation"] for a in annotations) if masks else None
-    return Objects(boxes, labels, crowd, segmentations).only(keep)
+    keep = sound_boxes(boxes, size, image["file_name"], troubles)
+    return Objects(boxes, labels, crowd, segmentations, areas).only(keep)
 
 
-def _has_mask(annotation: dict) -> bool:
-    """Whether it has polygons of at least three points, or a run-length code."""
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        return "counts" in segmentation and "size" in segmentation
-    return bool(segmentation) and all(isinstance(part, list) and len(part) >= 6 for part in segmentation)
+def _mask(annotation: dict, file: str, troubles: Troubles) -> list | dict | None:
+    """Its polygons of at least three points, or its run-length code; None for neither."""
+    found = annotation.get("segmentation")
+    if isinstance(found, dict):
+        return found if "counts" in found and "size" in found else None
+    if not isinstance(found, list):
+        return None
+    whole = [part for part in found if isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0]
+    for _ in range(len(found) - len(whole) if whole else 0):
+        troubles.add("polygons of fewer than three points dropped", file)
+    return whole

@@ -1,6 +1,7 @@
 """COCO's run-length codes of masks, by pycocotools."""
 
 import contextlib
+import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -39,14 +40,24 @@ def area(code: dict) -> float:
         return float(coder.area(code))
 
 
+def check_installed() -> None:
+    """Whether there is pycocotools.
+
+    Raises:
+        InputError: there is not.
+    """
+    if importlib.util.find_spec("pycocotools") is None:
+        raise InputError(
+            "pycocotools is not installed, which reads COCO's masks and computes mAP; "
+            "pip install 'metala_vision[detection]'"
+        )
+
+
 @contextlib.contextmanager
 def _coder() -> Iterator:
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise InputError(
-            "masks: COCO's codes are read by pycocotools, which is missing; pip install 'metala_vision[detection]'"
-        ) from error
+    check_installed()
+    from pycocotools import mask
+
     with warnings.catch_warnings():
         # It makes its arrays the way of numpy 1, which numpy 2 still takes.
         warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy keyword", DeprecationWarning)

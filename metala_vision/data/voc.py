@@ -25,7 +25,10 @@ class VOCDetection(BoxDataset):
         transform: see `BoxDataset`.
         names: the text file with a name a line, with {split}; None looks for `{split}.txt` and
             `ImageSets/Main/{split}.txt`.
-        difficult: "ignore" neither trains on difficult objects nor counts them, "use" takes them as all others.
+        difficult: "ignore" neither trains on difficult objects nor counts them: in evaluation each is what COCO calls a
+            crowd, in which any detection is forgiven. "use" takes them as all others.
+        one_based: whether pixels are counted from 1 and the last one belongs to the box, as VOC has it; False for files
+            of tools that write corners as they are.
         max_share: of annotation files that may be unreadable or missing: their images are left out.
 
     Raises:
@@ -40,6 +43,7 @@ class VOCDetection(BoxDataset):
         transform: dict | None = None,
         names: str | None = None,
         difficult: str = "ignore",
+        one_based: bool = True,
         max_share: float = 0.01,
     ):
         check_split(split)
@@ -56,7 +60,7 @@ class VOCDetection(BoxDataset):
         for name in listed:
             file = folder / "Annotations" / f"{name}.xml"
             try:
-                objects = _read(file, classes, difficult == "ignore", troubles)
+                objects = _read(file, classes, difficult == "ignore", one_based, troubles)
             except (OSError, ElementTree.ParseError, _BrokenError) as error:
                 broken.append(f"{file}: {error}")
                 troubles.add("annotation files that cannot be read, their images left out", str(file))
@@ -99,7 +103,7 @@ def _image(folder: Path, name: str) -> Path:
     return folder / "JPEGImages" / f"{name}.jpg"
 
 
-def _read(file: Path, classes: Sequence[str], ignore: bool, troubles: Troubles) -> Objects:
+def _read(file: Path, classes: Sequence[str], ignore: bool, one_based: bool, troubles: Troubles) -> Objects:
     root = ElementTree.parse(file).getroot()
     boxes, labels, crowd = [], [], []
     for element in root.iter("object"):
@@ -113,7 +117,9 @@ def _read(file: Path, classes: Sequence[str], ignore: bool, troubles: Troubles) 
         labels.append(1 + list(classes).index(name))
         crowd.append(ignore and (element.findtext("difficult") or "0").strip() == "1")
     arrays = np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(crowd, bool)
-    keep = sound_boxes(arrays[0], arrays[1], _size(root), str(file), troubles)
+    if one_based:
+        arrays[0][:, :2] -= 1
+    keep = sound_boxes(arrays[0], _size(root), str(file), troubles)
     return Objects(*arrays).only(keep)
 
 

@@ -35,7 +35,7 @@ class CocoMetric(GatheredMetric):
 
     def __init__(self, pictures: int = 8, min_score: float = 0.5, **kwargs):
         super().__init__(**kwargs)
-        _pycocotools()
+        rle.check_installed()
         if pictures < 0:
             raise InputError(f"pictures: got {pictures!r}, expected at least 0")
         self.pictures, self.min_score = pictures, min_score
@@ -59,12 +59,11 @@ class CocoMetric(GatheredMetric):
         """By COCOeval, of boxes and of masks."""
         self.seen = sorted(results, key=lambda result: result["index"])
         labels = sorted({label for r in results for part in ("found", "truth") for label in r[part]["labels"]})
-        truth, found = _as_coco(self.seen, labels)
         self.per_class: dict[str, dict[int, float]] = {}
         metrics = {}
-        kinds = ["bbox"] + (["segm"] if any(r["found"].get("masks") for r in results) else [])
+        kinds = ["bbox"] + (["segm"] if any("masks" in r["found"] and "masks" in r["truth"] for r in results) else [])
         for kind in kinds:
-            numbers, self.per_class[kind] = _coco_eval(truth, found, kind)
+            numbers, self.per_class[kind] = _coco_eval(*_as_coco(self.seen, labels, kind), kind)
             prefix = "mask_" if kind == "segm" else ""
             metrics |= {f"{prefix}{name}": value for name, value in zip(NAMES, numbers) if value >= 0}
         return metrics or {"mAP": 0.0, "mAP50": 0.0}
@@ -93,21 +92,11 @@ class CocoMetric(GatheredMetric):
         return {"images": len(self.seen), **{k: str(v) for k, v in files.items()}, **pictures, **troubles}
 
 
-KEYS = ("boxes", "labels", "scores", "iscrowd")
+KEYS = ("boxes", "labels", "scores", "iscrowd", "area")
 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def _pycocotools():
-    try:
-        import pycocotools
-    except ImportError as error:
-        raise InputError(
-            "metric: mAP is computed by pycocotools, which is not installed; pip install 'metala_vision[detection]'"
-        ) from error
-    return pycocotools
 
 
 def _encoded(values: dict, masks: torch.Tensor | None) -> dict:
@@ -127,8 +116,12 @@ def _decoded(result: dict) -> dict:
     return found
 
 
-def _as_coco(results: list[dict], labels: list[int]):
-    """What is there and what was found, as pycocotools wants it."""
+def _as_coco(results: list[dict], labels: list[int], kind: str):
+    """What is there and what was found, as pycocotools wants it.
+
+    Areas, by which objects are small, medium or large, are those of the set where it has them, as those of COCO, else
+    of the masks, else of the boxes; of what was found they are of what is compared.
+    """
     from pycocotools.coco import COCO
 
     truth, found = COCO(), COCO()
@@ -150,7 +143,10 @@ def _as_coco(results: list[dict], labels: list[int]):
                     annotation["score"] = objects["scores"][i]
                 if objects.get("masks"):
                     annotation["segmentation"] = objects["masks"][i]
-                    annotation["area"] = rle.area(objects["masks"][i])
+                    if part == "truth" or kind == "segm":
+                        annotation["area"] = rle.area(objects["masks"][i])
+                if "area" in objects:
+                    annotation["area"] = objects["area"][i]
                 annotations.append(annotation)
         categories = [dict(id=label, name=str(label)) for label in labels]
         coco.dataset = dict(images=images, annotations=annotations, categories=categories)

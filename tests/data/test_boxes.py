@@ -52,7 +52,9 @@ def test_voc(voc):
     assert len(data) == 2
     sample = data[0]
     assert sample["image"].shape == (3, 30, 40)
-    assert sample["target"]["boxes"].tolist() == [[1, 2, 11, 22], [5, 5, 25.5, 15]]
+    assert sample["target"]["boxes"].tolist() == [[0, 1, 11, 22], [4, 4, 25.5, 15]], (
+        "VOC counts from 1, and inclusively"
+    )
     assert sample["target"]["labels"].tolist() == [1, 2]
     assert (sample["target"]["image_id"], sample["target"]["size"]) == (0, (30, 40))
     assert data[1]["target"]["boxes"].shape == (0, 4), "an image without objects stays: it teaches what is none"
@@ -60,10 +62,19 @@ def test_voc(voc):
     assert (len(batch["inputs"]), len(batch["targets"]), batch["errors"]) == (2, 2, ["x.jpg: broken"])
 
 
+def test_voc_corners(voc):
+    """The whole image is (1, 1, 40, 30), and one pixel is an object."""
+    folder = voc({"a": voc_object("cat", (1, 1, 40, 30)) + voc_object("dog", (7, 9, 7, 9))})
+    assert VOCDetection(folder, "train", CLASSES)[0]["target"]["boxes"].tolist() == [[0, 0, 40, 30], [6, 8, 7, 9]]
+    plain = VOCDetection(folder, "train", CLASSES, one_based=False)
+    assert plain[0]["target"]["boxes"].tolist() == [[1, 1, 40, 30]]
+    assert plain.troubles.counts() == {"degenerate boxes dropped": 1}
+
+
 def test_boxes_that_enclose_nothing(voc, caplog):
     """Degenerate and outside ones are dropped, others are clipped; each kind is said once with its files."""
     wrong = (
-        voc_object("cat", (10, 10, 10, 20))
+        voc_object("cat", (10, 10, 9, 20))
         + voc_object("cat", (10, 20, 20, 10))
         + voc_object("cat", (45, 5, 60, 20))
         + voc_object("cat", (-20, -9, 10, 10))
@@ -184,9 +195,37 @@ def test_coco_crowds_and_missing_masks(coco):
         annotation(id=3, iscrowd=1),
         annotation(id=4, bbox=[2, 3, 0, 10]),
     ]
-    data = CocoDetection(coco(parts), "train", masks=True)
-    assert len(data[1]["target"]["boxes"]) == 1, "a crowd is not trained on"
-    assert data.troubles.counts() == {"objects without a mask dropped": 1, "degenerate boxes dropped": 1}
+    folder = Path(coco(parts))
+    data = CocoDetection(folder, "train", masks=True)
+    assert len(data[1]["target"]["boxes"]) == 1, "a crowd is not trained on, nor what has no mask"
+    assert data.troubles.counts() == {"objects without a mask ignored": 1, "degenerate boxes dropped": 1}
+    (folder / "annotations" / "instances_train2017.json").rename(folder / "annotations" / "instances_val2017.json")
+    (folder / "train2017").rename(folder / "val2017")
+    target = CocoDetection(folder, "val", masks=True)[1]["target"]
+    assert target["iscrowd"].tolist() == [False, True, True], "what is found there is not counted against a detector"
+    assert target["masks"][1].sum() == 100
+
+
+def test_coco_broken_parts_of_a_mask(coco):
+    """The whole parts stay."""
+    data = CocoDetection(coco([annotation(segmentation=[*SQUARE, [1, 2, 3, 4], "x"])]), "train", masks=True)
+    assert data[1]["target"]["masks"].sum() == 100
+    assert data.troubles.counts() == {"polygons of fewer than three points dropped": 2}
+
+
+def test_coco_categories_of_one_name(coco):
+    """As exported by tools that make a category of a group: one class, and results by the id that is used."""
+    categories = [dict(id=0, name="dog"), dict(id=3, name="cat"), dict(id=7, name="dog")]
+    data = CocoDetection(coco([annotation(), annotation(category_id=3)], categories=categories), "train")
+    assert data.classes == ("dog", "cat")
+    assert data.categories == [7, 3]
+    assert data[1]["target"]["labels"].tolist() == [1, 2]
+
+
+def test_coco_areas(coco):
+    """By which objects are small or large are those of the file, where it has them."""
+    data = CocoDetection(coco([annotation(area=77.0), annotation()]), "train")
+    assert data[1]["target"]["area"].tolist() == [77.0, 100.0]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_a_mask_that_does_not_fit_is_skipped_by_name(folder, mask, message):
     assert re.search(message, MaskFolder(folder({"a": mask}), "train", 3)[0]["error"])
 
 
-def test_missing_masks(folder, caplog):
+def test_missing_masks(folder):
     root = folder({"a": labels(), "b": None})
     with pytest.raises(InputError, match="masks: 1 of 2 images in .* have no mask, the first: b.jpg"):
         MaskFolder(root, "train", 3)

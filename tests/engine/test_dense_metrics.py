@@ -97,6 +97,33 @@ def test_masks():
     assert set(metric.per_class) == {"bbox", "segm"}
 
 
+def test_sizes_of_objects():
+    """A box of 40x40 pixels is medium, unless the set says that 500 of them are the object's: then it is small."""
+    _, result = scores((found([A], [1], [0.9]), target(0, [A], [1])))
+    assert result["mAP_medium"] == pytest.approx(1.0)
+    assert "mAP_small" not in result
+    _, result = scores((found([A], [1], [0.9]), {**target(0, [A], [1]), "area": torch.tensor([500.0])}))
+    assert result["mAP_small"] == pytest.approx(1.0)
+    assert "mAP_medium" not in result
+
+
+def test_boxes_found_are_as_large_as_they_are_whatever_their_masks():
+    """A false box that is medium counts among the medium ones alone, though its mask is small."""
+    whole = torch.zeros(1, 100, 120, dtype=torch.uint8)
+    whole[:, 10:50, 10:50] = 1
+    small = torch.zeros(2, 1, 100, 120)
+    small[:, :, 10:20, 10:20] = 1
+    _, result = scores((found([B, A], [1, 1], [0.95, 0.9], small), target(0, [A], [1], masks=whole)))
+    assert result["mAP_medium"] == pytest.approx(0.5)
+
+
+def test_masks_are_scored_where_none_is_found():
+    whole = torch.zeros(1, 100, 120, dtype=torch.uint8)
+    whole[:, 10:50, 10:50] = 1
+    _, result = scores((found([], [], [], torch.zeros(0, 1, 100, 120)), target(0, [A], [1], masks=whole)))
+    assert result["mask_mAP"] == 0.0
+
+
 def test_results_in_coco_form(tmp_path):
     """With the set's own ids of images and categories, and boxes as left, top, width and height."""
     data = ShapesDetection("val", images=2, size=64)
