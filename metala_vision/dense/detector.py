@@ -2,14 +2,15 @@
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import MultiScaleRoIAlign
 
 from metala_vision.errors import InputError, near_matches
 
+from .levels import StridedAnchors, StridedRoIAlign
 from .pyramid import SimpleFeaturePyramid
 
 CLASSES = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "retinanet": RetinaNet, "fcos": FCOS}
@@ -58,50 +59,44 @@ def detector(
         raise InputError(f"detector: {kind} has no option {unknown[0]!r}{near_matches(unknown[0], known)}")
     strides = tuple(strides or ((4, 8, 16, 32, 64) if kind in TWO_STAGE else (8, 16, 32, 64, 128)))
     pyramid = SimpleFeaturePyramid(backbone, out_channels, strides, **(backbone_arguments or {}))
-    build = {"faster_rcnn": _rcnn, "mask_rcnn": _rcnn, "retinanet": _retinanet, "fcos": _fcos}[kind]
     sizes = dict(min_size=min_size, max_size=max_size, size_divisible=max(32, pyramid.body.stride))
+    fitted = _fitted(kind, strides, anchor_scale)
     try:
-        return build(kind, pyramid, num_classes + 1, strides, anchor_scale, {**sizes, **options})
+        model = CLASSES[kind](pyramid, num_classes + 1, **{**fitted, **sizes, **options})
     except (TypeError, ValueError) as error:
         raise InputError(f"detector: {kind}: {error}") from error
+    if kind in TWO_STAGE:
+        model.rpn.head.register_forward_hook(_in_float32)
+        model.roi_heads.box_predictor.register_forward_hook(_in_float32)
+    else:
+        model.head.register_forward_hook(_in_float32)
+        model.head.register_forward_hook(_without_background)
+    return model
 
 
-def _rcnn(
-    kind: str,
-    pyramid: SimpleFeaturePyramid,
-    labels: int,
-    strides: Sequence[int],
-    scale: float | None,
-    options: dict,
-) -> nn.Module:
-    levels = [str(i) for i, stride in enumerate(strides) if stride <= 32]  # boxes are pooled from these
-    options = {"box_roi_pool": MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2), **options}
+def _fitted(kind: str, strides: Sequence[int], scale: float | None) -> dict[str, nn.Module]:
+    """Anchors, and what boxes and masks are pooled by, for the levels of a pyramid."""
+    if kind == "fcos":
+        return dict(anchor_generator=StridedAnchors(strides, [[(scale or 1) * stride] for stride in strides], (1.0,)))
+    if kind == "retinanet":
+        sizes = [[(scale or 4) * stride * 2 ** (octave / 3) for octave in range(3)] for stride in strides]
+        return dict(anchor_generator=StridedAnchors(strides, sizes, RATIOS))
+    anchors = StridedAnchors(strides, [[(scale or 8) * stride] for stride in strides], RATIOS)
+    fitted = dict(rpn_anchor_generator=anchors, box_roi_pool=StridedRoIAlign(strides, 7))
     if kind == "mask_rcnn":
-        options = {"mask_roi_pool": MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2), **options}
-    anchors = AnchorGenerator(tuple(((scale or 8) * stride,) for stride in strides), (RATIOS,) * len(strides))
-    return CLASSES[kind](pyramid, labels, rpn_anchor_generator=anchors, **options)
+        fitted["mask_roi_pool"] = StridedRoIAlign(strides, 14)
+    return fitted
 
 
-def _retinanet(
-    kind: str,
-    pyramid: SimpleFeaturePyramid,
-    labels: int,
-    strides: Sequence[int],
-    scale: float | None,
-    options: dict,
-) -> nn.Module:
-    sizes = tuple(tuple((scale or 4) * stride * 2 ** (octave / 3) for octave in range(3)) for stride in strides)
-    anchors = AnchorGenerator(sizes, (RATIOS,) * len(strides))
-    return RetinaNet(pyramid, labels, anchor_generator=anchors, **options)
+def _in_float32(module: nn.Module, arguments: tuple, output: Any) -> Any:
+    """What a head says: boxes are made of it in its dtype, and bfloat16 has 4 pixels between two numbers at 1000."""
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return {key: _in_float32(module, arguments, value) for key, value in output.items()}
+    return type(output)(_in_float32(module, arguments, value) for value in output)
 
 
-def _fcos(
-    kind: str,
-    pyramid: SimpleFeaturePyramid,
-    labels: int,
-    strides: Sequence[int],
-    scale: float | None,
-    options: dict,
-) -> nn.Module:
-    anchors = AnchorGenerator(tuple(((scale or 1) * stride,) for stride in strides), ((1.0,),) * len(strides))
-    return FCOS(pyramid, labels, anchor_generator=anchors, **options)
+def _without_background(module: nn.Module, arguments: tuple, output: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sigmoids of classes need no background: label 0 is never found, and nothing is learned of it."""
+    return {**output, "cls_logits": F.pad(output["cls_logits"][..., 1:], (1, 0), value=-1e4)}

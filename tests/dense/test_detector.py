@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torchvision.models.detection.image_list import ImageList
 
 from metala_vision.dense import DETECTORS, detector
+from metala_vision.dense.levels import StridedRoIAlign
 from metala_vision.errors import InputError
 
 SMALL = dict(embed_dim=32, depth=2, num_heads=1)
@@ -49,9 +51,59 @@ def test_detections_lie_in_their_images(kind):
         assert (one["boxes"] >= 0).all()
         assert (one["boxes"][:, 2] <= image.shape[2]).all()
         assert (one["boxes"][:, 3] <= image.shape[1]).all()
-        assert ((one["labels"] >= 0) & (one["labels"] <= 2)).all()
+        assert ((one["labels"] >= 1) & (one["labels"] <= 2)).all()
         if kind == "mask_rcnn":
             assert one["masks"].shape == (len(one["boxes"]), 1, *image.shape[1:])
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_anchors_lie_where_their_maps_do(kind):
+    """Also where the stride does not divide the side: 13 rows of stride 64 in 800 pixels, not 61 pixels apart."""
+    model = build(kind, strides=(8, 16, 32, 64, 128))
+    anchors = (model.rpn if kind in ("faster_rcnn", "mask_rcnn") else model).anchor_generator
+    image = torch.zeros(1, 3, 800, 1344)
+    maps = list(model.backbone(image[:, :, :64, :64]).values())
+    maps = [level.new_zeros(1, 1, -(-800 // s), -(-1344 // s)).bfloat16() for s, level in zip(anchors.strides, maps)]
+    (found,) = anchors(ImageList(image, [(800, 1333)]), maps)
+    assert found.dtype == torch.float32
+    centres, start = (found[:, :2] + found[:, 2:]) / 2, 0
+    for stride, level, each in zip(anchors.strides, maps, anchors.num_anchors_per_location()):
+        count = each * level[0, 0].numel()
+        x, y = centres[start : start + count].T
+        assert torch.equal(x.unique(), torch.arange(level.shape[3]) * float(stride))
+        assert torch.equal(y.unique(), torch.arange(level.shape[2]) * float(stride))
+        start += count
+    assert start == len(found)
+
+
+@pytest.mark.parametrize("strides", [(8, 16, 32), (7, 14, 28)])
+def test_boxes_are_pooled_where_they_are(strides):
+    """From maps that hold x, the middle of a box has its x, also with strides like those of a patch of 14 pixels.
+
+    As torchvision counts: a map's first pixel is at 0, not in the middle of its stride.
+    """
+    pool = StridedRoIAlign(strides, 2)
+    maps = {}
+    for i, stride in enumerate(strides):
+        x = torch.arange(1344.0 // stride) * stride
+        maps[str(i)] = x.expand(1, 1, 840 // stride, -1).contiguous()
+    boxes = torch.tensor([[1200.0, 10, 1240, 50], [600, 100, 900, 700], [20, 300, 60, 420], [100, 0, 1000, 800]])
+    pooled = pool(maps, [boxes], [(66, 66)]).mean((1, 2, 3))
+    assert (pooled - (boxes[:, 0] + boxes[:, 2]) / 2).abs().max() < 1
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_boxes_are_float32_in_mixed_precision(kind):
+    """bfloat16 has 4 pixels between two numbers at 1000: boxes on the right would be off by as much."""
+    torch.manual_seed(0)
+    options = {} if kind in ("faster_rcnn", "mask_rcnn") else dict(score_thresh=0.0)
+    model = build(kind, **(options or dict(box_score_thresh=0.0)), min_size=64, max_size=1280).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = model([torch.rand(3, 64, 1280)])
+    right = found["boxes"][found["boxes"][:, 0] > 600]
+    assert found["boxes"].dtype == torch.float32
+    assert len(right) > 3
+    assert (right != right.bfloat16().float()).float().mean() > 0.5
 
 
 @pytest.mark.parametrize(
