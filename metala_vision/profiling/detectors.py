@@ -1,4 +1,4 @@
-"""A detector on several backbones, side by side: time in turn, and memory in a process of its own for each."""
+"""Detectors side by side: time in turn, and memory in a process of its own for each."""
 
 import io
 import time
@@ -16,9 +16,20 @@ from metala_vision.errors import InputError
 from .environment import available_memory, environment, reset_peak, resident_memory
 from .isolated import Ended, stream
 from .steps import MODES, check_models
-from .timing import MIN_ROUNDS, Spread
+from .timing import MIN_ROUNDS, Spread, interleaved
 
 OBJECTS = 8  # in an image that is trained on
+
+
+class DetectorCandidate(NamedTuple):
+    """What is compared: arguments of `metala_vision.dense.detector`."""
+
+    name: str  # in the rows
+    kind: str
+    backbone: str
+    num_classes: int = 80
+    backbone_arguments: dict | None = None
+    options: dict | None = None
 
 
 class DetectorCell(NamedTuple):
@@ -31,35 +42,37 @@ class DetectorCell(NamedTuple):
 
 
 def bench_detectors(
-    kind: str,
-    backbones: Sequence[str],
+    candidates: Sequence[DetectorCandidate],
     cells: Sequence[DetectorCell],
     threads: int | None = None,
     rounds: int = 5,
     seconds: float = 60.0,
     show: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Times and memory of a detector on each backbone, for each cell, on the CPU.
+    """Times and memory of detectors, for each cell, on the CPU.
 
     Args:
-        kind: see `metala_vision.dense.detector`.
-        backbones: names of timm models; ratios are to the first one.
+        candidates: by different names; ratios are to the first one.
         cells: what is compared.
         threads: PyTorch's; None leaves its choice.
         rounds: at most, of each cell.
-        seconds: of each cell and backbone, once there are three rounds.
+        seconds: of each cell and candidate, once there are three rounds.
         show: gets a line as each part is done.
 
     Returns:
-        `environment` and `rows`: for each cell and backbone milliseconds (median), spread, times_faster than the first
-        backbone, peak_memory and baseline_memory in bytes, or the reason why there is nothing.
+        `environment` and `rows`: for each cell and candidate milliseconds (median), spread, times_faster than the
+        first, peak_memory and baseline_memory in bytes, or the reason why there is nothing.
 
     Raises:
-        InputError: an unknown model or kind, or a size or number that makes no sense.
+        InputError: an unknown model or kind, two candidates of one name, or a size or number that makes no sense.
     """
-    check_models(backbones)
-    if kind not in DETECTORS:
-        raise InputError(f"--kind: got {kind!r}, expected one of {DETECTORS}")
+    check_models(candidate.backbone for candidate in candidates)
+    names = [candidate.name for candidate in candidates]
+    if len(set(names)) < len(names):
+        raise InputError(f"--backbones, --configs: got {names}, expected each once")
+    for candidate in candidates:
+        if candidate.kind not in DETECTORS:
+            raise InputError(f"--kind: got {candidate.kind!r}, expected one of {DETECTORS}")
     if rounds < 1 or (threads is not None and threads < 1):
         raise InputError(f"--rounds, --threads: got {rounds} and {threads}, expected at least 1")
     for cell in cells:
@@ -68,34 +81,38 @@ def bench_detectors(
     threads = threads or torch.get_num_threads()
     rows = []
     for cell in cells:
-        common = dict(kind=kind, cell=cell, threads=threads)
-        memory = {name: _memory(name, common, seconds) for name in backbones}
-        fine = [name for name in backbones if "reason" not in memory[name]]
+        common = dict(cell=cell, threads=threads)
+        memory = {candidate.name: _memory(candidate, common, seconds) for candidate in candidates}
+        fine = [candidate for candidate in candidates if "reason" not in memory[candidate.name]]
         times: list[list[float]] = []
-        arguments = dict(common, backbones=fine, rounds=rounds, seconds=seconds * len(fine))
+        arguments = dict(common, candidates=fine, rounds=rounds, seconds=seconds * len(fine))
         if fine:
             try:
-                times += [message["times"] for message in _in_own_process(race, arguments, seconds * len(fine))]
-            except Ended as ended:
-                show(f"{cell.height}x{cell.width} {cell.mode}: {ended.reason}")
-        spreads = {name: Spread(tuple(row[i] for row in times)) for i, name in enumerate(fine)} if times else {}
-        for name in backbones:
-            row = {"kind": kind, "backbone": name, **cell._asdict(), **memory[name]}
-            if name in spreads:
-                row |= {"milliseconds": round(1e3 * spreads[name].median, 1), "rounds": len(times)}
-                row |= {"spread": round(spreads[name].relative_range, 3)}
-                if backbones[0] in spreads:
-                    row["times_faster"] = round(spreads[backbones[0]].ratio_to(spreads[name]), 3)
+                for message in _in_own_process(race, arguments, seconds * len(fine)):
+                    times.append(message["times"])
+            except Ended as ended:  # of any of them, for want of memory for all at once; what was timed before holds
+                for candidate in fine:
+                    memory[candidate.name]["reason"] = f"beside the others: {ended.reason}"
+        spreads = {c.name: Spread(tuple(row[i] for row in times)) for i, c in enumerate(fine)} if times else {}
+        for candidate in candidates:
+            row = {"name": candidate.name, "kind": candidate.kind, "backbone": candidate.backbone}
+            row |= {**cell._asdict(), **memory[candidate.name]}
+            if candidate.name in spreads:
+                spread = spreads[candidate.name]
+                row |= {"milliseconds": round(1e3 * spread.median, 1), "rounds": len(times)}
+                row |= {"spread": round(spread.relative_range, 3)}
+                if names[0] in spreads:
+                    row["times_faster"] = round(spreads[names[0]].ratio_to(spread), 3)
             rows.append(row)
             show(_line(row))
     return {"environment": environment("cpu", threads), "rows": rows}
 
 
-def probe(send: Callable[[dict], None], kind: str, backbone: str, cell: DetectorCell, threads: int) -> None:
+def probe(send: Callable[[dict], None], candidate: DetectorCandidate, cell: DetectorCell, threads: int) -> None:
     """Sends the `peak_memory` of two steps, and the `baseline_memory` before the model was made."""
     torch.set_num_threads(threads)
     baseline, _ = resident_memory()
-    model, run = _step(kind, backbone, cell)
+    model, run = _step(candidate, cell)
     reset_peak()
     for _ in range(2):
         run()
@@ -105,8 +122,7 @@ def probe(send: Callable[[dict], None], kind: str, backbone: str, cell: Detector
 
 def race(
     send: Callable[[dict], None],
-    kind: str,
-    backbones: list[str],
+    candidates: list[DetectorCandidate],
     cell: DetectorCell,
     threads: int,
     rounds: int,
@@ -114,25 +130,21 @@ def race(
 ) -> None:
     """Sends the `times` of each round, in which every detector has its turn, after one that warms up."""
     torch.set_num_threads(threads)
-    runs = [_step(kind, backbone, cell)[1] for backbone in backbones]
-    for run in runs:
-        run()
     start = time.perf_counter()
-    for number in range(rounds):
-        times = []
-        for run in runs:
-            begin = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - begin)
-        send({"times": times})
-        if number + 1 >= MIN_ROUNDS and time.perf_counter() - start > seconds:
+    for times in interleaved({candidate.name: _step(candidate, cell)[1] for candidate in candidates}, rounds):
+        done = len(times[candidates[0].name].seconds)
+        if done == 0:  # it was the round that warms up
+            start = time.perf_counter()
+            continue
+        send({"times": [spread.seconds[-1] for spread in times.values()]})
+        if done >= MIN_ROUNDS and time.perf_counter() - start > seconds:
             break
 
 
 def render(report: dict) -> str:
     """The rows as a table to read."""
     table = Table(box=None)
-    for column in ("backbone", "image", "mode"):
+    for column in ("detector", "image", "mode"):
         table.add_column(column, overflow="fold")
     for column in ("ms", "spread", "times faster", "MB"):
         table.add_column(column, justify="right")
@@ -142,8 +154,9 @@ def render(report: dict) -> str:
             cells = [f"{row['milliseconds']:.0f}", f"{row['spread']:.0%}", f"{row.get('times_faster', 0):.2f}"]
         else:
             cells = ["", "", ""]
-        memory = f"{row['peak_memory'] / 1e6:.0f}" if "peak_memory" in row else row["reason"]
-        table.add_row(row["backbone"], image, row["mode"], *cells, memory)
+        memory = f"{row['peak_memory'] / 1e6:.0f}" if "peak_memory" in row else ""
+        memory = f"{memory} {row.get('reason', '')}".strip()
+        table.add_row(row["name"], image, row["mode"], *cells, memory)
     console = Console(file=io.StringIO(), width=140)
     console.print(table)
     return console.file.getvalue().rstrip()
@@ -152,13 +165,13 @@ def render(report: dict) -> str:
 def _line(row: dict) -> str:
     took = f"{row['milliseconds']:.0f} ms" if "milliseconds" in row else row.get("reason", "not timed")
     memory = f", {row['peak_memory'] / 1e6:.0f} MB" if "peak_memory" in row else ""
-    return f"{row['backbone']} {row['width']}x{row['height']} {row['mode']}: {took}{memory}"
+    return f"{row['name']} {row['width']}x{row['height']} {row['mode']}: {took}{memory}"
 
 
-def _memory(backbone: str, common: dict, seconds: float) -> dict:
+def _memory(candidate: DetectorCandidate, common: dict, seconds: float) -> dict:
     try:
         found: dict = {}
-        for message in _in_own_process(probe, dict(common, backbone=backbone), seconds):
+        for message in _in_own_process(probe, dict(common, candidate=candidate), seconds):
             found |= message
     except Ended as ended:
         return {"reason": ended.reason}
@@ -171,15 +184,18 @@ def _in_own_process(function: Callable, arguments: dict, seconds: float) -> Iter
     yield from stream(function, arguments, 60 + 10 * seconds, limit)
 
 
-def _step(kind: str, backbone: str, cell: DetectorCell) -> tuple[torch.nn.Module, Callable[[], None]]:
+def _step(candidate: DetectorCandidate, cell: DetectorCell) -> tuple[torch.nn.Module, Callable[[], None]]:
     """A detector whose images keep their size, and one step of it."""
     torch.manual_seed(0)
     short, long = sorted((cell.height, cell.width))
-    model = detector(kind, backbone, 80, min_size=short, max_size=long).train(cell.mode == "train")
+    kind, backbone, num_classes = candidate.kind, candidate.backbone, candidate.num_classes
+    options = {**(candidate.options or {}), "min_size": short, "max_size": long}
+    model = detector(kind, backbone, num_classes, backbone_arguments=candidate.backbone_arguments, **options)
+    model.train(cell.mode == "train")
     images = [torch.rand(3, cell.height, cell.width) for _ in range(cell.batch)]
     corners = torch.rand(OBJECTS, 2) * torch.tensor([0.6 * cell.width, 0.6 * cell.height])
     boxes = torch.cat([corners, corners + torch.tensor([0.3 * cell.width, 0.3 * cell.height])], 1)
-    target = dict(boxes=boxes, labels=torch.arange(OBJECTS) + 1)
+    target = dict(boxes=boxes, labels=torch.arange(OBJECTS) % num_classes + 1)
     if kind == "mask_rcnn":
         target["masks"] = torch.ones(OBJECTS, cell.height, cell.width, dtype=torch.uint8)
 

@@ -3,15 +3,19 @@
 import pytest
 
 from metala_vision.errors import InputError
-from metala_vision.profiling.detectors import DetectorCell, bench_detectors, render
+from metala_vision.profiling.detectors import DetectorCandidate, DetectorCell, bench_detectors, render
 
 NAMES = ["vit_tiny_patch16_224", "metala_vit_nano"]
+
+
+def candidates(kind: str, names: list[str]) -> list[DetectorCandidate]:
+    return [DetectorCandidate(name, kind, name) for name in names]
 
 
 def test_rows():
     cells = [DetectorCell(96, 128, "infer"), DetectorCell(64, 64, "train", 2)]
     said = []
-    report = bench_detectors("retinanet", NAMES, cells, threads=1, rounds=2, seconds=20.0, show=said.append)
+    report = bench_detectors(candidates("retinanet", NAMES), cells, threads=1, rounds=2, seconds=20.0, show=said.append)
     assert [(row["backbone"], row["mode"]) for row in report["rows"]] == [
         (name, cell.mode) for cell in cells for name in NAMES
     ]
@@ -28,7 +32,8 @@ def test_rows():
 
 def test_one_that_fails_leaves_the_others_theirs():
     """CaiT is made for one size of images alone."""
-    report = bench_detectors("fcos", ["cait_xxs24_224", "metala_vit_nano"], [DetectorCell(64, 96, "infer")], rounds=1)
+    both = candidates("fcos", ["cait_xxs24_224", "metala_vit_nano"])
+    report = bench_detectors(both, [DetectorCell(64, 96, "infer")], rounds=1)
     broken, fine = report["rows"]
     assert "milliseconds" not in broken
     assert broken["reason"]
@@ -39,8 +44,12 @@ def test_one_that_fails_leaves_the_others_theirs():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(kind="yolo"), "--kind: got 'yolo'"),
-        (dict(backbones=["metala_vit_tinny"]), "--models: unknown model 'metala_vit_tinny'.*metala_vit_tiny"),
+        (dict(candidates=candidates("yolo", NAMES)), "--kind: got 'yolo'"),
+        (
+            dict(candidates=candidates("fcos", ["metala_vit_tinny"])),
+            "--models: unknown model 'metala_vit_tinny'.*metala_vit_tiny",
+        ),
+        (dict(candidates=candidates("fcos", NAMES * 2)), "--backbones, --configs: got .* expected each once"),
         (dict(cells=[DetectorCell(8, 96, "infer")]), "--sizes, --mode: got"),
         (dict(cells=[DetectorCell(96, 96, "eval")]), "--sizes, --mode: got"),
         (dict(rounds=0), "--rounds, --threads: got 0"),
@@ -48,4 +57,4 @@ def test_one_that_fails_leaves_the_others_theirs():
 )
 def test_bad_input(arguments, message):
     with pytest.raises(InputError, match=message):
-        bench_detectors(**{**dict(kind="fcos", backbones=NAMES, cells=[]), **arguments})
+        bench_detectors(**{**dict(candidates=candidates("fcos", NAMES), cells=[]), **arguments})
