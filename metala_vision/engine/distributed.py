@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from metala_vision.errors import InputError
@@ -90,6 +90,13 @@ def _translate_slurm() -> None:
     os.environ["RANK"] = os.environ["SLURM_PROCID"]
     os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
     os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives every process the buffers of the first one, such as the running means of BatchNorm."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 @MODEL_WRAPPERS.register_module()

@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV3
 from metala_vision.errors import InputError
 
 from .checkpoint import EMA_KEY
+from .distributed import share_buffers
 
 
 @HOOKS.register_module()
@@ -58,6 +59,9 @@ class ModelEmaHook(Hook):
             sums = runner.optim_wrapper._accumulative_counts
             earlier = runner.epoch * -(-len(runner.train_dataloader) // sums)
             self.ema.update(runner.task.net, step=earlier + -(-(batch_idx + 1) // sums))
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        share_buffers(self.ema.module)
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._swap(runner)

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from metala_vision.errors import InputError
 from metala_vision.files import write_json
 
+from .distributed import share_buffers
 from .plots import plot_history
 
 
@@ -33,6 +34,19 @@ class StepSeedHook(Hook):
         torch.manual_seed(int(state[0]))
         np.random.seed(int(state[0]))  # noqa: NPY002  (timm's mixup draws from it)
         random.seed(int(state[0]))
+
+
+@HOOKS.register_module()
+class SharedBuffersHook(Hook):
+    """After an epoch every process has the buffers of the first one, whose checkpoint it is.
+
+    Each has seen other images: with running means of its own it would validate other weights than those that are saved.
+    """
+
+    priority = "VERY_HIGH"
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        share_buffers(runner.task.net)
 
 
 @HOOKS.register_module()

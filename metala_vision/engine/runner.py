@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
+from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -29,6 +30,7 @@ DEFAULT_HOOKS = dict(
     unreadable=dict(type="UnreadableImagesHook"),
     history=dict(type="HistoryHook"),
     checkpoint=dict(type="LastBestCheckpointHook"),
+    shared_buffers=dict(type="SharedBuffersHook"),
 )
 
 
@@ -36,7 +38,8 @@ DEFAULT_HOOKS = dict(
 class VisionRunner(Runner):
     """Trains, validates and tests a `TaskModel`.
 
-    Beyond mmengine's arguments its config takes `device`: "auto", "cpu", "cuda", "cuda:1", "mps".
+    Beyond mmengine's arguments its config takes `device`: "auto", "cpu", "cuda", "cuda:1", "mps". mmengine's `sync_bn`
+    is for GPUs.
     """
 
     is_training = False
@@ -102,6 +105,9 @@ class VisionRunner(Runner):
         model = model.to(get_device() if device == "auto" else device)
         if not self.distributed:
             return model
+        if (sync_bn := self.cfg.get("sync_bn")) is not None and device.startswith("cuda"):  # there is none for CPUs
+            with config_errors():
+                model = convert_sync_batchnorm(model, sync_bn)
         device_ids = [torch.device(device)] if device.startswith("cuda") else None
         return DistributedTask(model, device_ids=device_ids)
 

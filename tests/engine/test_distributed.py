@@ -151,6 +151,26 @@ def test_trouble_of_one_process_ends_all(train, tmp_path, kill, message):
     assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["meta"]["epoch"] == 1
 
 
+SHARING = """
+import torch
+from metala_vision.engine.distributed import share_buffers
+
+torch.distributed.init_process_group("gloo")
+module = torch.nn.BatchNorm1d(2)
+for buffer in module.buffers():
+    buffer.fill_(3 + torch.distributed.get_rank())
+share_buffers(module)
+assert all((buffer == 3).all() for buffer in module.buffers())
+"""
+
+
+def test_every_process_gets_the_buffers_of_the_first(tmp_path):
+    (tmp_path / "sharing.py").write_text(SHARING)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(tmp_path / "sharing.py")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_launchers_are_checked(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
