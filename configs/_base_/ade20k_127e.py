@@ -22,6 +22,7 @@ augmentation = dict(
 )
 train_dataloader = dict(
     loader,
+    drop_last=True,
     dataset=dict(
         dataset, split="train", images="images/training", masks="annotations/training", transform=augmentation
     ),
@@ -31,6 +32,7 @@ validation = dict(dataset, split="val", images="images/validation", masks="annot
 val_dataloader = dict(loader, batch_size=1, dataset=validation)
 test_dataloader = dict(loader, batch_size=1, dataset=validation)
 
+sync_bn = "torch"
 model = dict(type="ImageSegmenter", kind="upernet", num_classes=150, short_side=512, window=512, stride=341)
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=10)
 auto_scale_lr = dict(enable=True, base_batch_size=16)

@@ -1,4 +1,5 @@
-# Blood cells (BCCD): 292 photographs of 640x480 pixels with boxes of red and white cells and platelets, in VOC's form.
+# Blood cells (BCCD) in VOC's form: photographs of 640x480 pixels with boxes of red and white cells and platelets,
+# 205 to train on and 87 for validation.
 root = "data/bccd"
 
 loader = dict(

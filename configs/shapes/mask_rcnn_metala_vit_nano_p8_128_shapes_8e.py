@@ -3,9 +3,8 @@
 Command: python tools/train.py configs/shapes/mask_rcnn_metala_vit_nano_p8_128_shapes_8e.py
 """
 
-_base_ = "../_base_/detection.py"
+_base_ = ["../_base_/detection.py", "../_base_/shapes_8e.py"]
 
-epochs = 8
 loader = dict(
     batch_size=8,
     num_workers=0,
@@ -23,6 +22,7 @@ train_dataloader = dict(
 val_dataloader = dict(loader, dataset=dict(type="ShapesDetection", split="val", images=200))
 test_dataloader = dict(loader, dataset=dict(type="ShapesDetection", split="test", images=200))
 
+default_hooks = dict(checkpoint=dict(save_best="mAP"))
 model = dict(
     type="ImageDetector",
     kind="mask_rcnn",
@@ -41,13 +41,3 @@ model = dict(
     box_batch_size_per_image=32,
     box_detections_per_img=20,
 )
-train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=4)
-optim_wrapper = dict(
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=5.0),
-)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-2, by_epoch=True, end=1, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=True, begin=1, end=epochs, convert_to_iter_based=True),
-]
