@@ -5,9 +5,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+from torch.utils.data import Dataset
 
-from metala_vision.data import LabelledImages
 from metala_vision.errors import InputError
 
 
@@ -29,8 +28,8 @@ def config_errors() -> Iterator[None]:
         raise InputError(f"config: {error.args[0] if error.args else error}") from error
 
 
-def first_image(dataset: LabelledImages, where: str) -> torch.Tensor:
-    """An image as the model will get it, out of the first hundred.
+def first_sample(dataset: Dataset, where: str) -> dict:
+    """One with its image as the model will get it, out of the first hundred.
 
     Raises:
         InputError: none of them can be read, or the transform fails.
@@ -43,5 +42,5 @@ def first_image(dataset: LabelledImages, where: str) -> torch.Tensor:
         except Exception as error:  # a transform is anybody's code
             raise InputError(f"data: the transform of {where} fails: {type(error).__name__}: {error}") from error
         if "image" in sample:
-            return sample["image"]
+            return sample
     raise InputError(f"data: the first images of {where} are all unreadable: {sample['error']}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
@@ -12,7 +13,7 @@ from metala_vision.data import LabelledImages
 from metala_vision.errors import InputError
 
 from .backbone import create_backbone
-from .checks import first_image
+from .checks import first_sample
 from .distillation import Distillation
 from .mixing import BatchMixup
 from .task import TaskModel, check_classes
@@ -111,12 +112,21 @@ class ImageClassifier(TaskModel):
         check_classes(datasets, self.backbone.num_classes, "model.backbone.num_classes")
         for dataset in datasets:
             where = f"{type(dataset).__name__} ({dataset.split})"
-            image = first_image(dataset, where)
+            image = first_sample(dataset, where)["image"]
             in_chans = getattr(self.backbone, "in_chans", image.shape[0])
             if image.shape[0] != in_chans:
                 raise InputError(
                     f"model: in_chans is {in_chans}, but the images of {where} have {image.shape[0]} channels"
                 )
+
+    def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
+        """The images, mixed in training, with their classes."""
+        images, labels = batch["inputs"], batch["labels"]
+        shares = F.one_hot(labels, len(classes)).float()
+        if training and self.mixup is not None:
+            images, shares = self.mixup(images, labels)
+        images = images * self.data_preprocessor.std + self.data_preprocessor.mean
+        return list(zip(images.permute(0, 2, 3, 1).cpu().numpy(), (_title(row, classes) for row in shares.cpu())))
 
     def resize(self, size: int) -> None:
         """A position embedding for test images of this size, where there is one."""
@@ -170,3 +180,12 @@ def _distillation(options: dict, num_classes: int, mean: tuple[float, ...], std:
         return Distillation(**options, num_classes=num_classes, mean=mean, std=std)
     except TypeError as error:
         raise InputError(f"model.distillation: {error}") from error
+
+
+def _title(shares: torch.Tensor, classes: tuple[str, ...]) -> str:
+    """The class, or the two classes of a mixed image with their shares."""
+    top = shares.topk(min(2, len(classes)))
+    first, *second = [(classes[i], share) for i, share in zip(top.indices.tolist(), top.values.tolist())]
+    if not second or second[0][1] < 0.02:
+        return first[0]
+    return f"{first[0]} {100 * first[1]:.0f} %\n{second[0][0]} {100 * second[0][1]:.0f} %"

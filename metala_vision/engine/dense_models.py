@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from metala_vision.data import BoxDataset, MaskDataset
 from metala_vision.data.masks import IGNORE
@@ -14,7 +16,8 @@ from metala_vision.dense import DETECTORS, SEGMENTERS, detector, segmenter, slid
 from metala_vision.errors import InputError
 
 from .backbone import create_backbone
-from .checks import first_image
+from .checks import first_sample
+from .dense_plots import classes_on, objects_on
 from .task import TaskModel, check_classes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,6 +40,22 @@ def _trunk(backbone: dict, init_from: str | None, grad_checkpointing: bool) -> n
     if grad_checkpointing:
         trunk.set_grad_checkpointing()
     return trunk
+
+
+def _check_types(datasets: Sequence, expected: type, what: str) -> None:
+    for dataset in datasets:
+        if not isinstance(dataset, expected):
+            raise InputError(f"data: {type(dataset).__name__} ({dataset.split}) has no {what}")
+
+
+def _bytes(image: Tensor) -> Tensor:
+    """A preprocessed image as uint8."""
+    return (image * 255).round().byte().cpu()
+
+
+def _picture(drawn: Tensor) -> np.ndarray:
+    """[C, H, W] -> [H, W, C]."""
+    return drawn.permute(1, 2, 0).numpy()
 
 
 @MODELS.register_module()
@@ -89,14 +108,26 @@ class ImageDetector(TaskModel):
 
     def check(self, datasets: Sequence[BoxDataset]) -> None:
         """Whether classes, masks and transforms of all splits fit the model and each other."""
+        _check_types(datasets, BoxDataset, "boxes; expected VOCDetection, CocoDetection or ShapesDetection")
         check_classes(datasets, self.num_classes, "model.num_classes")
         for dataset in datasets:
             where = f"{type(dataset).__name__} ({dataset.split})"
-            if not isinstance(dataset, BoxDataset):
-                raise InputError(f"data: {where} has no boxes; expected VOCDetection, CocoDetection or ShapesDetection")
             if self.kind == "mask_rcnn" and not dataset.has_masks:
                 raise InputError(f"data: {where} has no masks, which mask_rcnn learns; for COCO set masks=True")
-            first_image(dataset, where)
+            first = first_sample(dataset, where)
+            size = dataset.load(first["target"]["index"]).shape[:2]
+            if dataset.split != "train" and first["target"]["size"] != size:
+                raise InputError(
+                    f"data: the transform of {where} makes {first['target']['size']} of {size} pixels, and boxes "
+                    f"would be found in other pixels than those of the files; leave resizing to model.min_size"
+                )
+
+    def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
+        """The images with their objects drawn into them."""
+        return [
+            (_picture(objects_on(_bytes(image), target, classes)), str(target["image_id"]))
+            for image, target in zip(batch["inputs"], batch["targets"])
+        ]
 
     def forward(
         self,
@@ -190,12 +221,17 @@ class ImageSegmenter(TaskModel):
 
     def check(self, datasets: Sequence[MaskDataset]) -> None:
         """Whether classes and transforms of all splits fit the model and each other."""
+        _check_types(datasets, MaskDataset, "masks; expected MaskFolder or ShapesSegmentation")
         check_classes(datasets, self.num_classes, "model.num_classes")
         for dataset in datasets:
-            where = f"{type(dataset).__name__} ({dataset.split})"
-            if not isinstance(dataset, MaskDataset):
-                raise InputError(f"data: {where} has no masks; expected MaskFolder or ShapesSegmentation")
-            first_image(dataset, where)
+            first_sample(dataset, f"{type(dataset).__name__} ({dataset.split})")
+
+    def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
+        """The images with their classes laid over them."""
+        return [
+            (_picture(classes_on(_bytes(image), mask.cpu().numpy(), len(classes))), str(index))
+            for image, mask, index in zip(batch["inputs"], batch["masks"], batch["indices"])
+        ]
 
     def forward(
         self,
@@ -207,7 +243,8 @@ class ImageSegmenter(TaskModel):
     ) -> Tensor | dict[str, Tensor] | list[dict]:
         """[C, H, W] images in [0, 1] -> dict(loss), or for each image its classes [H, W] with its mask and index.
 
-        In training all images have one size.
+        In training all images have one size. A single one is taken twice where there is a BatchNorm, which needs two
+        numbers of a channel and would fail where a map is pooled to one pixel; the loss, a mean, stays the same.
         """
         inputs = [(image - self.mean) / self.std for image in inputs]
         if mode == "predict":
@@ -215,6 +252,8 @@ class ImageSegmenter(TaskModel):
             return [dict(found=f, mask=mask, index=index) for f, mask, index in zip(found, masks, indices)]
         if mode == "loss" and not inputs:
             return self.zero_loss()
+        if mode == "loss" and len(inputs) == 1 and any(isinstance(m, _BatchNorm) for m in self.segmenter.modules()):
+            inputs, masks = inputs * 2, masks * 2
         sizes = {tuple(image.shape) for image in inputs}
         if len(sizes) > 1:
             raise InputError(f"images of one batch differ in shape, {sorted(sizes)}: end the transform with a crop")

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.font_manager import findfont
 from PIL import Image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from metala_vision.data.masks import IGNORE
 
+FONT = findfont("DejaVu Sans")  # matplotlib brings it along
 LEAST_SIDE = 480  # pixels of a picture's longer side: what is written into it should be read
 
 
@@ -31,16 +33,14 @@ def draw_objects(sample: dict, found: dict, classes: Sequence[str], min_score: f
         [f"{classes[found['labels'][i] - 1]} {found['scores'][i]:.2f}" for i in chosen],
         np.array(found["masks"])[chosen] if len(chosen) and found.get("masks") is not None else None,
     )
-    target = sample["target"]
+    return _png(_beside(left, objects_on(sample["image"], sample["target"], classes)))
+
+
+def objects_on(image: torch.Tensor, target: dict, classes: Sequence[str]) -> torch.Tensor:
+    """[3, height, width] uint8 of an image with the objects that are there, enlarged where it is small."""
     labels = target["labels"].tolist()
-    right = _drawn(
-        sample["image"],
-        target["boxes"].numpy(),
-        labels,
-        [classes[label - 1] for label in labels],
-        target["masks"].numpy() if "masks" in target and len(labels) else None,
-    )
-    return _png(_beside(left, right))
+    masks = target["masks"].cpu().numpy() if "masks" in target and len(labels) else None
+    return _drawn(image, target["boxes"].cpu().numpy(), labels, [classes[label - 1] for label in labels], masks)
 
 
 def draw_classes(sample: dict, found: np.ndarray, classes: Sequence[str]) -> bytes:
@@ -53,9 +53,19 @@ def draw_classes(sample: dict, found: np.ndarray, classes: Sequence[str]) -> byt
         found: [height, width] classes.
         classes: their names.
     """
-    image = _enlarged(_rgb(sample["image"]))
-    parts = [_overlay(image, _nearest(labels, image), len(classes)) for labels in (found, sample["mask"].numpy())]
-    return _png(_beside(*parts, image))
+    parts = [classes_on(sample["image"], labels, len(classes)) for labels in (found, sample["mask"].numpy())]
+    return _png(_beside(*parts, _enlarged(_rgb(sample["image"]))))
+
+
+def classes_on(image: torch.Tensor, labels: np.ndarray, classes: int) -> torch.Tensor:
+    """[3, height, width] uint8 of an image with classes laid over it, enlarged where it is small."""
+    image = _enlarged(_rgb(image))
+    labels = _nearest(labels, image)
+    present = [label for label in range(classes) if label != IGNORE and (labels == label).any()]
+    if not present:
+        return image
+    masks = torch.stack([labels == label for label in present])
+    return draw_segmentation_masks(image, masks, alpha=0.55, colors=[_colour(label) for label in present])
 
 
 def _rgb(image: torch.Tensor) -> torch.Tensor:
@@ -91,18 +101,12 @@ def _drawn(
     colours = [_colour(label) for label in labels]
     if masks is not None:
         enlarged = torch.stack([_nearest(mask, picture) for mask in masks]) > 0
-        picture = draw_segmentation_masks(picture, enlarged, alpha=0.5, colors=colours)
+        picture = draw_segmentation_masks(picture, enlarged, alpha=0.35, colors=colours)
     if len(boxes) == 0:
         return picture
-    return draw_bounding_boxes(picture, torch.from_numpy(boxes) * scale, texts, colours, width=2)
-
-
-def _overlay(image: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    present = [label for label in range(classes) if label != IGNORE and (labels == label).any()]
-    if not present:
-        return image
-    masks = torch.stack([labels == label for label in present])
-    return draw_segmentation_masks(image, masks, alpha=0.55, colors=[_colour(label) for label in present])
+    return draw_bounding_boxes(
+        picture, torch.from_numpy(boxes) * scale, texts, colours, width=2, font=FONT, font_size=12, fill_labels=True
+    )
 
 
 def _beside(*pictures: torch.Tensor) -> torch.Tensor:

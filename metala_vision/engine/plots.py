@@ -11,6 +11,9 @@ from metala_vision.figures import save_png
 
 from .scores import SCORES
 
+WIDTH = 15.2  # inches of a row of images
+LARGE = 480  # pixels of a side, from which an image gets twice the room
+
 
 def plot_history(records: Sequence[dict], path: str | Path) -> None:
     """Loss, validation and learning rate against the epoch, as PNG. `records` are those of `HistoryHook`."""
@@ -79,15 +82,21 @@ def plot_resolutions(results: Sequence[dict], names: dict[str, str], path: str |
     save_png(figure, path)
 
 
-def plot_images(images: np.ndarray, titles: Sequence[str], path: str | Path) -> None:
-    """Images [N, C, H, W] in [0, 1], C of 1 or 3, in a grid with a title each; small ones keep their square pixels."""
-    columns = min(len(images), 8)
+def plot_images(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:
+    """Images [height, width, 1 or 3], floats in [0, 1] or uint8, in a grid with a title each.
+
+    Small ones keep their square pixels; there are eight in a row, or four where they are large.
+    """
+    side = 1.9 if max(max(image.shape) for image in images) < LARGE else 3.8
+    columns = min(len(images), round(WIDTH / side))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.9 * columns, 2.2 * rows), layout="constrained")
+    figure = Figure(figsize=(side * columns, (side + 0.3) * rows), layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for panel in panels:
         panel.set_axis_off()
-    for panel, image, title in zip(panels, np.clip(images, 0, 1).transpose(0, 2, 3, 1), titles):
-        panel.imshow(image, cmap="gray" if image.shape[2] == 1 else None, vmin=0, vmax=1, interpolation="nearest")
+    for panel, image, title in zip(panels, images, titles):
+        image = image if image.dtype == np.uint8 else np.clip(image, 0, 1)
+        top = 255 if image.dtype == np.uint8 else 1
+        panel.imshow(image, cmap="gray" if image.shape[2] == 1 else None, vmin=0, vmax=top, interpolation="nearest")
         panel.set_title(title, fontsize=8)
     save_png(figure, path)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from mmengine.model import BaseModel
 from torch import nn
 
@@ -41,6 +42,13 @@ class TaskModel(BaseModel):
 
         Raises:
             InputError: what does not fit.
+        """
+        raise NotImplementedError
+
+    def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
+        """Each image of a preprocessed batch as [height, width, channels], floats in [0, 1] or uint8, with a title.
+
+        What is to be learned of it is drawn into it, or is its title.
         """
         raise NotImplementedError
 

@@ -12,6 +12,7 @@ from PIL import Image
 from small_runs import ROOT, assert_same_checkpoint
 
 from metala_vision.engine import VisionRunner, apply_test_options, apply_train_options, load_config
+from metala_vision.engine.browse import browse
 from metala_vision.engine.dry_run import describe, dry_run
 from metala_vision.engine.evaluation import evaluate_checkpoints, render
 from metala_vision.errors import InputError
@@ -39,6 +40,7 @@ SMALL = {
     "param_scheduler.1.end": 2,
 }
 TASKS = tuple(SHAPES)
+CROP = dict(type="CenterCrop", height=48, width=40)
 
 
 @pytest.fixture
@@ -166,7 +168,13 @@ def test_layer_decay_leaves_what_stands_on_the_trunk_alone(task, config_of):
         ("segmentation", {"model.short_side": 8}, "model.short_side: got 8"),
         ("detection", {"test_evaluator.pictures": -1}, "pictures: got -1"),
         ("detection", {"model.init_from": "none.pth"}, "no file none.pth"),
-        ("detection", {"train_dataloader.dataset.type": "ShapesSegmentation"}, "classes"),
+        ("detection", {"train_dataloader.dataset.type": "ShapesSegmentation"}, "has no boxes; expected VOCDetection"),
+        ("segmentation", {"train_dataloader.dataset.type": "ShapesDetection"}, "has no masks; expected MaskFolder"),
+        (
+            "detection",
+            {"test_dataloader.dataset.transform": dict(type="BoxTransform", transforms=[CROP])},
+            r"ShapesDetection .test. makes .48, 40. of .64, 64. pixels",
+        ),
     ],
 )
 def test_what_does_not_fit(task, options, message, config_of):
@@ -200,6 +208,28 @@ def test_no_image_of_a_batch_is_readable(config_of):
         assert loss["loss"].item() == 0
         loss["loss"].backward()
         assert all(p.grad is not None and not p.grad.any() for p in model.net.parameters())
+
+
+def test_a_single_image_is_enough_for_a_segmenter(config_of):
+    """UPerNet normalises a map of one pixel, and the last batch of an epoch, or what is readable of one, may be one."""
+    model = VisionRunner.from_cfg(config_of("segmentation")).task.train()
+    image, mask = torch.rand(3, 64, 64), torch.zeros(64, 64, dtype=torch.long)
+    torch.manual_seed(0)
+    one = model([image], [mask], [0], mode="loss")["loss"]
+    torch.manual_seed(0)
+    two = model([image] * 2, [mask] * 2, [0, 0], mode="loss")["loss"]
+    assert one.item() == pytest.approx(two.item(), rel=1e-5)
+    one.backward()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_browse(task, config_of, tmp_path):
+    """The picture has what is to be learned drawn into it."""
+    result = browse(config_of(task), "train", tmp_path / "batch.png", images=6)
+    assert result["images"] == 6
+    assert result["shape"] == [3, 64, 64]
+    with Image.open(tmp_path / "batch.png") as picture:
+        assert picture.size[0] > 4 * 300
 
 
 def test_masks_are_asked_for(config_of, monkeypatch):
