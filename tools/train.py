@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   python tools/train.py configs/digits/metala_vit_digits.py
   python tools/train.py configs/digits/metala_vit_digits.py --seed 1 --work-dir work_dirs/digits_seed1
   python tools/train.py configs/digits/metala_vit_digits.py --resume auto
-  python tools/train.py configs/shapes/mask_rcnn_metala_vit_nano_p8_128_shapes_8e.py
+  python tools/train.py configs/shapes/mask_rcnn_metala_vit_nano_p8_128_shapes_6e.py
   python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py --data-root FOLDER --dry-run \\
       --cfg-options model.backbone.num_classes=3
   torchrun --nproc-per-node 8 tools/train.py configs/imagenet/metala_vit_tiny_224_imagenet_300e_paper.py \\

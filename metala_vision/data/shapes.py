@@ -17,6 +17,8 @@ from .splits import SPLITS
 SHAPES = ("disc", "rectangle", "triangle")
 BACKGROUND = "background"
 ATTEMPTS = 20
+GROUND = 110  # grey value that the ground is around
+CONTRAST = 70  # least distance of a shape's colour from it, in one channel
 
 
 class Drawing(NamedTuple):
@@ -34,7 +36,7 @@ def draw(seed: int, size: int, most: int = 5) -> Drawing:
     """
     rng = np.random.default_rng([seed, size])
     ground = rng.integers(0, 256, (max(2, size // 16), max(2, size // 16), 3)).astype(np.float32)
-    image = cv2.resize(ground, (size, size), interpolation=cv2.INTER_CUBIC) * 0.4 + 60
+    image = cv2.resize(ground, (size, size), interpolation=cv2.INTER_CUBIC) * 0.25 + GROUND - 32
     masks: list[np.ndarray] = []
     kinds: list[int] = []
     areas: list[int] = []
@@ -50,17 +52,25 @@ def draw(seed: int, size: int, most: int = 5) -> Drawing:
         masks = [*left, mask]
         kinds.append(kind)
         areas.append(int(mask.sum()))
-        image[mask > 0] = rng.integers(0, 256, 3)
+        image[mask > 0] = _colour(rng)
     image = image + rng.normal(0, 8, image.shape)
     stacked = np.stack(masks).astype(np.uint8) if masks else np.zeros((0, size, size), np.uint8)
     return Drawing(np.clip(image, 0, 255).astype(np.uint8), stacked, np.array(kinds, np.int64))
 
 
+def _colour(rng: np.random.Generator) -> np.ndarray:
+    """One that can be told from the ground."""
+    while True:
+        colour = rng.integers(0, 256, 3)
+        if np.abs(colour - GROUND).max() > CONTRAST:
+            return colour
+
+
 def _shape(rng: np.random.Generator, kind: int, size: int) -> np.ndarray:
     """One shape [size, size] uint8, 0 or 1; a part of it may be outside."""
     mask = np.zeros((size, size), np.uint8)
-    centre = rng.uniform(0.1 * size, 0.9 * size, 2)
-    radius = rng.uniform(0.08, 0.22) * size
+    centre = rng.uniform(0.15 * size, 0.85 * size, 2)
+    radius = rng.uniform(0.1, 0.22) * size
     if SHAPES[kind] == "disc":
         cv2.circle(mask, tuple(int(x) for x in centre), int(radius), 1, -1)
         return mask

@@ -20,8 +20,8 @@ from metala_vision.errors import InputError
 pytest.importorskip("pycocotools")
 pytest.importorskip("segmentation_models_pytorch")
 SHAPES = {
-    "detection": ROOT / "configs/shapes/mask_rcnn_metala_vit_nano_p8_128_shapes_8e.py",
-    "segmentation": ROOT / "configs/shapes/upernet_metala_vit_nano_p8_128_shapes_8e.py",
+    "detection": ROOT / "configs/shapes/mask_rcnn_metala_vit_nano_p8_128_shapes_6e.py",
+    "segmentation": ROOT / "configs/shapes/upernet_metala_vit_nano_p8_128_shapes_6e.py",
 }
 SMALL = {
     "model.backbone.embed_dim": 32,
@@ -35,6 +35,7 @@ SMALL = {
     "val_dataloader.dataset.size": 64,
     "test_dataloader.dataset.images": 5,
     "test_dataloader.dataset.size": 64,
+    "optim_wrapper.optimizer.lr": 1e-3,
     "train_cfg.max_epochs": 2,
     "train_cfg.val_interval": 1,
     "param_scheduler.1.end": 2,

@@ -1,12 +1,12 @@
-"""UPerNet on MetaLA-ViT nano with patches of 8 pixels, on drawn shapes of 128x128: 1000 train, 200 val, 200 test.
+"""UPerNet on MetaLA-ViT nano with patches of 8 pixels, on drawn shapes of 128x128: 2000 train, 200 val, 200 test.
 
-Command: python tools/train.py configs/shapes/upernet_metala_vit_nano_p8_128_shapes_8e.py
+Command: python tools/train.py configs/shapes/upernet_metala_vit_nano_p8_128_shapes_6e.py
 """
 
-_base_ = ["../_base_/segmentation.py", "../_base_/shapes_8e.py"]
+_base_ = ["../_base_/segmentation.py", "../_base_/shapes.py"]
 
 loader = dict(
-    batch_size=16,
+    batch_size=4,
     num_workers=0,
     sampler=dict(type="EpochSampler", shuffle=False),
     collate_fn=dict(type="collate_masks"),
@@ -16,7 +16,7 @@ augmentation = dict(
 )
 train_dataloader = dict(
     loader,
-    dataset=dict(type="ShapesSegmentation", split="train", images=1000, transform=augmentation),
+    dataset=dict(type="ShapesSegmentation", split="train", images=2000, transform=augmentation),
     sampler=dict(type="EpochSampler", shuffle=True),
 )
 val_dataloader = dict(loader, dataset=dict(type="ShapesSegmentation", split="val", images=200))

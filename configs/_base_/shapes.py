@@ -1,9 +1,9 @@
-# Eight epochs of AdamW for drawn shapes.
-epochs = 8
-train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=4)
+# AdamW for drawn shapes: many steps of few images, since time goes with the images and what is learned with the steps.
+epochs = 6
+train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=3)
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [
