@@ -1,8 +1,8 @@
 """Mask R-CNN on MetaLA-ViT nano with patches of 8 pixels, on drawn shapes of 128x128: 1000 train, 200 val, 200 test.
 
 Command: python tools/train.py configs/shapes/mask_rcnn_metala_vit_nano_p8_128_shapes_6e.py
-Measured (seed 0, 2 cores of an Intel Xeon): mAP50 0.969 of boxes and 0.962 of masks on the test images, in 10 min 24 s; after
-half of it 0.876 and 0.875 on the validation images.
+Measured (seed 0, 2 cores of an Intel Xeon): mAP50 0.969 of boxes and 0.962 of masks on the test images, in 10 min 24 s;
+after half of it 0.876 and 0.875 on the validation images.
 """
 
 _base_ = ["../_base_/detection.py", "../_base_/shapes.py"]
