@@ -99,9 +99,8 @@ def _drawn(
     scale = _scale(image)
     picture = _enlarged(_rgb(image))
     colours = [_colour(label) for label in labels]
-    if masks is not None:
-        enlarged = torch.stack([_nearest(mask, picture) for mask in masks]) > 0
-        picture = draw_segmentation_masks(picture, enlarged, alpha=0.35, colors=colours)
+    for mask, colour in zip([] if masks is None else masks, colours):  # at once, overlaps would be drawn black
+        picture = draw_segmentation_masks(picture, _nearest(mask, picture) > 0, alpha=0.35, colors=[colour])
     if len(boxes) == 0:
         return picture
     return draw_bounding_boxes(

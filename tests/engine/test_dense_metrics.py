@@ -6,6 +6,7 @@ import torch
 
 from metala_vision.data import ShapesDetection, ShapesSegmentation
 from metala_vision.engine.dense_metrics import CocoMetric, SegmentationMetric, intersection_over_union
+from metala_vision.engine.dense_plots import objects_on
 from metala_vision.errors import InputError
 
 pytest.importorskip("pycocotools")
@@ -143,6 +144,18 @@ def test_results_in_coco_form(tmp_path):
     assert entries[0]["bbox"] == [left, top, right - left, bottom - top]
     assert report["images"] == 1
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["00000.png"]
+
+
+def test_overlapping_masks_are_not_drawn_black():
+    masks = torch.zeros(2, 500, 500, dtype=torch.uint8)
+    masks[0, 100:300, 100:300] = 1
+    masks[1, 200:400, 200:400] = 1
+    objects = dict(boxes=torch.tensor([[100.0, 100, 300, 300], [200, 200, 400, 400]]), labels=torch.tensor([1, 2]))
+    picture = objects_on(torch.full((3, 500, 500), 255, dtype=torch.uint8), {**objects, "masks": masks}, "ab")
+    once, twice, ground = picture[:, 150, 150], picture[:, 250, 250], picture[:, 50, 50]
+    assert (ground == 255).all()
+    assert once.float().mean() < 255
+    assert once.float().mean() > twice.float().mean() > 100
 
 
 def test_intersection_over_union_by_hand():
