@@ -19,10 +19,10 @@ SAMPLES = 16  # images whose loading is timed
 
 
 def dry_run(runner: VisionRunner) -> dict:
-    """Two training steps and one validation batch; nothing is written but the log.
+    """Two training steps, and a validation batch twice; nothing is written but the log.
 
-    The first step warms up: it compiles what is to be compiled. The second one's time, without waiting for images, and
-    the time that the workers need for a batch of images decide, the longer of the two, how long a step will take.
+    The first of each warms up: it compiles what is to be compiled. The second step's time, without waiting for images,
+    and the time that the workers need for a batch of images decide, the longer of the two, how long a step will take.
 
     Returns:
         A dict of plain values: `images_per_step`, `seconds_per_step`, `seconds_per_batch_model` and `_data`,
@@ -88,14 +88,15 @@ def _train(runner: VisionRunner, device: torch.device) -> tuple[float, dict]:
 
 
 def _validate(runner: VisionRunner, device: torch.device, per_image: float) -> float:
-    """Seconds of a whole validation, from one batch of it."""
+    """Seconds of a whole validation, from the second time of one batch of it."""
     if runner.val_loop is None or len(runner.val_dataloader) == 0:
         return 0.0
     loader = runner.val_dataloader
     runner.model.eval()
     batch = next(iter(loader))
     with torch.inference_mode():
-        seconds = _timed(device, lambda: runner.model.val_step(batch))
+        for _ in range(STEPS):
+            seconds = _timed(device, lambda: runner.model.val_step(batch))
     return len(loader) * max(seconds, _data_seconds(loader, per_image))
 
 

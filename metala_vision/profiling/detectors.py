@@ -66,7 +66,7 @@ def bench_detectors(
     Raises:
         InputError: an unknown model or kind, two candidates of one name, or a size or number that makes no sense.
     """
-    check_models(candidate.backbone for candidate in candidates)
+    check_models((candidate.backbone for candidate in candidates), "--backbones")
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
         raise InputError(f"--backbones, --configs: got {names}, expected each once")

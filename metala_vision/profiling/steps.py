@@ -28,15 +28,15 @@ class Cell(NamedTuple):
     mode: str  # "infer" or "train"
 
 
-def check_models(names: Iterable[str]) -> None:
-    """InputError for a name that timm does not know, with near matches."""
+def check_models(names: Iterable[str], option: str = "--models") -> None:
+    """InputError for a name that timm does not know, with near matches, and the option that it came by."""
     for name in names:
         if not timm.is_model(name):
-            raise InputError(f"--models: unknown model {name!r}{near_matches(name, timm.list_models())}")
+            raise InputError(f"{option}: unknown model {name!r}{near_matches(name, timm.list_models())}")
         try:
             timm.get_pretrained_cfg(name)
         except RuntimeError as error:  # a tag behind the name that it does not have
-            raise InputError(f"--models: {name!r}: {error}") from error
+            raise InputError(f"{option}: {name!r}: {error}") from error
 
 
 def create(name: str, size: int | tuple[int, int], device: str = "cpu") -> nn.Module:

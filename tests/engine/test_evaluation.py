@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,21 @@ def test_dry_run_tool(tmp_path):
     assert 0.2 < result["peak_memory_gb"] < 8
     assert "an epoch: " in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_does_not_count_what_is_compiled_once(tmp_path):
+    """Else the time of compiling would be that of every validation batch."""
+    config = load_config(str(DIGITS), SMALL)
+    config.work_dir = str(tmp_path)
+    runner = VisionRunner.from_cfg(config)
+    val_step, calls = runner.model.val_step, []
+
+    def slow_once(batch):
+        calls.append(time.sleep(0 if calls else 5))
+        return val_step(batch)
+
+    runner.model.val_step = slow_once
+    assert dry_run(runner)["seconds_per_epoch"] < 5
 
 
 def test_dry_run_of_fewer_images_than_two_batches(tmp_path):

@@ -47,7 +47,7 @@ def test_one_that_fails_leaves_the_others_theirs():
         (dict(candidates=candidates("yolo", NAMES)), "--kind: got 'yolo'"),
         (
             dict(candidates=candidates("fcos", ["metala_vit_tinny"])),
-            "--models: unknown model 'metala_vit_tinny'.*metala_vit_tiny",
+            "--backbones: unknown model 'metala_vit_tinny'.*metala_vit_tiny",
         ),
         (dict(candidates=candidates("fcos", NAMES * 2)), "--backbones, --configs: got .* expected each once"),
         (dict(cells=[DetectorCell(8, 96, "infer")]), "--sizes, --mode: got"),
