@@ -89,6 +89,12 @@ def check_split(split: str) -> None:
         raise InputError(f"split: got {split!r}, expected one of {SPLITS}")
 
 
+def check_holdout(holdout: float) -> None:
+    """Raises InputError for anything outside [0, 0.5)."""
+    if not 0 <= holdout < 0.5:
+        raise InputError(f"holdout: got {holdout!r}, expected a number in [0, 0.5)")
+
+
 @FUNCTIONS.register_module()
 def collate_images(samples: Sequence[dict]) -> dict:
     """dict(inputs [B, C, H, W] uint8, labels [B] int64, errors list[str]); unreadable images are left out of B."""

@@ -11,13 +11,12 @@ from torchvision import datasets as tv_datasets
 
 from metala_vision.errors import InputError
 
-from .base import LabelledImages, check_split
+from .base import LabelledImages, check_holdout, check_split
 from .splits import stratified_split, stratified_subset
 
 # Where Debian's package dataset-fashion-mnist puts the four files.
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-VAL_SHARE = 1 / 12  # 5000 of the 60 000 training images
 
 
 @DATASETS.register_module()
@@ -28,11 +27,13 @@ class FashionMNIST(LabelledImages):
         root: folder that holds `FashionMNIST/raw`, torchvision's layout; filled from Debian's package or the network.
         split: "train", "val" or "test".
         transform: see `LabelledImages`.
+        holdout: share of the 60 000 training images that is val. 0 trains on all of them: val is then the test set, and
+            nothing may be chosen by it.
         subset: keep about this many images of the split, with the proportions of the classes.
         download: fetch the files where they are missing and the Debian package is not installed.
 
     Raises:
-        InputError: no data, with the ways to get it.
+        InputError: no data, with the ways to get it; a holdout outside [0, 0.5); a subset larger than the split.
     """
 
     def __init__(
@@ -40,14 +41,17 @@ class FashionMNIST(LabelledImages):
         root: str,
         split: str,
         transform: dict | None = None,
+        holdout: float = 1 / 12,
         subset: int | None = None,
         download: bool = True,
     ):
         check_split(split)
-        source = _open(Path(root), train=split != "test", download=download)
+        check_holdout(holdout)
+        held_out = split == "test" or (split == "val" and holdout == 0)
+        source = _open(Path(root), train=not held_out, download=download)
         images, labels = source.data.numpy(), source.targets.numpy()
-        if split != "test":
-            train, val = stratified_split(labels, (1 - VAL_SHARE, VAL_SHARE))
+        if not held_out:
+            train, val = stratified_split(labels, (1 - holdout, holdout))
             chosen = train if split == "train" else val
             images, labels = images[chosen], labels[chosen]
         if subset is not None:

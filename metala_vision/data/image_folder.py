@@ -11,7 +11,7 @@ from PIL import Image
 
 from metala_vision.errors import InputError
 
-from .base import LabelledImages, UnreadableImageError, check_split
+from .base import LabelledImages, UnreadableImageError, check_holdout, check_split
 from .folder_index import class_names, list_images
 from .splits import SPLITS, stratified_split
 
@@ -52,8 +52,7 @@ class ImageFolder(LabelledImages):
         check_split(split)
         if channels not in (1, 3):
             raise InputError(f"channels: got {channels!r}, expected 3 (RGB) or 1 (grey)")
-        if not 0 <= holdout < 0.5:
-            raise InputError(f"holdout: got {holdout!r}, expected a number in [0, 0.5)")
+        check_holdout(holdout)
         self.channels = channels
         folder = Path(root)
         if not folder.is_dir():

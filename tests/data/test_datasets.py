@@ -96,6 +96,15 @@ def test_fashion_mnist_from_the_debian_package(debian, tmp_path):
     assert not list(root.rglob("*.tmp"))
 
 
+def test_fashion_mnist_without_a_holdout_trains_on_all(debian, tmp_path):
+    parts = {split: FashionMNIST(str(tmp_path), split, holdout=0.0) for split in ("train", "val", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 240, "val": 40, "test": 40}
+    assert np.array_equal(parts["val"].images, parts["test"].images)
+    assert len({image.tobytes() for image in np.concatenate([parts["train"].images, parts["test"].images])}) == 280
+    with pytest.raises(ValueError, match=r"holdout: got 0.5, expected a number in \[0, 0.5\)"):
+        FashionMNIST(str(tmp_path), "train", holdout=0.5)
+
+
 def test_fashion_mnist_missing_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "none")
     with pytest.raises(ValueError, match="Debian's package dataset-fashion-mnist"):
