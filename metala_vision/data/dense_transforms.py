@@ -9,7 +9,7 @@ from mmengine.registry import TRANSFORMS
 
 from metala_vision.errors import InputError
 
-from .transforms import build_albumentation
+from .transforms import build_albumentation, reseed
 
 
 @TRANSFORMS.register_module()
@@ -41,7 +41,7 @@ class BoxTransform:
         of the objects that are left; the same `seed` gives the same result.
         """
         if seed is not None:
-            self.compose.set_random_seed(seed)
+            reseed(self.compose, seed)
         inputs = dict(image=image, bboxes=boxes, indices=np.arange(len(boxes)))
         if masks is not None and len(masks):
             inputs["masks"] = masks
@@ -78,7 +78,7 @@ class MaskTransform:
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """[height, width, channels] uint8 and [height, width] -> the same of the new image."""
         if seed is not None:
-            self.compose.set_random_seed(seed)
+            reseed(self.compose, seed)
         result = self.compose(image=image, mask=mask)
         return result["image"], result["mask"]
 

@@ -46,7 +46,7 @@ class Albumentations:
         """One image; the same `seed` gives the same result, None continues albumentations' own stream."""
         if seed is not None:
             # Every worker has a copy of the same stream: without a seed per sample they augment alike, each epoch.
-            self.compose.set_random_seed(seed)
+            reseed(self.compose, seed)
         return self.compose(image=image)["image"]
 
 
@@ -200,6 +200,15 @@ def build_albumentation(config: dict) -> A.BasicTransform | A.BaseCompose:
             raise InputError(
                 f"transforms: {name}({', '.join(f'{k}={v!r}' for k, v in config.items())}): {error}"
             ) from error
+
+
+def reseed(compose: A.BaseCompose, seed: int) -> None:
+    """Gives all transforms of a pipeline one stream to draw from in turn.
+
+    `set_random_seed` would give each a stream of its own from the same seed. All then draw the same numbers: a flip would
+    go with small crops alone.
+    """
+    compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 def _check_size(img_size: int) -> None:
