@@ -11,7 +11,7 @@ _base_ = ["../_base_/classification.py", "../_base_/imagenet.py", "../_base_/ima
 
 model = dict(
     backbone=dict(model_name="metala_vit_small", img_size=512, drop_path_rate=0.1),
-    init_from="work_dirs/metala_vit_small_224_imagenet_300e_paper/last.pth",
+    init_from="work_dirs/metala_vit_small_224_imagenet_300e_deit/last.pth",
     mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0),
 )
 default_hooks = dict(checkpoint=dict(save_best=None))
