@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+LONGEST = 40000
 MODES = {cv2.INTER_LINEAR: "bilinear", cv2.INTER_CUBIC: "bicubic"}
 
 
@@ -32,9 +33,16 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: int) -> np
 
 
 class ShortSide(A.SmallestMaxSize):
-    """albumentations' resize of the short side to a length, with `resize` for images."""
+    """albumentations' resize of the short side to a length, with `resize` for images.
+
+    Before a central crop: of an image more than `LONGEST` times as long as it is short only the middle is kept. One of
+    1x30000 pixels, a few kilobytes on disk, would take gigabytes.
+    """
 
     def apply(self, img: np.ndarray, scale: float, **params) -> np.ndarray:
+        longest = LONGEST * min(img.shape[:2])
+        top, left = (max(0, side - longest) // 2 for side in img.shape[:2])
+        img = img[top : top + longest, left : left + longest]
         height, width = (max(1, round(side * scale)) for side in img.shape[:2])
         return resize(img, height, width, self.interpolation)
 

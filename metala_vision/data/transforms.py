@@ -1,10 +1,9 @@
 """Per-image augmentation on albumentations, strict about arguments and seeded per sample."""
 
-import functools
 import os
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 # albumentations asks a package index for its newest version while it is imported, and waits.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -13,11 +12,10 @@ import albumentations as A
 import cv2
 import numpy as np
 from mmengine.registry import TRANSFORMS
-from PIL import Image
-from timm.data import rand_augment_transform
 
 from metala_vision.errors import InputError, near_matches
 
+from .deit import TimmErasing, TimmRandAugment
 from .resize import ResizedCrop, ShortSide
 
 INTERPOLATION = {
@@ -94,7 +92,7 @@ STRENGTHS = {
     "strong": (
         dict(type="ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0, p=0.8),
         dict(type="SomeOf", transforms=_TONES, n=2, p=1.0),
-        dict(type="Erasing", scale=(0.02, 0.33), ratio=(0.3, 3.3), fill="random", p=0.25),
+        dict(type="TimmErasing", p=0.25),
     ),
 }
 
@@ -111,7 +109,7 @@ class TrainTransform(Albumentations):
         strength: "light" (nothing more), "medium" (colours, small rotations) or "strong" (two of ten operations,
             colours, an erased rectangle in a quarter of the images).
         rand_augment: timm's name of a RandAugment policy for RGB images, such as "rand-m9-mstd0.5-inc1" (DeiT's).
-        erasing: probability of a rectangle erased to random pixels, last of all.
+        erasing: probability of a rectangle erased to random pixels, last of all, by timm's rule (`TimmErasing`).
         extra: further albumentations before it, as for `Albumentations`.
     """
 
@@ -142,44 +140,11 @@ class TrainTransform(Albumentations):
             transforms.append(dict(type="TimmRandAugment", policy=rand_augment, img_size=img_size))
         transforms += extra
         if erasing > 0:
-            transforms.append(dict(type="Erasing", scale=(0.02, 1 / 3), ratio=(0.3, 3.3), fill="random", p=erasing))
+            transforms.append(dict(type="TimmErasing", p=erasing))
         super().__init__(transforms)
 
 
-class TimmRandAugment(A.ImageOnlyTransform):
-    """timm's RandAugment as an albumentation: seeded with its pipeline, where timm draws from Python's generators."""
-
-    def __init__(self, policy: str, img_size: int, p: float = 1.0):
-        super().__init__(p=p)
-        grey = (124, 116, 104)  # mean colour of ImageNet, for what rotations and shifts bring in
-        try:
-            self.augment = rand_augment_transform(policy, dict(translate_const=int(img_size * 0.45), img_mean=grey))
-        except (AssertionError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{policy!r} is no policy that timm knows: {error}") from error
-        for operation in self.augment.ops:
-            if operation.name.startswith("Posterize"):
-                operation.level_fn = functools.partial(_some_bits, operation.level_fn)
-
-    def apply(self, img: np.ndarray, **params) -> np.ndarray:
-        if img.shape[2] != 3:
-            raise InputError(f"rand_augment: got an image of {img.shape[2]} channels, expected 3 (RGB)")
-        former = random.getstate(), np.random.get_state()  # noqa: NPY002
-        seed = self.py_random.getrandbits(32)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            return np.asarray(self.augment(Image.fromarray(img)))
-        finally:
-            random.setstate(former[0])
-            np.random.set_state(former[1])  # noqa: NPY002
-
-
-def _some_bits(level_to_bits: Callable, level: float, hparams: dict) -> tuple[int]:
-    """timm's number of bits that Posterize keeps; it asks for none at the highest levels, which Pillow refuses."""
-    return (max(1, level_to_bits(level, hparams)[0]),)
-
-
-OWN = {"TimmRandAugment": TimmRandAugment, "ShortSide": ShortSide, "ResizedCrop": ResizedCrop}
+OWN = {own.__name__: own for own in (TimmRandAugment, TimmErasing, ShortSide, ResizedCrop)}
 
 
 def build_albumentation(config: dict) -> A.BasicTransform | A.BaseCompose:
@@ -205,8 +170,8 @@ def build_albumentation(config: dict) -> A.BasicTransform | A.BaseCompose:
 def reseed(compose: A.BaseCompose, seed: int) -> None:
     """Gives all transforms of a pipeline one stream to draw from in turn.
 
-    `set_random_seed` would give each a stream of its own from the same seed. All then draw the same numbers: a flip would
-    go with small crops alone.
+    `set_random_seed` would give each a stream of its own from the same seed. All then draw the same numbers: a flip
+    would go with small crops alone.
     """
     compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
 

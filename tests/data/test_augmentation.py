@@ -1,17 +1,29 @@
 """Augmentation: every strength on every kind of image, seeds, and the arguments of the pipelines."""
 
+import collections
 import random
+import time
 import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from timm.data import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
 
-from metala_vision.data import EpochSampler, EvalTransform, ImageFolder, TrainTransform
+from metala_vision.data import (
+    Albumentations,
+    BoxTransform,
+    EpochSampler,
+    EvalTransform,
+    ImageFolder,
+    MaskTransform,
+    TrainTransform,
+)
 from metala_vision.data.photo_crops import write_photo_crops
 from metala_vision.data.resize import resize
-from metala_vision.data.transforms import INTERPOLATION, STRENGTHS
+from metala_vision.data.transforms import INTERPOLATION, STRENGTHS, reseed
 from metala_vision.errors import InputError
 
 SHAPES = [(1, 1), (1, 90), (60, 90), (300, 20)]
@@ -63,15 +75,14 @@ def test_rand_augment_is_timms():
     before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     result = ours.apply(image)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
-    transform.compose.set_random_seed(5)
+    reseed(transform.compose, 5)
     result = ours.apply(image)
-    transform.compose.set_random_seed(5)
+    reseed(transform.compose, 5)
     seed = ours.py_random.getrandbits(32)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
-    policy = rand_augment_transform(
-        "rand-m9-mstd0.5-inc1", dict(translate_const=int(64 * 0.45), img_mean=(124, 116, 104))
-    )
+    options = dict(translate_const=int(64 * 0.45), img_mean=(124, 116, 104), interpolation=Image.Resampling.BICUBIC)
+    policy = rand_augment_transform("rand-m9-mstd0.5-inc1", options)
     assert np.array_equal(np.asarray(policy(Image.fromarray(image))), result)
 
 
@@ -83,12 +94,79 @@ def test_rand_augment_at_its_strongest():
         assert transform(image, seed).shape == (16, 16, 3)
 
 
-def test_erasing():
-    transform = TrainTransform(32, scale=(1.0, 1.0), hflip=0.0, erasing=1.0)
-    flat = np.full((32, 32, 3), 100, np.uint8)
-    share = np.mean([(transform(flat, seed) != 100).any(-1).mean() for seed in range(200)])
-    assert 0.05 < share < 0.35
-    assert len(np.unique(transform(flat, 0))) > 20, "random pixels, no flat colour"
+def test_erasing_is_timms(monkeypatch):
+    """As large as timm's and as often upright, and filled with noise as after timm's normalisation."""
+    transform = TrainTransform(64, scale=(1.0, 1.0), hflip=0.0, erasing=1.0)
+    timms = RandomErasing(probability=1.0, mode="pixel", device="cpu")
+    flat = np.full((64, 64, 3), 7, np.uint8)
+    random.seed(0)
+    torch.manual_seed(0)
+    erased = {
+        "ours": [(transform(flat, seed) != 7).any(-1) for seed in range(600)],
+        "timm's": [timms(torch.zeros(3, 64, 64)).numpy().any(0) for _ in range(600)],
+    }
+    shares = {name: np.mean([mask.mean() for mask in masks]) for name, masks in erased.items()}
+    upright = {
+        name: np.mean([mask.any(1).sum() > mask.any(0).sum() for mask in masks]) for name, masks in erased.items()
+    }
+    assert abs(shares["ours"] - shares["timm's"]) < 0.015
+    assert abs(upright["ours"] - upright["timm's"]) < 0.08
+    noise = np.concatenate([transform(flat, seed)[erased["ours"][seed]] for seed in range(20)]).astype(float)
+    assert abs(noise.mean() - 116) < 2
+    assert abs(noise.std() - 56) < 3  # a little under 57: what is beyond 0 and 255 is cut
+
+
+def draws_box(members, image, seed):
+    return BoxTransform(members)(image, np.array([[0, 0, 2, 2]], np.float32), None, seed)[0]
+
+
+DRAWS = {
+    "image": lambda members, image, seed: Albumentations(members)(image, seed),
+    "boxes": draws_box,
+    "mask": lambda members, image, seed: MaskTransform(members)(image, image[..., 0], seed)[0],
+    "nested": lambda members, image, seed: Albumentations(
+        [members[0], dict(type="Sequential", transforms=members[1:], p=1.0)]
+    )(image, seed),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_augmentations_of_an_image_are_independent(kind):
+    """Each kind of flip comes with and without the other, and with every crop: no number is drawn twice."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[0, 0] = 255
+    members = [
+        dict(type="HorizontalFlip", p=0.5),
+        dict(type="VerticalFlip", p=0.5),
+        dict(type="PadIfNeeded", min_height=9, min_width=8, position="top_left", border_mode=0, fill=0),
+        dict(type="RandomCrop", height=8, width=8),
+    ]
+    seen = collections.Counter()
+    for seed in range(400):
+        result = DRAWS[kind](members, image, seed)
+        rows, columns = np.nonzero(result[..., 0])
+        seen[(rows[0], columns[0]) if len(rows) else "cropped"] += 1
+    # the corner comes to four places, with either crop: two of the eight cases are one row higher, or cut off
+    expected = {(0, 0): 1, (0, 7): 1, (7, 0): 1, (7, 7): 1, (6, 0): 1, (6, 7): 1, "cropped": 2}
+    assert set(seen) == set(expected)
+    for place, cases in expected.items():
+        assert 0.6 < seen[place] / (400 * cases / 8) < 1.4, f"{place}: {seen}"
+
+
+def test_recipe_of_imagenet_flips_and_erases_crops_of_any_size():
+    """A ramp: its slope says how much of the image a crop covers, its sign the flip."""
+    ramp = np.tile(np.linspace(0, 250, 251).astype(np.uint8)[None, :, None], (251, 1, 3))
+    transform = TrainTransform(64, scale=(0.08, 1.0), erasing=0.5)
+    covered = collections.defaultdict(list)
+    for seed in range(500):
+        result = transform(ramp, seed).astype(float)[..., 0]
+        slope = np.median(np.diff(result, axis=1))
+        wild = np.abs(np.diff(result, axis=1)) > 30  # noise: the ramp itself rises by at most four levels a pixel
+        covered[slope < 0, wild.any()].append(abs(slope))
+    means = {case: np.mean(slopes) for case, slopes in covered.items()}
+    assert len(means) == 4
+    assert all(len(slopes) > 85 for slopes in covered.values())
+    assert max(means.values()) - min(means.values()) < 0.4, means
 
 
 @pytest.mark.parametrize(
@@ -186,6 +264,20 @@ def folder_of(tmp_path, save):
 def test_one_pixel(tmp_path):
     data = folder_of(tmp_path, lambda path: Image.new("RGB", (1, 1), (9, 8, 7)).save(path))
     assert data[0]["image"].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("shape", [(1, 30_000), (30_000, 1)])
+def test_thin_images_take_no_gigabytes(shape):
+    image = picture(shape, 3)
+    start = time.process_time()
+    assert EvalTransform(224)(image).shape == (224, 224, 3)
+    assert time.process_time() - start < 1, "whole it would be 256 x 7.7 million pixels, for half a minute"
+
+
+def test_what_is_cut_off_a_thin_image_is_not_seen():
+    smooth = np.tile((np.sin(np.arange(900) / 9) * 100 + 128).astype(np.uint8)[None, :, None], (30, 1, 3))
+    whole = resize(smooth, 32, 960, INTERPOLATION["bicubic"])[2:30, 466:494]
+    assert np.abs(EvalTransform(28)(smooth).astype(int) - whole).max() < 8
 
 
 def png_header(width: int, height: int) -> bytes:
