@@ -54,27 +54,40 @@ def class_names(folder: Path) -> list[str]:
     Raises:
         InputError: there are none.
     """
-    with os.scandir(folder) as entries:
-        classes = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    classes = _subfolders(folder)
     if not classes:
         raise InputError(f"root: {folder} has no class folders; expected {folder}/CLASS/IMAGE")
     return classes
 
 
+def has_classes(folder: Path) -> bool:
+    """Whether there is any class folder."""
+    return bool(_subfolders(folder))
+
+
+def _subfolders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
 def _listed(folder: Path) -> dict[str, tuple[int, list[str]]]:
     """Relative folder -> (its modification time in ns, names of the images right in it)."""
     folders = {}
-    waiting = [folder]
+    waiting: list[tuple[Path, frozenset]] = [(folder, frozenset())]  # and what it lies in
     while waiting:
-        place = waiting.pop()
-        changed = os.stat(place).st_mtime_ns  # before it is read: what comes after makes it newer
+        place, around = waiting.pop()
+        status = os.stat(place)
+        changed = status.st_mtime_ns  # before it is read: what comes after makes it newer
+        itself = (status.st_dev, status.st_ino)
+        if itself in around:
+            raise InputError(f"root: {place} is a link to a folder that it lies in; remove it")
         images = []
         with os.scandir(place) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    waiting.append(Path(entry.path))
+                    waiting.append((Path(entry.path), around | {itself}))
                 elif entry.name.lower().endswith(IMG_EXTENSIONS):
                     images.append(entry.name)
         folders[os.path.relpath(place, folder)] = (changed, images)

@@ -12,7 +12,8 @@ from PIL import Image
 from metala_vision.errors import InputError
 
 from .base import LabelledImages, UnreadableImageError, check_holdout, check_split
-from .folder_index import class_names, list_images
+from .folder_index import class_names, has_classes, list_images
+from .packed import PackedStrings
 from .splits import SPLITS, stratified_split
 
 # of files that are taken for images where masks or annotations stand beside them
@@ -24,7 +25,8 @@ class ImageFolder(LabelledImages):
     """Images under `root`, one folder per class. The three splits share no file:
 
     - root/{train,val,test}/CLASS: as they are;
-    - root/{train,val}/CLASS (ImageNet): test is `val`, and val is held out of `train`;
+    - root/{train,val}/CLASS (ImageNet, also with its unlabelled root/test/IMAGE): test is `val`, and val is held out of
+      `train`;
     - root/CLASS: test and val are both held out.
 
     Args:
@@ -58,6 +60,13 @@ class ImageFolder(LabelledImages):
         if not folder.is_dir():
             raise InputError(f"root: no folder {folder}; expected {folder}/train/CLASS/IMAGE or {folder}/CLASS/IMAGE")
         own = [name for name in SPLITS if (folder / name).is_dir()]
+        if own == list(SPLITS) and not has_classes(folder / "test"):
+            own.remove("test")
+            print_log(
+                f"{folder}/test has no class folders: it is left out, as the unlabelled images of ImageNet's test are",
+                logger="current",
+                level=logging.WARNING,
+            )
         if "train" in own and len(own) == 1:
             raise InputError(f"root: {folder} has a train folder and neither val nor test beside it")
         if not own:
@@ -86,7 +95,7 @@ class ImageFolder(LabelledImages):
                 raise InputError(
                     f"root: the classes of {split} and train differ in {folder}: {', '.join(differing[:10])}"
                 )
-        self.paths = paths
+        self.paths = PackedStrings(paths)
         super().__init__(split, classes, labels, transform)
 
     def load(self, index: int) -> np.ndarray:
@@ -95,6 +104,9 @@ class ImageFolder(LabelledImages):
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:
     """An image file as [height, width, channels] uint8, of any mode.
+
+    As it is stored: a note of orientation that cameras leave (EXIF) is not followed, as in timm and torchvision. What
+    is transparent is white.
 
     Raises:
         UnreadableImageError: it is no image, not whole, or so large that a few bytes ask for gigabytes of memory.
@@ -111,10 +123,13 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     """[height, width, channels] uint8, of any mode; 16-bit grey is scaled, where PIL would clip it to white."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PGM's too are of 16 bits
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {image.mode}) have no agreed range; save it with 8 or 16 bits")
+    if image.has_transparency_data:  # the colours beneath are black in most files
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     mode = "RGB" if channels == 3 else "L"
     converted = np.asarray(image if image.mode == mode else image.convert(mode))
     return converted.reshape(image.height, image.width, channels)

@@ -21,6 +21,8 @@ from metala_vision.data import (
     stratified_split,
     stratified_subset,
 )
+from metala_vision.data.image_folder import read_image
+from metala_vision.data.packed import PackedStrings
 
 
 def save_image(path, seed=0, size=(20, 16), mode="RGB"):
@@ -130,6 +132,15 @@ def test_imagenet_layout_holds_validation_out_of_train(folder, tmp_path):
     assert all("/val/" in path for path in parts["test"].paths)
 
 
+def test_imagenet_with_its_unlabelled_test_images(folder, tmp_path):
+    root = tmp_path / "imagenet"
+    for split in ("train", "val"):
+        shutil.copytree(folder, root / split)
+    save_image(root / "test" / "0.png")
+    assert all("/val/" in path for path in ImageFolder(str(root), "test").paths)
+    assert len(ImageFolder(str(root), "train", holdout=0.0)) == 40
+
+
 def test_three_folders_are_taken_as_they_are(folder, tmp_path):
     root = tmp_path / "three"
     for split in ("train", "val", "test"):
@@ -181,6 +192,41 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
     image = ImageFolder(str(tmp_path), "train")[0]["image"]
     assert np.abs(image[0].numpy().astype(int) - (ramp >> 8)).max() == 0
     assert len(image.unique()) > 200
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[2:6, 2:6, 3] = 255  # a black square on nothing, whose colour is black too
+    image = Image.fromarray(pixels)
+    expected = np.full((8, 8), 255)
+    expected[2:6, 2:6] = 0
+    palette = Image.fromarray(np.where(expected == 0, 1, 0).astype(np.uint8), "P")
+    palette.putpalette([0, 0, 0, 0, 0, 0])
+    image.save(tmp_path / "rgba.png")
+    image.convert("LA").save(tmp_path / "la.png")
+    palette.save(tmp_path / "p.png", transparency=0)
+    for path in tmp_path.glob("*.png"):
+        for channels in (1, 3):
+            assert (read_image(path, channels) == expected[..., None]).all(), (path, channels)
+
+
+def test_sixteen_bits_of_any_format(tmp_path):
+    values = np.array([[0, 255, 256], [4096, 32768, 65535]], np.uint16)
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 2 65535\n" + values.astype(">u2").tobytes())
+    Image.fromarray(values).save(tmp_path / "a.png")
+    for name in ("a.pgm", "a.png"):
+        assert (read_image(tmp_path / name, 1)[..., 0] == values >> 8).all(), name
+
+
+def test_packed_strings():
+    names = ["", "a/b.png", "ä/é.jpg", "x" * 300]
+    packed = PackedStrings(names)
+    assert list(packed) == names
+    assert packed[-1] == names[-1]
+    assert "a/b.png" in packed
+    assert len(PackedStrings([])) == 0
+    with pytest.raises(IndexError):
+        packed[4]
 
 
 def test_hidden_files_are_no_images(folder):

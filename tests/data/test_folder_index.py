@@ -12,6 +12,7 @@ from PIL import Image
 
 from metala_vision.data import ImageFolder, folder_index
 from metala_vision.data.folder_index import list_images
+from metala_vision.errors import InputError
 
 
 @pytest.fixture
@@ -35,6 +36,12 @@ def settle(root: Path) -> None:
 
 def cached(root: Path) -> list[Path]:
     return list((root.parent / "cache" / "metala_vision" / "folders").glob("*.json"))
+
+
+def test_a_link_to_what_it_lies_in(folder):
+    (folder / "cat" / "again").symlink_to(folder)
+    with pytest.raises(InputError, match="cat/again is a link to a folder that it lies in"):
+        list_images(folder)
 
 
 def names(root: Path) -> list[str]:
@@ -107,10 +114,10 @@ def test_splits_are_the_same_from_cache(folder):
         for i in range(10, 30):
             (folder / label / f"{i}.png").write_bytes(b"")
     settle(folder)
-    first = {split: ImageFolder(str(folder), split).paths for split in ("train", "val", "test")}
+    first = {split: list(ImageFolder(str(folder), split).paths) for split in ("train", "val", "test")}
     assert cached(folder)
-    assert {split: ImageFolder(str(folder), split).paths for split in first} == first
-    assert {split: ImageFolder(str(folder), split, cache=False).paths for split in first} == first
+    assert {split: list(ImageFolder(str(folder), split).paths) for split in first} == first
+    assert {split: list(ImageFolder(str(folder), split, cache=False).paths) for split in first} == first
 
 
 def test_links_to_folders_are_followed(folder):
