@@ -64,6 +64,7 @@ def main(args: argparse.Namespace) -> dict:
     from metala_vision.engine import (
         VisionRunner,
         apply_train_options,
+        held,
         join_processes,
         leave_processes,
         load_config,
@@ -90,6 +91,7 @@ def main(args: argparse.Namespace) -> dict:
             ema=args.ema,
         )
         join_processes(config, args.launcher)
+        stack.enter_context(held(config.work_dir))
         if args.dry_run:
             config.visualizer = None
             result = dry_run(VisionRunner.from_cfg(config))

@@ -10,6 +10,7 @@ from .metrics import ClassificationMetric
 from .optim import AutocastOptimWrapper, TimmOptimConstructor
 from .options import apply_test_options, apply_train_options, check_device, set_data_root
 from .runner import VisionRunner
+from .work_dir import held
 
 __all__ = [
     "AutocastOptimWrapper",
@@ -27,6 +28,7 @@ __all__ = [
     "apply_test_options",
     "apply_train_options",
     "check_device",
+    "held",
     "join_processes",
     "leave_processes",
     "load_config",

@@ -1,6 +1,7 @@
 """Checkpoints of plain tensors and numbers: whole at any moment, and loadable anywhere with weights_only=True."""
 
 import logging
+import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,12 @@ def read_checkpoint(filename: str | Path) -> dict:
         raise InputError(f"checkpoint: no file {filename}")
     try:
         checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+    except pickle.UnpicklingError as error:  # whose own text advises to run what is in the file
+        raise InputError(
+            f"checkpoint: {filename} is no checkpoint that can be read: it is no file of torch.save, or holds more "
+            f"than tensors, numbers, strings and containers of them, which could run code"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, IndexError) as error:
         raise InputError(f"checkpoint: {filename} is no checkpoint that can be read: {error}") from error
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
@@ -141,23 +147,24 @@ class LastBestCheckpointHook(Hook):
 
     Args:
         interval: epochs between two `last.pth`; the last epoch always writes one.
-        save_best: validation metric that decides, or None for no `best.pth`.
-        rule: "greater" or "less".
+        save_best: validation metric that decides, or None for no `best.pth`. A score that is no number is never best.
+        rule: "greater" or "less"; None is "less" for a loss and "greater" for the rest.
 
     Raises:
-        InputError: an argument out of range, a metric that validation does not give, a file that cannot be written.
+        InputError: an argument out of range, a metric that validation does not give, weights that are not finite, a
+            file that cannot be written.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, interval: int = 1, save_best: str | None = "top1", rule: str = "greater"):
+    def __init__(self, interval: int = 1, save_best: str | None = "top1", rule: str | None = None):
         if interval < 1:
             raise InputError(f"interval: got {interval!r}, expected at least 1 epoch")
-        if rule not in ("greater", "less"):
+        if rule not in ("greater", "less", None):
             raise InputError(f"rule: got {rule!r}, expected 'greater' or 'less'")
         self.interval = interval
         self.save_best = save_best
-        self.rule = rule
+        self.less = rule == "less" or (rule is None and (save_best or "").endswith("loss"))
 
     def after_train_epoch(self, runner: Runner) -> None:
         # The loop counts the epoch only after this call.
@@ -167,22 +174,28 @@ class LastBestCheckpointHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if not getattr(runner, "is_training", False):
             return
-        if self.save_best is not None:
-            if self.save_best not in metrics:
-                raise InputError(f"save_best: no metric {self.save_best!r}, expected one of {tuple(metrics)}")
-            score = metrics[self.save_best]
+        score = metrics.get(self.save_best)
+        if score is not None and math.isfinite(score):
             former = runner.message_hub.runtime_info.get("best_score")
-            if former is None or (score > former if self.rule == "greater" else score < former):
+            if former is None or (score < former if self.less else score > former):
                 runner.message_hub.update_info("best_score", score)
                 runner.message_hub.update_info("best_epoch", runner.epoch)
                 self._save(runner, BEST, runner.epoch)
         self._save_last(runner, runner.epoch)
+        if self.save_best is not None and score is None:
+            raise InputError(f"save_best: no metric {self.save_best!r}, expected one of {tuple(metrics)}")
 
     def _save_last(self, runner: Runner, epoch: int) -> None:
         if epoch % self.interval == 0 or epoch == runner.max_epochs:
             self._save(runner, LAST, epoch)
 
     def _save(self, runner: Runner, name: str, epoch: int) -> None:
+        parameters = [p.detach().isfinite().all() for p in runner.task.net.parameters()]
+        if not torch.stack(parameters).all():
+            raise InputError(
+                f"training: weights are not finite after step {runner.iter} (epoch {epoch}); the checkpoints are of "
+                f"earlier epochs. A lower rate or gradient clipping may help"
+            )
         # mmengine would count one epoch more: it expects to be called before the loop counts this one.
         try:
             runner.save_checkpoint(

@@ -21,7 +21,8 @@ def gather(groups: dict[str, Sequence[str | Path]]) -> list[dict]:
         (of each seed by epoch: training loss, seconds, and the validation's top-1 where there is one).
 
     Raises:
-        InputError: a group without runs, a folder without a finished run, two runs of one seed, runs of several models.
+        InputError: a group without runs, a folder without a finished run, two runs of one seed, runs of several models
+            or of no classifier.
     """
     return [_row(name, [Path(folder) for folder in folders]) for name, folders in groups.items()]
 
@@ -43,6 +44,8 @@ def _row(name: str, folders: list[Path]) -> dict:
     for key in ("model", "parameters", "dataset", "images", "epochs"):
         if len({result[key] for result in results}) > 1:
             raise InputError(f"{name}: the runs differ in {key}: {sorted({str(result[key]) for result in results})}")
+    if not all("top1" in result for result in results):
+        raise InputError(f"{name}: its runs have no top1; expected those of classifiers")
     order = sorted(range(len(results)), key=lambda i: seeds[i])
     top1 = [results[i]["top1"] for i in order]
     per_step = [1000 * seconds / count for seconds, count in epochs]

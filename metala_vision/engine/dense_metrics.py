@@ -40,6 +40,9 @@ class CocoMetric(GatheredMetric):
             raise InputError(f"pictures: got {pictures!r}, expected at least 0")
         self.pictures, self.min_score = pictures, min_score
 
+    def names(self, dataset: BoxDataset) -> tuple[str, ...]:
+        return (*NAMES, *(f"mask_{name}" for name in NAMES))
+
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """One result per image: what was found, and what is there."""
         for sample in data_samples:
@@ -209,6 +212,9 @@ class SegmentationMetric(GatheredMetric):
             raise InputError(f"pictures: got {pictures!r}, expected at least 0")
         self.pictures = pictures
         self.kept: list[tuple[int, np.ndarray]] = []
+
+    def names(self, dataset: MaskDataset) -> tuple[str, ...]:
+        return ("mIoU", "accuracy")
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """One result per image: the classes found for its pixels, counted by their true ones."""

@@ -1,5 +1,6 @@
 """Distillation from any timm model (DeiT, arXiv 2012.12877, section 4), without a distillation token."""
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,11 +52,7 @@ class Distillation:
         if not teacher.get("pretrained") and not teacher.get("checkpoint_path"):
             raise InputError("model.distillation: the teacher has no weights; set its pretrained or checkpoint_path")
         self.kind, self.weight, self.temperature, self.img_size = kind, weight, temperature, img_size
-        self.teacher: nn.Module = create_backbone({"num_classes": num_classes, **teacher}).eval().requires_grad_(False)
-        if self.teacher.num_classes != num_classes:
-            raise InputError(
-                f"model.distillation: the teacher has {self.teacher.num_classes} classes and the model {num_classes}"
-            )
+        self.teacher = _create(teacher, num_classes).eval().requires_grad_(False)
         cfg = self.teacher.pretrained_cfg
         fits = len(cfg.get("mean") or ()) == len(mean)
         teacher_mean = teacher_mean or (cfg["mean"] if fits else mean)
@@ -90,3 +87,14 @@ class Distillation:
                 F.log_softmax(logits / t, 1), F.log_softmax(taught / t, 1), reduction="batchmean", log_target=True
             ) * (t * t)
         return (1 - self.weight) * base + self.weight * distilled
+
+
+def _create(teacher: dict, num_classes: int) -> nn.Module:
+    """The teacher with the classifier that it was trained with: timm would put a new one where classes differ."""
+    known = teacher.get("num_classes", num_classes)
+    if teacher.get("pretrained"):
+        trained = timm.get_pretrained_cfg(teacher.get("model_name", ""), allow_unregistered=True)
+        known = (teacher.get("pretrained_cfg_overlay") or {}).get("num_classes", getattr(trained, "num_classes", known))
+    if not known == teacher.get("num_classes", known) == num_classes:
+        raise InputError(f"model.distillation: the teacher was trained on {known} classes, the model has {num_classes}")
+    return create_backbone({**teacher, "num_classes": num_classes})

@@ -3,6 +3,7 @@
 import datetime
 import os
 import subprocess
+import warnings
 
 import torch
 from mmengine.config import Config
@@ -28,7 +29,8 @@ def join_processes(config: Config, launcher: str, timeout: float = 1800.0) -> No
         timeout: seconds that a process waits for the others in one exchange before it gives up.
 
     Raises:
-        InputError: an unknown launcher, its variables not set, a GPU by number, more processes than GPUs on a machine.
+        InputError: an unknown launcher, its variables not set, none named in one of several processes, a GPU by number,
+            more processes than GPUs on a machine.
     """
     if launcher not in LAUNCHERS:
         raise InputError(f"--launcher: got {launcher!r}, expected one of {LAUNCHERS}")
@@ -36,6 +38,11 @@ def join_processes(config: Config, launcher: str, timeout: float = 1800.0) -> No
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, so this is one of several processes: add --launcher pytorch"
+            )
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set by srun, not in the shell of a job
+            raise InputError(
+                f"SLURM_STEP_NUM_TASKS is {os.environ['SLURM_STEP_NUM_TASKS']}, so this is one of several processes: "
+                f"add --launcher slurm"
             )
         return
     needed, how = (
@@ -62,6 +69,8 @@ def join_processes(config: Config, launcher: str, timeout: float = 1800.0) -> No
                 f"{torch.cuda.device_count()}"
             )
         torch.cuda.set_device(local_rank)
+    if not on_gpu and device == "auto":
+        warnings.warn("no GPU was found: the processes train on CPUs (--device cuda refuses to)", stacklevel=2)
     config.device = f"cuda:{local_rank}" if on_gpu else "cpu"
     config.launcher = launcher
     if not dist.is_initialized():
@@ -85,8 +94,9 @@ def _translate_slurm() -> None:
                 f"--launcher slurm: `{' '.join(command)}` fails ({error}); set MASTER_ADDR to the first node"
             ) from error
         os.environ["MASTER_ADDR"] = hosts.stdout.split()[0]
-    # A port of the job's own: two jobs may share a node.
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))
+    # A port of their own for each job and step: two of them may share a node.
+    number = 7 * int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ.get("SLURM_STEP_ID", "0"))
+    os.environ.setdefault("MASTER_PORT", str(20000 + number % 20000))
     os.environ["RANK"] = os.environ["SLURM_PROCID"]
     os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
     os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]

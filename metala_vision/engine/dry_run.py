@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import resource
 import sys
 import time
 
@@ -13,6 +12,7 @@ from metala_vision.errors import InputError
 
 from .ema import ModelEmaHook
 from .runner import VisionRunner
+from .schedule import warn_of_end
 
 STEPS = 2
 SAMPLES = 16  # images whose loading is timed
@@ -26,7 +26,8 @@ def dry_run(runner: VisionRunner) -> dict:
 
     Returns:
         A dict of plain values: `images_per_step`, `seconds_per_step`, `seconds_per_batch_model` and `_data`,
-        `seconds_per_epoch` with its validation, `hours`, `peak_memory_gb` of the fullest process and what it is of.
+        `seconds_per_epoch` with its validation, `hours`, `peak_memory_gb` of the fullest process and what it is of (0
+        where the system does not say).
 
     Raises:
         InputError: what does not fit, as at the start of a real run.
@@ -35,6 +36,10 @@ def dry_run(runner: VisionRunner) -> dict:
     loop, loader = runner.train_loop, runner.train_dataloader
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     images_per_step = math.prod(runner.step_images())
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    warn_of_end(runner.cfg.get("param_scheduler"), loop.max_epochs)
+    runner.load_or_resume()
     # Every step updates: the optimiser's memory and time belong to what is looked for.
     runner.optim_wrapper._accumulative_counts = 1
     runner.optim_wrapper.initialize_count_status(runner.model, 0, loop.max_iters)
@@ -110,7 +115,9 @@ def describe(result: dict) -> str:
         f"rate {result['lr']:.3g}",
         f"a batch: {result['seconds_per_batch_model']:.3g} s in the model, {result['seconds_per_batch_data']:.3g} s to "
         f"load with {result['data_workers']} workers{': more of them would help' if waits else ''}",
-        f"peak memory: {result['peak_memory_gb']:.2f} GB ({result['memory_of']})",
+        f"peak memory: {result['peak_memory_gb']:.2f} GB ({result['memory_of']})"
+        if result["peak_memory_gb"]
+        else "peak memory: not known on this system",
         f"an epoch: {_span(result['seconds_per_epoch'])}; {result['epochs']} epochs: {_span(3600 * result['hours'])}",
     ]
     return "\n".join(lines)
@@ -128,6 +135,8 @@ def _timed(device: torch.device, call) -> float:
     call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter() - start
 
 
@@ -145,8 +154,12 @@ def _data_seconds(loader, per_image: float) -> float:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on the GPU, or the resident set of this process."""
+    """Bytes: allocated on the GPU, or the resident set of this process, 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,11 +1,13 @@
 """Testing checkpoints: several in one go, at several resolutions, with what each class gets out of it."""
 
 import copy
+import gc
 import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.registry import MODELS
@@ -44,11 +46,11 @@ def evaluate_checkpoints(
         device: as for `tools/test.py`.
 
     Returns:
-        One result for each pair. `out` holds them as `result.json` and `results.csv`, for each pair a folder with its
-        confusion matrix and `per_class.csv`, and with several resolutions the picture `resolutions.png`.
+        One result for each pair. `out` holds those so far as `result.json` and `results.csv`, for each pair a folder
+        with its confusion matrix and `per_class.csv`, and with several resolutions the picture `resolutions.png`.
 
     Raises:
-        InputError: a file or an option that does not fit, before anything is tested.
+        InputError: a file or an option that does not fit, before anything is tested; images that do not fit the memory.
     """
     folder = Path(out) if out is not None else Path(checkpoints[0]).parent / "test"
     if len(set(resolutions)) < len(resolutions):
@@ -67,12 +69,15 @@ def evaluate_checkpoints(
         cell.experiment_name = f"test {place}"  # mmengine keeps one message hub for each name
         cells.append((checkpoint, size, cell))
     _check_weights(cells[0][2], checkpoints, weights)
-    results = [_test(cell, checkpoint, size, weights) for checkpoint, size, cell in cells]
-    if is_main_process():
-        write_json(folder / "result.json", results if len(results) > 1 else results[0])
-        write_atomic(folder / "results.csv", to_csv([_flat(result) for result in results]))
-        if len(resolutions) > 1:
-            plot_resolutions(results, dict(zip(checkpoints, names)), folder / "resolutions.png")
+    results = []
+    for checkpoint, size, cell in cells:
+        results.append(_test(cell, checkpoint, size, weights))
+        gc.collect()  # a runner is a circle of references: its workers and its model would stay
+        if is_main_process():  # after each: whatever happens to the next one
+            write_json(folder / "result.json", results if len(cells) > 1 else results[0])
+            write_atomic(folder / "results.csv", to_csv([_flat(result) for result in results]))
+    if is_main_process() and len(resolutions) > 1:
+        plot_resolutions(results, dict(zip(checkpoints, names)), folder / "resolutions.png")
     return results
 
 
@@ -94,7 +99,13 @@ def _test(config: Config, checkpoint: str, size: int | None, weights: str) -> di
     used = runner.load_checkpoint(checkpoint, weights=weights)["weights"]
     if size is not None:
         runner.task.resize(size)
-    result = runner.evaluate()
+    try:
+        result = runner.evaluate()
+    except torch.OutOfMemoryError as error:
+        batch = config.test_dataloader.batch_size
+        raise InputError(
+            f"memory: {batch} images of this size do not fit: {error}. Lower test_dataloader.batch_size"
+        ) from error
     transform = config.test_dataloader.dataset.get("transform") or {}
     return {
         **result,

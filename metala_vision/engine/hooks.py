@@ -84,6 +84,10 @@ class HistoryHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         self.start, self.losses = time.perf_counter(), []
+        # mmengine copies what it has logged so far in every step: milliseconds a step after some hundred epochs
+        for key, buffer in runner.message_hub.log_scalars.items():
+            if key.startswith("train/"):
+                buffer.max_length = len(runner.train_dataloader)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None

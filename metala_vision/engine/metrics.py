@@ -9,6 +9,7 @@ from mmengine.dist import all_gather_object, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from metala_vision.data import LabelledImages
 from metala_vision.files import to_csv, write_atomic
@@ -21,6 +22,10 @@ class GatheredMetric(BaseMetric):
 
     mmengine's own way cuts all parts to the shortest: images would be lost where a process skipped unreadable ones.
     """
+
+    def names(self, dataset: Dataset) -> tuple[str, ...]:
+        """What the metrics of a dataset are called; one may be left out where it means nothing."""
+        raise NotImplementedError
 
     def evaluate(self, size: int) -> dict[str, float]:
         """The metrics of all results, which are forgotten."""
@@ -39,6 +44,9 @@ class ClassificationMetric(GatheredMetric):
     """
 
     confusion: np.ndarray | None = None
+
+    def names(self, dataset: LabelledImages) -> tuple[str, ...]:
+        return ("top1", *(["top5"] if len(dataset.classes) > 5 else []), "loss")
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """One result per image; `data_samples` is what `ImageClassifier` predicts for a batch."""

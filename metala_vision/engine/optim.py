@@ -1,15 +1,16 @@
 """Optimiser groups by timm, and mixed precision on any device."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-from metala_vision.errors import InputError
+from metala_vision.errors import InputError, near_matches
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,12 +20,13 @@ class TimmOptimConstructor:
     """timm's parameter groups: no weight decay for one-dimensional parameters and the model's own exceptions.
 
     Args:
-        optim_wrapper_cfg: type (default "OptimWrapper") and arguments of the wrapper, with `optimizer`.
+        optim_wrapper_cfg: type (default "OptimWrapper") and arguments of the wrapper, with `optimizer`: one of torch's
+            by its class, such as "AdamW", or of timm's by its name, such as "lamb" or "adan".
         paramwise_cfg: dict(layer_decay=0.75) for rates that shrink by this factor from one layer to the one before it,
             by the model's `group_matcher`.
 
     Raises:
-        InputError: another paramwise_cfg, or a decay out of range.
+        InputError: another paramwise_cfg, a decay out of range, an optimiser that nobody knows or its arguments.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -43,7 +45,7 @@ class TimmOptimConstructor:
         task = getattr(model, "module", model)
         trunk = task.trunk
         no_decay = trunk.no_weight_decay() if hasattr(trunk, "no_weight_decay") else ()
-        weight_decay = self.optimizer.get("weight_decay", 0.0)
+        weight_decay = self.optimizer.get("weight_decay", self._default("weight_decay"))
         if self.layer_decay is None:
             groups = param_groups_weight_decay(trunk, weight_decay, no_weight_decay_list=no_decay)
         else:
@@ -58,8 +60,27 @@ class TimmOptimConstructor:
             some = [p for p in rest.values() if (p.ndim > 1) == decays]
             if some:
                 groups.append(dict(params=some, weight_decay=weight_decay if decays else 0.0))
-        optimizer = OPTIMIZERS.build(dict(self.optimizer, params=groups))
+        optimizer = self._build(groups)
         return OPTIM_WRAPPERS.build(dict(dict(type="OptimWrapper"), **self.wrapper, optimizer=optimizer))
+
+    def _default(self, argument: str) -> float:
+        """What the optimiser takes for an argument that is not given; timm's take no weight decay."""
+        kind = OPTIMIZERS.get(self.optimizer["type"])
+        found = inspect.signature(kind).parameters.get(argument) if kind else None
+        return 0.0 if found is None else found.default
+
+    def _build(self, groups: list[dict]) -> torch.optim.Optimizer:
+        options = dict(self.optimizer)
+        kind = options.pop("type")
+        if OPTIMIZERS.get(kind) is not None:
+            return OPTIMIZERS.build(dict(options, type=kind, params=groups))
+        if kind not in list_optimizers():
+            known = [*OPTIMIZERS.module_dict, *list_optimizers()]
+            raise InputError(f"optim_wrapper.optimizer: unknown type {kind!r}{near_matches(str(kind), known)}")
+        try:
+            return create_optimizer_v2(groups, opt=kind, **options)
+        except (TypeError, ValueError, ImportError, AssertionError) as error:
+            raise InputError(f"optim_wrapper.optimizer: {kind}: {error}") from error
 
 
 @OPTIM_WRAPPERS.register_module()

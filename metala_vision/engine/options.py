@@ -36,8 +36,12 @@ def check_device(device: str) -> str:
 
 
 def limit_workers(config: Config) -> None:
-    """No data loader of the config gets more workers than this process has processors."""
+    """No data loader of the config gets more workers than this process has processors.
+
+    The processes that torchrun starts on a machine share them.
+    """
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processors = max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     for part in ("train", "val", "test"):
         loader = config.get(f"{part}_dataloader")
         if loader is not None:

@@ -12,17 +12,19 @@ from mmengine.logging import print_log
 from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from metala_vision.errors import InputError
 from metala_vision.files import write_atomic
 
-from .checkpoint import BEST, LAST, from_portable, read_checkpoint, to_portable
+from .checkpoint import BEST, LAST, LastBestCheckpointHook, from_portable, read_checkpoint, to_portable
 from .checks import config_errors
 from .distributed import DistributedTask
 from .hooks import UnreadableImagesHook, history
+from .schedule import check_same_plan, plan, warn_of_end
 from .task import TaskModel
+from .work_dir import check_shared
 
 DEFAULT_HOOKS = dict(
     step_seed=dict(type="StepSeedHook"),
@@ -89,7 +91,8 @@ class VisionRunner(Runner):
         base = auto_scale_lr["base_batch_size"]
         for group in optim_wrapper.optimizer.param_groups:
             group["lr"] *= images / base
-        optim_wrapper.base_param_settings["lr"] *= images / base  # what is logged as base_lr
+        if optim_wrapper.base_param_settings is not None:  # what is logged as base_lr; None where there is one group
+            optim_wrapper.base_param_settings["lr"] *= images / base
         print_log(
             f"learning rate {lr * images / base:g}: {lr:g} for {base} images, scaled to {parts}",
             logger="current",
@@ -103,6 +106,7 @@ class VisionRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = self.cfg.get("device", "auto")
         model = model.to(get_device() if device == "auto" else device)
+        print_log(f"device {device}, {self.world_size} processes", logger="current", level=logging.INFO)
         if not self.distributed:
             return model
         if (sync_bn := self.cfg.get("sync_bn")) is not None and device.startswith("cuda"):  # there is none for CPUs
@@ -127,6 +131,27 @@ class VisionRunner(Runner):
         if self.optim_wrapper is not None:
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
         self.task.check([loop.dataloader.dataset for loop in loops])
+        if self._train_loop is not None:
+            self._check_training()
+
+    def _check_training(self) -> None:
+        """What would be noticed hours later: no checkpoints of ours, or a best one by a score that there is not."""
+        if not isinstance(self.train_loop, EpochBasedTrainLoop):
+            raise InputError(f"train_cfg: got a {type(self.train_loop).__name__}, expected epochs (by_epoch=True)")
+        hooks = [hook for hook in self.hooks if isinstance(hook, LastBestCheckpointHook)]
+        if not hooks:
+            raise InputError("default_hooks.checkpoint: expected a LastBestCheckpointHook, which --resume needs")
+        if self._val_loop is None:
+            return
+        dataset = self.val_dataloader.dataset
+        names = [getattr(metric, "names", lambda _: None)(dataset) for metric in self.val_loop.evaluator.metrics]
+        if None not in names:  # of metrics of others it shows at the first validation
+            known = [name for some in names for name in some]
+            for hook in hooks:
+                if hook.save_best is not None and hook.save_best not in known:
+                    raise InputError(
+                        f"default_hooks.checkpoint.save_best: got {hook.save_best!r}, expected one of {tuple(known)}"
+                    )
 
     def train(self) -> nn.Module:
         self.is_training = True
@@ -158,6 +183,7 @@ class VisionRunner(Runner):
         self.task.load_state_dict(checkpoint["state_dict"])
         self._has_loaded = True
         self.resumed_meta = checkpoint.get("meta", {})
+        self.resumed_schedulers = len(checkpoint.get("param_schedulers") or ())
         print_log(f"loaded {filename} ({used} weights)", logger="current", level=logging.INFO)
         return {**checkpoint, "weights": used}
 
@@ -165,8 +191,9 @@ class VisionRunner(Runner):
         """Continues the run of a checkpoint, and keeps the best weights that lie beside it.
 
         Raises:
-            InputError: its steps had other numbers of images: its schedule would be that of another run.
+            InputError: its rates or the images of its steps are others than the config's: it would be another run.
         """
+        wanted = plan(self)
         super().resume(filename, *args, **kwargs)
         batch, processes, sums = self.step_images()
         former = self.resumed_meta.get("step_images")
@@ -175,6 +202,8 @@ class VisionRunner(Runner):
                 f"--resume: the run of {filename} took {former[0]} images x {former[1]} processes x {former[2]} "
                 f"accumulated a step, and this one would take {batch} x {processes} x {sums}; make them alike"
             )
+        wanted["param_schedulers"] = len(self.param_schedulers or ())
+        check_same_plan(wanted, plan(self) | {"param_schedulers": self.resumed_schedulers}, filename)
         best, beside = Path(self.work_dir) / BEST, Path(filename).parent / BEST
         if is_main_process() and not best.is_file() and beside.is_file():
             write_atomic(best, beside.read_bytes())
@@ -204,7 +233,8 @@ class VisionRunner(Runner):
     def train_and_test(self) -> dict:
         """Trains, then tests the best weights; returns the result as plain values."""
         self.prepare()
-        self._warn_of_schedule()
+        warn_of_end(self.cfg.get("param_scheduler"), self.max_epochs)
+        check_shared(self.work_dir)
         self.train()
         barrier()  # one process writes the checkpoints that all read
         info = self.message_hub.runtime_info
@@ -227,13 +257,3 @@ class VisionRunner(Runner):
             "checkpoint": str(checkpoint),
             "curves": str(Path(self.work_dir) / "curves.png"),
         }
-
-    def _warn_of_schedule(self) -> None:
-        ends = [s["end"] for s in self.cfg.get("param_scheduler") or [] if s.get("by_epoch", True) and "end" in s]
-        if ends and max(ends) != self.max_epochs:
-            print_log(
-                f"the schedule ends with epoch {max(ends)} and training with epoch {self.max_epochs}: if that is not "
-                f"meant, set param_scheduler.{len(self.cfg.param_scheduler) - 1}.end={self.max_epochs}",
-                logger="current",
-                level=logging.WARNING,
-            )

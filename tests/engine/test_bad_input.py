@@ -14,9 +14,12 @@ from PIL import Image
 from small_runs import DIGITS, ROOT, SMALL
 
 from metala_vision.engine import (
+    ClassificationMetric,
+    StepSeedHook,
     VisionRunner,
     apply_test_options,
     apply_train_options,
+    held,
     load_config,
     set_data_root,
 )
@@ -97,6 +100,14 @@ def prepare(config) -> VisionRunner:
         ({"optim_wrapper.optimizer.learning_rate": 1.0}, "learning_rate"),
         ({"default_hooks.checkpoint.interval": 0}, "interval: got 0"),
         ({"default_hooks.unreadable.max_share": 2}, "max_share: got 2"),
+        (
+            {"default_hooks.checkpoint.save_best": "top_1"},
+            r"save_best: got 'top_1', expected one of \('top1', 'top5', 'l",
+        ),
+        ({"default_hooks.checkpoint": dict(type="CheckpointHook")}, "expected a LastBestCheckpointHook"),
+        ({"train_cfg": dict(_delete_=True, by_epoch=False, max_iters=9)}, "got a IterBasedTrainLoop, expected epochs"),
+        ({"optim_wrapper.optimizer.type": "lamp"}, "unknown type 'lamp'.*lamb"),
+        ({"optim_wrapper.optimizer": dict(type="lamb", lr=1e-3, momentun=0.9)}, "lamb: .*momentun"),
     ],
 )
 def test_config_values(small_config, options, message):
@@ -158,9 +169,11 @@ def test_checkpoints_that_do_not_fit(small_config, tmp_path):
     runner = prepare(small_config())
     with pytest.raises(InputError, match="checkpoint: no file"):
         runner.load_checkpoint(str(tmp_path / "none.pth"))
-    (tmp_path / "text.pth").write_text("not a checkpoint")
-    with pytest.raises(InputError, match="text.pth is no checkpoint that can be read"):
-        runner.load_checkpoint(str(tmp_path / "text.pth"))
+    for text in ("not a checkpoint", "epoch 1\n", "state", ""):
+        (tmp_path / "text.pth").write_text(text)
+        with pytest.raises(InputError, match="text.pth is no checkpoint that can be read") as raised:
+            runner.load_checkpoint(str(tmp_path / "text.pth"))
+        assert "weights_only" not in str(raised.value), "torch's own text advises to run what is in the file"
     torch.save(timm.create_model("metala_vit_nano", depth=1, in_chans=1).state_dict(), tmp_path / "other.pth")
     with pytest.raises(
         InputError, match="(?s)of another model.*missing .*blocks.1.norm1.weight.*of another shape.*instead"
@@ -210,6 +223,32 @@ def test_resume_is_of_the_same_run(run_small, small_config, tmp_path):
         small_config(resume=str(tmp_path / "weights.pth"), work_dir=str(tmp_path / "new"))
 
 
+def test_resume_with_other_rates_is_refused(run_small, tmp_path):
+    """mmengine goes on by the checkpoint's schedule and rates, whatever the config says."""
+    run_small({"train_cfg.max_epochs": 1})
+    for options, message in [
+        ({"train_cfg.max_epochs": 4, "param_scheduler.1.end": 4}, r"param_scheduler.1.end is 10 and not 20"),
+        ({"optim_wrapper.optimizer.lr": 1e-4}, r"lr of group 0 is 0.002 and not 0.0001"),
+        ({"optim_wrapper.optimizer.weight_decay": 0.2}, "weight_decay of group 1 is 0.05 and not 0.2"),
+        ({"param_scheduler": [dict(type="ConstantLR", factor=1.0)]}, "param_schedulers is 2 and not 1"),
+    ]:
+        with pytest.raises(
+            InputError, match=f"(?s)--resume: .*has other rates than the config: .*{message}.*load_from"
+        ):
+            run_small(options, resume="auto")
+
+
+def test_one_run_in_a_folder(tmp_path):
+    taken = pytest.raises(InputError, match="--work-dir: another run is writing into .*run; name another")
+    with held(tmp_path / "run"), taken, held(tmp_path / "run"):
+        pass
+    with held(tmp_path / "run"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is no folder that can be written"), held(tmp_path / "file"):
+        pass
+
+
 def test_resume_into_another_folder_takes_the_best_along(run_small, tmp_path):
     """best.pth must be the best of the whole run, also where the first part lies elsewhere."""
     options = {"train_cfg.max_epochs": 3}
@@ -239,6 +278,38 @@ def test_a_loss_that_is_not_finite_ends_the_run(run_small, tmp_path):
         InputError, match=r"the loss is (nan|inf) at step \d+ \(epoch \d\); last.pth is of the epoch before"
     ):
         run_small({"optim_wrapper.optimizer.lr": 1e30, "optim_wrapper.clip_grad": None})
+
+
+def test_weights_that_are_not_finite_are_not_saved(run_small, tmp_path, monkeypatch):
+    """A last step may have a finite loss, and a gradient that is not: no later step would show it."""
+    after_train_iter = StepSeedHook.after_train_iter
+
+    def poison(self, runner, batch_idx, **kwargs):
+        if runner.iter == 9:
+            next(runner.model.parameters()).data[0] = float("nan")
+
+    monkeypatch.setattr(StepSeedHook, "after_train_iter", poison)
+    with pytest.raises(InputError, match=r"weights are not finite after step 10 \(epoch 2\)"):
+        run_small({"train_cfg.val_begin": 9})
+    monkeypatch.setattr(StepSeedHook, "after_train_iter", after_train_iter)
+    assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["meta"]["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("save_best", "scores", "best"),
+    [("loss", (2.0, 1.0, 1.5), 2), ("top1", (2.0, 1.0, 1.5), 1), ("top1", (float("nan"), 1.0, 1.5), 3)],
+)
+def test_best_is_the_least_loss_and_the_greatest_score(run_small, monkeypatch, save_best, scores, best):
+    given = iter(scores)
+
+    def metrics(self, results):
+        self.confusion = np.eye(10, dtype=int)
+        return {"top1": 0.0, "loss": 0.0, save_best: next(given, 0.0)}
+
+    monkeypatch.setattr(ClassificationMetric, "compute_metrics", metrics)
+    options = {"train_cfg.max_epochs": 3, "default_hooks.checkpoint.save_best": save_best}
+    _, result = run_small(options)
+    assert result["best_epoch"] == best
 
 
 def test_given_weights_survive_the_start_of_training(run_small, small_config, tmp_path):

@@ -16,7 +16,8 @@ def runs(tmp_path):
     def make(name, seed, top1, seconds, **changes):
         folder = tmp_path / f"{name}_{seed}"
         folder.mkdir()
-        result = dict(model="m", parameters=1000, dataset="D", images=10, epochs=2, threads=1, seed=seed, top1=top1)
+        result = dict(model="m", parameters=1000, dataset="D", images=10, epochs=2, threads=1, seed=seed)
+        result |= {} if top1 is None else dict(top1=top1)
         (folder / "result.json").write_text(json.dumps({**result, **changes}))
         records = [dict(epoch=i + 1, iter=50 * (i + 1), seconds=s) for i, s in enumerate(seconds)]
         (folder / "history.json").write_text(json.dumps(records))
@@ -47,6 +48,8 @@ def test_what_does_not_belong_together(runs, tmp_path):
         gather({"x": [first, runs("b", 0, 71.0, (1, 2))]})
     with pytest.raises(InputError, match="x: the runs differ in parameters"):
         gather({"x": [first, runs("c", 1, 71.0, (1, 2), parameters=999)]})
+    with pytest.raises(InputError, match="x: its runs have no top1; expected those of classifiers"):
+        gather({"x": [runs("d", 1, None, (1, 2))]})
     with pytest.raises(InputError, match="no finished run there, result.json is missing"):
         gather({"x": [tmp_path]})
     with pytest.raises(InputError, match="x: no such folder"):

@@ -161,14 +161,31 @@ for buffer in module.buffers():
     buffer.fill_(3 + torch.distributed.get_rank())
 share_buffers(module)
 assert all((buffer == 3).all() for buffer in module.buffers())
+
+# a folder that all see, and one that each node has of its own
+import sys, tempfile
+from metala_vision.engine.work_dir import check_shared
+from metala_vision.errors import InputError
+
+check_shared(sys.argv[1], patience=0)
+with tempfile.TemporaryDirectory() as folder:
+    try:
+        check_shared(folder, patience=0)
+    except InputError as error:
+        assert "is not there for process 1; it must be on a disk that all nodes share" in str(error), error
+    else:
+        raise AssertionError("nothing was said")
 """
 
 
-def test_every_process_gets_the_buffers_of_the_first(tmp_path):
+def test_what_processes_share(tmp_path):
+    """Buffers come from the first one, and a folder of a node's own is found out."""
     (tmp_path / "sharing.py").write_text(SHARING)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launcher, str(tmp_path / "sharing.py")], capture_output=True, text=True, timeout=120)
+    command = [*launcher, str(tmp_path / "sharing.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["sharing.py"]
 
 
 def test_launchers_are_checked(monkeypatch):
@@ -181,6 +198,9 @@ def test_launchers_are_checked(monkeypatch):
         join_processes(config, "pytorch")
     with pytest.raises(InputError, match="SLURM_PROCID is not set; start with `srun --kill-on-bad-exit=1 python"):
         join_processes(config, "slurm")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(InputError, match="SLURM_STEP_NUM_TASKS is 8, .*add --launcher slurm"):
+        join_processes(config, "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="WORLD_SIZE is 2, .*add --launcher pytorch"):
         join_processes(config, "none")
@@ -201,12 +221,14 @@ def test_slurm_is_translated(monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "to be put back")
         monkeypatch.delenv(name)
-    slurm = dict(PROCID="3", NTASKS="4", LOCALID="1", NODELIST="node[7-8]", JOB_ID="123456")
+    slurm = dict(PROCID="3", NTASKS="4", LOCALID="1", NODELIST="node[7-8]", JOB_ID="3456", STEP_ID="2")
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     config = Config(dict(device="cpu"))
     join_processes(config, "slurm")
-    expected = dict(RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", MASTER_ADDR="node7", MASTER_PORT="23456")
+    expected = dict(
+        RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", MASTER_ADDR="node7", MASTER_PORT=str(20000 + (7 * 3456 + 2) % 20000)
+    )
     assert {name: os.environ[name] for name in expected} == expected
     assert started == dict(b="gloo")
     assert config.launcher == "slurm"

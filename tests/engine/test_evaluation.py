@@ -123,6 +123,23 @@ def test_errors_come_before_anything_is_tested(config, checkpoints, tmp_path):
     assert not out.exists()
 
 
+def test_results_so_far_are_kept(config, checkpoints, tmp_path, monkeypatch):
+    """The third of three resolutions does not fit the memory: the other two are written."""
+    evaluate, left = VisionRunner.evaluate, [None, None]
+
+    def fails_later(self):
+        if not left:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        left.pop()
+        return evaluate(self)
+
+    monkeypatch.setattr(VisionRunner, "evaluate", fails_later)
+    with pytest.raises(InputError, match="memory: 64 images of this size do not fit: .*test_dataloader.batch_size"):
+        evaluate_checkpoints(config, [checkpoints[0][0]], str(tmp_path), resolutions=(8, 10, 12))
+    assert [r["img_size"] for r in json.loads((tmp_path / "result.json").read_text())] == [8, 10]
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+
+
 def test_position_embedding_follows_the_resolution(tmp_path):
     """timm's ViT at twice its size: by hand with set_input_size."""
     model = make("vit_tiny_patch16_224", 3, patch_size=2, embed_dim=32, depth=2, num_heads=2)

@@ -101,6 +101,18 @@ def test_teacher_gets_images_as_timm_says(tmp_path):
     assert seen[1].shape == (2, 3, 160, 160)
 
 
+def test_pretrained_teacher_keeps_its_classifier(tmp_path):
+    """timm puts a new one, and says nothing, where the number of classes is not that of its weights."""
+    expert = timm.create_model("test_vit", num_classes=10)
+    torch.save(expert.state_dict(), tmp_path / "t.pth")
+    overlay = dict(file=str(tmp_path / "t.pth"), num_classes=10)
+    arguments = dict(model_name="test_vit", pretrained=True, pretrained_cfg_overlay=overlay)
+    teacher = Distillation(arguments, 10, (0.5,) * 3, (0.5,) * 3).teacher
+    assert torch.equal(teacher.head.weight, expert.head.weight)
+    with pytest.raises(InputError, match="the teacher was trained on 10 classes, the model has 7"):
+        Distillation(arguments, 7, (0.5,) * 3, (0.5,) * 3)
+
+
 def test_distillation_errors(teacher):
     _, arguments = teacher
     for options, message in [
@@ -108,7 +120,9 @@ def test_distillation_errors(teacher):
         (dict(teacher=arguments, kind="warm"), "kind is 'warm', expected one of"),
         (dict(teacher=arguments, weight=0), "weight is 0, expected"),
         (dict(teacher=arguments, temperature=0), "temperature is 0, expected"),
-        (dict(teacher={**arguments, "num_classes": 11}), "teacher|checkpoint|size mismatch"),
+        (dict(teacher={**arguments, "num_classes": 11}), "the teacher was trained on 11 classes, the model has 10"),
+        (dict(teacher=dict(model_name="test_vit", pretrained=True)), "trained on 1000 classes, the model has 10"),
+        (dict(teacher=dict(model_name="tset_vit", pretrained=True)), "unknown model_name 'tset_vit'"),
         (dict(teacher="resnet18"), "teacher is 'resnet18', expected a dict"),
         (dict(teacher=arguments, alpha=1), "unexpected keyword argument 'alpha'"),
     ]:

@@ -57,6 +57,35 @@ def test_rate_follows_the_images_of_a_step(small_config, capfd):
     assert "learning rate 0.012: 0.002 for 128 images, scaled to 768 images a step" in captured.out + captured.err
 
 
+def test_rate_of_a_single_group_is_scaled_too(small_config):
+    """Without weight decay there is one group, of which mmengine keeps no settings."""
+    options = {"optim_wrapper.optimizer.weight_decay": 0.0, "auto_scale_lr": dict(enable=True, base_batch_size=128)}
+    runner = VisionRunner.from_cfg(small_config(options))
+    runner.prepare()
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    assert [group["lr"] for group in runner.optim_wrapper.optimizer.param_groups] == [4e-3]
+
+
+def test_optimisers_of_timm_and_defaults_of_torch(small_config, tmp_path):
+    for number, (optimizer, name, decay) in enumerate(
+        [
+            (dict(type="lamb", lr=1e-3, weight_decay=0.1), "Lamb", 0.1),
+            (dict(type="adan", lr=1e-3), "Adan", 0.0),
+            (dict(type="AdamW", lr=1e-3), "AdamW", 0.01),
+            (dict(type="SGD", lr=1e-3, momentum=0.9), "SGD", 0),
+        ]
+    ):
+        config = small_config({**ONE_EPOCH, "optim_wrapper.optimizer": None}, work_dir=str(tmp_path / str(number)))
+        config.optim_wrapper.optimizer = optimizer
+        runner = VisionRunner.from_cfg(config)
+        runner.prepare()
+        built = runner.optim_wrapper.optimizer
+        assert type(built).__name__ == name
+        assert {group["weight_decay"] for group in built.param_groups} == {0.0, decay}
+        if number == 0:
+            runner.train_and_test()
+
+
 @pytest.mark.parametrize("scaling", [dict(enable=True), dict(enable=True, base_batch=64)])
 def test_scaling_is_checked(small_config, scaling):
     with pytest.raises(InputError, match="auto_scale_lr: got .*, expected enable and base_batch_size"):
