@@ -94,7 +94,8 @@ def _pipelines(size: int) -> dict[str, Callable[[Path], torch.Tensor]]:
     bicubic = InterpolationMode.BICUBIC
     evaluation = [v2.Resize(round(size / 0.875), bicubic), v2.CenterCrop(size)]
     crop = [v2.RandomResizedCrop(size, interpolation=bicubic), v2.RandomHorizontalFlip()]
-    recipe = [*crop, v2.RandAugment(interpolation=InterpolationMode.BILINEAR)]
+    pillow_recipe = [*crop, v2.RandAugment(interpolation=bicubic)]
+    tensor_recipe = [*crop, v2.RandAugment(interpolation=InterpolationMode.BILINEAR)]  # on tensors there is no other
     erase = [v2.RandomErasing(0.25)]
     return {
         "ours, evaluation": _ours(EvalTransform(size)),
@@ -104,8 +105,8 @@ def _pipelines(size: int) -> dict[str, Callable[[Path], torch.Tensor]]:
         "torchvision v2 on Pillow images, crop and flip": _pillow([*crop, v2.PILToTensor()]),
         "torchvision v2 on tensors, crop and flip": _pillow([v2.PILToTensor(), *crop]),
         "ours, RandAugment and erasing": _ours(TrainTransform(size, rand_augment=POLICY, erasing=0.25)),
-        "torchvision v2 on Pillow images, RandAugment and erasing": _pillow([*recipe, v2.PILToTensor(), *erase]),
-        "torchvision v2 on tensors, RandAugment and erasing": _pillow([v2.PILToTensor(), *recipe, *erase]),
+        "torchvision v2 on Pillow images, RandAugment and erasing": _pillow([*pillow_recipe, v2.PILToTensor(), *erase]),
+        "torchvision v2 on tensors, RandAugment and erasing": _pillow([v2.PILToTensor(), *tensor_recipe, *erase]),
         "ours, strength medium": _ours(TrainTransform(size, strength="medium")),
         "ours, strength strong": _ours(TrainTransform(size, strength="strong")),
     }
