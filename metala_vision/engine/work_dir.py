@@ -3,6 +3,7 @@
 import contextlib
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def held(work_dir: str | Path) -> Iterator[None]:
         raise InputError(
             f"--work-dir: {work_dir} is no folder that can be written: {error.strerror or error}"
         ) from error
+    except NotImplementedError:
+        warnings.warn(f"the disk of {work_dir} locks no files: see that no other run writes into it", stacklevel=3)
     try:
         yield
     finally:
