@@ -21,6 +21,8 @@ class PackedStrings(Sequence):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int | slice) -> str | list[str]:
         index = range(len(self))[index]  # negative ones from the end; IndexError past it
+        if isinstance(index, range):
+            return [self[i] for i in index]
         return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())

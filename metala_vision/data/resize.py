@@ -29,20 +29,25 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: int) -> np
         pixels = torch.from_numpy(image)
     pixels = pixels.permute(2, 0, 1)[None]
     planes = F.interpolate(pixels, (height, width), mode=MODES[interpolation], antialias=True)[0].numpy()
-    return cv2.merge(list(planes)).reshape(height, width, -1)  # in a twentieth of the time of a strided copy
+    if len(planes) > 4:
+        return np.ascontiguousarray(planes.transpose(1, 2, 0))
+    return cv2.merge(list(planes)).reshape(height, width, -1)  # the same in a seventh of the time, or less
+
+
+def middle(image: np.ndarray) -> np.ndarray:
+    """What a central crop may see of an image: no more than `LONGEST` times as long as it is short.
+
+    Resized as a whole one of 1x30000 pixels, a few kilobytes on disk, would take gigabytes.
+    """
+    longest = LONGEST * min(image.shape[:2])
+    top, left = (max(0, side - longest) // 2 for side in image.shape[:2])
+    return image[top : top + longest, left : left + longest]
 
 
 class ShortSide(A.SmallestMaxSize):
-    """albumentations' resize of the short side to a length, with `resize` for images.
-
-    Before a central crop: of an image more than `LONGEST` times as long as it is short only the middle is kept. One of
-    1x30000 pixels, a few kilobytes on disk, would take gigabytes.
-    """
+    """albumentations' resize of the short side to a length, with `resize` for images."""
 
     def apply(self, img: np.ndarray, scale: float, **params) -> np.ndarray:
-        longest = LONGEST * min(img.shape[:2])
-        top, left = (max(0, side - longest) // 2 for side in img.shape[:2])
-        img = img[top : top + longest, left : left + longest]
         height, width = (max(1, round(side * scale)) for side in img.shape[:2])
         return resize(img, height, width, self.interpolation)
 

@@ -16,7 +16,7 @@ from mmengine.registry import TRANSFORMS
 from metala_vision.errors import InputError, near_matches
 
 from .deit import TimmErasing, TimmRandAugment
-from .resize import ResizedCrop, ShortSide
+from .resize import ResizedCrop, ShortSide, middle
 
 INTERPOLATION = {
     "nearest": cv2.INTER_NEAREST,
@@ -66,7 +66,7 @@ class EvalTransform(Albumentations):
 
     def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
         """One image; nothing is random, so `seed` changes nothing and costs nothing."""
-        return super().__call__(image)
+        return super().__call__(middle(image))
 
 
 # What comes after crop and flip, by how much it changes an image. Colours first: a border that a rotation or an erased

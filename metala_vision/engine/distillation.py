@@ -2,6 +2,7 @@
 
 import timm
 import torch
+from timm.models import resolve_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,10 +92,15 @@ class Distillation:
 
 def _create(teacher: dict, num_classes: int) -> nn.Module:
     """The teacher with the classifier that it was trained with: timm would put a new one where classes differ."""
-    known = teacher.get("num_classes", num_classes)
-    if teacher.get("pretrained"):
-        trained = timm.get_pretrained_cfg(teacher.get("model_name", ""), allow_unregistered=True)
-        known = (teacher.get("pretrained_cfg_overlay") or {}).get("num_classes", getattr(trained, "num_classes", known))
+    name, known = teacher.get("model_name"), teacher.get("num_classes", num_classes)
+    pretrained = teacher.get("pretrained") and not teacher.get("checkpoint_path")  # which must fit exactly
+    if pretrained and isinstance(name, str) and timm.is_model(name):
+        chosen = {key: teacher.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")}
+        chosen["pretrained_cfg"] = chosen["pretrained_cfg"] or name.partition(".")[2]
+        try:
+            known = resolve_pretrained_cfg(name.partition(".")[0], **chosen).num_classes
+        except RuntimeError as error:
+            raise InputError(f"model.distillation: teacher {name!r}: {error}") from error
     if not known == teacher.get("num_classes", known) == num_classes:
         raise InputError(f"model.distillation: the teacher was trained on {known} classes, the model has {num_classes}")
     return create_backbone({**teacher, "num_classes": num_classes})

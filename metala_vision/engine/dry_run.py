@@ -36,6 +36,7 @@ def dry_run(runner: VisionRunner) -> dict:
     loop, loader = runner.train_loop, runner.train_dataloader
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     images_per_step = math.prod(runner.step_images())
+    lr = max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups)  # before a warm-up
     if runner.param_schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     warn_of_end(runner.cfg.get("param_scheduler"), loop.max_epochs)
@@ -68,7 +69,7 @@ def dry_run(runner: VisionRunner) -> dict:
         "classes": len(loader.dataset.classes),
         "input": list(batch["inputs"][0].shape) if len(batch["inputs"]) else [],
         "images_per_step": images_per_step,
-        "lr": max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups),
+        "lr": lr,
         "seconds_per_batch_model": round(step, 4),
         "seconds_per_batch_data": round(data, 4),
         "data_workers": loader.num_workers,

@@ -85,9 +85,14 @@ class HistoryHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         self.start, self.losses = time.perf_counter(), []
         # mmengine copies what it has logged so far in every step: milliseconds a step after some hundred epochs
+        processor = runner.log_processor
+        windows = [processor.window_size, *(custom.get("window_size", 1) for custom in processor.custom_cfg)]
+        if "global" in windows:
+            return
+        longest = max(len(runner.train_dataloader), *(window for window in windows if isinstance(window, int)))
         for key, buffer in runner.message_hub.log_scalars.items():
             if key.startswith("train/"):
-                buffer.max_length = len(runner.train_dataloader)
+                buffer.max_length = longest
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None

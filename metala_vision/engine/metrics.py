@@ -23,9 +23,9 @@ class GatheredMetric(BaseMetric):
     mmengine's own way cuts all parts to the shortest: images would be lost where a process skipped unreadable ones.
     """
 
-    def names(self, dataset: Dataset) -> tuple[str, ...]:
-        """What the metrics of a dataset are called; one may be left out where it means nothing."""
-        raise NotImplementedError
+    def names(self, dataset: Dataset) -> tuple[str, ...] | None:
+        """What the metrics of a dataset are called; one may be left out where it means nothing. None: not known."""
+        return None
 
     def evaluate(self, size: int) -> dict[str, float]:
         """The metrics of all results, which are forgotten."""

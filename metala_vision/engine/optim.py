@@ -79,7 +79,7 @@ class TimmOptimConstructor:
             raise InputError(f"optim_wrapper.optimizer: unknown type {kind!r}{near_matches(str(kind), known)}")
         try:
             return create_optimizer_v2(groups, opt=kind, **options)
-        except (TypeError, ValueError, ImportError, AssertionError) as error:
+        except (TypeError, ValueError, IndexError, ImportError, AssertionError) as error:
             raise InputError(f"optim_wrapper.optimizer: {kind}: {error}") from error
 
 

@@ -106,7 +106,8 @@ class VisionRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = self.cfg.get("device", "auto")
         model = model.to(get_device() if device == "auto" else device)
-        print_log(f"device {device}, {self.world_size} processes", logger="current", level=logging.INFO)
+        place = next(model.parameters()).device
+        print_log(f"device {place}, processes: {self.world_size}", logger="current", level=logging.INFO)
         if not self.distributed:
             return model
         if (sync_bn := self.cfg.get("sync_bn")) is not None and device.startswith("cuda"):  # there is none for CPUs

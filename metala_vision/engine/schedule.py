@@ -1,27 +1,44 @@
 """The plan of a run's rates: that a resumed run has the same one, and that it ends with the training."""
 
 import logging
+from collections.abc import Mapping, Sequence
 
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from metala_vision.errors import InputError
 
-PROGRESS = ("last_step", "_global_step")
+# What changes while a scheduler goes on; the last three are those of the one that waits for scores.
+PROGRESS = (
+    *("optimizer", "last_step", "_global_step", "verbose", "base_values", "_last_value"),
+    *("best", "num_bad_epochs", "cooldown_counter"),
+)
 
 
 def plan(runner: Runner) -> dict[str, object]:
-    """What the rates will be made of: the numbers of every scheduler, and of every group of parameters."""
+    """What the rates will be made of: the settings of every scheduler, and of every group of parameters."""
     found: dict[str, object] = {}
+    stated = runner.cfg.get("param_scheduler") or []
+    stated = [stated] if isinstance(stated, dict) else stated
     for i, scheduler in enumerate(runner.param_schedulers or []):
-        if hasattr(scheduler, "patience"):  # what it does depends on the scores: its state is no plan
-            continue
-        numbers = {key: value for key, value in vars(scheduler).items() if isinstance(value, bool | int | float | str)}
-        found |= {f"param_scheduler.{i}.{key}": value for key, value in numbers.items() if key not in PROGRESS}
+        for key, value in vars(scheduler).items():
+            if key == "end" and "end" not in stated[i]:  # the last epoch of all, which may be put off
+                continue
+            if key not in PROGRESS and isinstance(value, bool | int | float | str | Sequence | Mapping):
+                found[f"param_scheduler.{i}.{key}"] = _comparable(value)
     for i, group in enumerate(runner.optim_wrapper.optimizer.param_groups):
-        found[f"lr of group {i}"] = group.get("initial_lr", group["lr"])
-        found[f"weight_decay of group {i}"] = group.get("weight_decay")
+        for key in ("lr", "weight_decay"):
+            found[f"{key} of group {i}"] = group.get(f"initial_{key}", group.get(key))
     return found
+
+
+def _comparable(value: object) -> object:
+    """Without the kinds of containers, which a checkpoint does not keep."""
+    if isinstance(value, Mapping):
+        return {key: _comparable(member) for key, member in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_comparable(member) for member in value]
+    return value
 
 
 def check_same_plan(wanted: dict[str, object], resumed: dict[str, object], filename: str) -> None:
@@ -38,12 +55,14 @@ def check_same_plan(wanted: dict[str, object], resumed: dict[str, object], filen
 
 def warn_of_end(schedulers: dict | list | None, max_epochs: int) -> None:
     """Logs a warning where the last scheduler ends with another epoch than the training."""
-    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers or []
+    several = not isinstance(schedulers, dict)
+    schedulers = (schedulers or []) if several else [schedulers]
+    last = f"param_scheduler.{len(schedulers) - 1}" if several else "param_scheduler"
     ends = [s["end"] for s in schedulers if s.get("by_epoch", True) and "end" in s]
     if ends and max(ends) != max_epochs:
         print_log(
             f"the schedule ends with epoch {max(ends)} and training with epoch {max_epochs}: if that is not meant, set "
-            f"param_scheduler.{len(schedulers) - 1}.end={max_epochs}, from the start of a run",
+            f"{last}.end={max_epochs}, from the start of a run",
             logger="current",
             level=logging.WARNING,
         )

@@ -1,6 +1,7 @@
 """The folder of a run: one run's alone, and the same one for all of its processes."""
 
 import contextlib
+import errno
 import time
 import uuid
 import warnings
@@ -11,6 +12,8 @@ from filelock import FileLock, Timeout
 from mmengine.dist import all_gather_object, barrier, broadcast_object_list, is_main_process
 
 from metala_vision.errors import InputError
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # what some network disks answer
 
 
 @contextlib.contextmanager
@@ -28,12 +31,15 @@ def held(work_dir: str | Path) -> Iterator[None]:
         Path(work_dir).mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(f"--work-dir: another run is writing into {work_dir}; name another folder") from error
-    except OSError as error:
         raise InputError(
-            f"--work-dir: {work_dir} is no folder that can be written: {error.strerror or error}"
+            f"--work-dir: another run is writing into {work_dir}; name another folder (or remove {lock.lock_file}, if "
+            f"that run was killed on another machine)"
         ) from error
-    except NotImplementedError:
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise InputError(
+                f"--work-dir: {work_dir} is no folder that can be written: {error.strerror or error}"
+            ) from error
         warnings.warn(f"the disk of {work_dir} locks no files: see that no other run writes into it", stacklevel=3)
     try:
         yield

@@ -223,6 +223,7 @@ def test_packed_strings():
     packed = PackedStrings(names)
     assert list(packed) == names
     assert packed[-1] == names[-1]
+    assert packed[1:3] == names[1:3]
     assert "a/b.png" in packed
     assert len(PackedStrings([])) == 0
     with pytest.raises(IndexError):

@@ -1,5 +1,6 @@
 """Bad input that training can meet: a clear error before the first step, and nothing lost."""
 
+import errno
 import json
 import pickle
 import subprocess
@@ -107,6 +108,7 @@ def prepare(config) -> VisionRunner:
         ({"default_hooks.checkpoint": dict(type="CheckpointHook")}, "expected a LastBestCheckpointHook"),
         ({"train_cfg": dict(_delete_=True, by_epoch=False, max_iters=9)}, "got a IterBasedTrainLoop, expected epochs"),
         ({"optim_wrapper.optimizer.type": "lamp"}, "unknown type 'lamp'.*lamb"),
+        ({"optim_wrapper.optimizer.type": "adan"}, "adan: .*out of range"),  # it wants three betas
         ({"optim_wrapper.optimizer": dict(type="lamb", lr=1e-3, momentun=0.9)}, "lamb: .*momentun"),
     ],
 )
@@ -238,12 +240,35 @@ def test_resume_with_other_rates_is_refused(run_small, tmp_path):
             run_small(options, resume="auto")
 
 
-def test_one_run_in_a_folder(tmp_path):
+@pytest.mark.parametrize(
+    ("schedule", "other"),
+    [
+        (dict(type="MultiStepLR", milestones=[1, 2]), dict(milestones=[2, 3])),
+        (dict(type="CosineRestartLR", periods=[1, 2], restart_weights=[1, 1], eta_min=0.0), dict(periods=[2, 2])),
+        (dict(type="CosineAnnealingParamScheduler", param_name="weight_decay", eta_min=1.0, end=4), dict(eta_min=0.5)),
+    ],
+)
+def test_schedules_of_every_kind_resume(run_small, schedule, other):
+    run_small({"train_cfg.max_epochs": 1, "param_scheduler": [schedule]})
+    with pytest.raises(InputError, match="--resume: .*has other rates"):
+        run_small({"train_cfg.max_epochs": 2, "param_scheduler": [{**schedule, **other}]}, resume="auto")
+    run_small({"train_cfg.max_epochs": 2, "param_scheduler": [schedule]}, resume="auto")
+
+
+def test_one_run_in_a_folder(tmp_path, monkeypatch):
     taken = pytest.raises(InputError, match="--work-dir: another run is writing into .*run; name another")
     with held(tmp_path / "run"), taken, held(tmp_path / "run"):
         pass
     with held(tmp_path / "run"):
         pass
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", no_locks)
+        with pytest.warns(UserWarning, match="locks no files"), held(tmp_path / "run"):
+            pass
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is no folder that can be written"), held(tmp_path / "file"):
         pass

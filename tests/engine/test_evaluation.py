@@ -192,6 +192,7 @@ def test_dry_run_tool(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["images_per_step"] == 64
+    assert result["lr"] == 2e-3, "the rate, and not the first one of the warm-up"
     assert result["images"] == 1258
     assert result["epochs"] == 30
     assert result["hours"] == pytest.approx(30 * result["seconds_per_epoch"] / 3600, abs=0.01)

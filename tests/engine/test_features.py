@@ -111,6 +111,15 @@ def test_pretrained_teacher_keeps_its_classifier(tmp_path):
     assert torch.equal(teacher.head.weight, expert.head.weight)
     with pytest.raises(InputError, match="the teacher was trained on 10 classes, the model has 7"):
         Distillation(arguments, 7, (0.5,) * 3, (0.5,) * 3)
+    del arguments["pretrained_cfg_overlay"]
+    whole = dict(file=str(tmp_path / "t.pth"), num_classes=10, classifier="head", first_conv="patch_embed.proj")
+    teacher = Distillation({**arguments, "pretrained_cfg": whole}, 10, (0.5,) * 3, (0.5,) * 3).teacher
+    assert torch.equal(teacher.head.weight, expert.head.weight)
+    with pytest.raises(InputError, match="the teacher was trained on 10 classes, the model has 1000"):
+        Distillation({**arguments, "pretrained_cfg": whole}, 1000, (0.5,) * 3, (0.5,) * 3)
+    tagged = dict(model_name="vit_base_patch16_224.augreg_in21k", pretrained=True)
+    with pytest.raises(InputError, match="the teacher was trained on 21843 classes, the model has 1000"):
+        Distillation(tagged, 1000, (0.5,) * 3, (0.5,) * 3)
 
 
 def test_distillation_errors(teacher):
@@ -123,6 +132,8 @@ def test_distillation_errors(teacher):
         (dict(teacher={**arguments, "num_classes": 11}), "the teacher was trained on 11 classes, the model has 10"),
         (dict(teacher=dict(model_name="test_vit", pretrained=True)), "trained on 1000 classes, the model has 10"),
         (dict(teacher=dict(model_name="tset_vit", pretrained=True)), "unknown model_name 'tset_vit'"),
+        (dict(teacher=dict(model_name="test_vit.nope", pretrained=True)), "test_vit.nope"),
+        (dict(teacher=dict(model_name=None, pretrained=True)), "unknown model_name None"),
         (dict(teacher="resnet18"), "teacher is 'resnet18', expected a dict"),
         (dict(teacher=arguments, alpha=1), "unexpected keyword argument 'alpha'"),
     ]:
