@@ -282,8 +282,10 @@ def test_resume_into_another_folder_takes_the_best_along(run_small, tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["message_hub"]["runtime_info"]["best_score"] = 101.0  # nothing can beat it
     torch.save(checkpoint, path)
-    _, result = run_small(options, work_dir=str(tmp_path / "second"), resume=str(path))
+    runner, result = run_small(options, work_dir=str(tmp_path / "second"), resume=str(path))
     assert result["best_epoch"] == 1
+    logged = runner.message_hub.log_scalars["train/loss"].data[0]
+    assert len(logged) == runner.log_processor.window_size == 10, "of 15 steps: mmengine copies them in every one"
     assert (tmp_path / "second" / "best.pth").read_bytes() == (tmp_path / "first" / "best.pth").read_bytes()
     (tmp_path / "first" / "best.pth").unlink()
     _, result = run_small(options, work_dir=str(tmp_path / "third"), resume=str(path))

@@ -28,8 +28,6 @@ def test_run_leaves_everything_behind(finished):
     for name in ("last.pth", "best.pth", "history.json", "curves.png", "confusion_matrix.png", "metala_vit_digits.py"):
         assert (folder / name).is_file(), name
     assert not list(folder.rglob("*.tmp"))
-    logged = runner.message_hub.log_scalars["train/loss"].data[0]
-    assert len(logged) == len(runner.train_dataloader), "an epoch's: mmengine copies them in every step"
     records = json.loads((folder / "history.json").read_text())
     assert [record["epoch"] for record in records] == [1, 2]
     assert set(records[0]) == {
