@@ -1,4 +1,5 @@
-# Fashion-MNIST, 28x28 grey: 55 000 train, 5 000 val, 10 000 test. One recipe for every model.
+# Fashion-MNIST, 28x28 grey: 55 000 train, 5 000 val, 10 000 test, or 60 000 and 10 000 where a config says holdout=0.
+# One recipe for every model.
 epochs = 5
 batch_size = 128
 

@@ -1,8 +1,8 @@
 """timm's ViT of the width and depth of metala_vit_nano_p4_28_fashion_mnist_5e.py, under the same recipe.
 
-Command:  python tools/train.py configs/fashion_mnist/vit_nano_p4_28_fashion_mnist_5e.py --amp
-Cost:     27 minutes on one core with bfloat16 instructions, 5.5 an epoch
-Accuracy: 82.49, 82.86 and 80.51 percent of the test split (seeds 0, 1, 2)
+Command:  python tools/train.py configs/fashion_mnist/vit_nano_p4_28_fashion_mnist_5e.py
+Cost:     24 minutes on one core of an Intel Xeon with AVX-512, 4.5 an epoch
+Accuracy: 84.06, 83.92 and 81.69 percent of the test split (seeds 0, 1, 2)
 """
 
 _base_ = ["../_base_/classification.py", "../_base_/fashion_mnist.py"]
