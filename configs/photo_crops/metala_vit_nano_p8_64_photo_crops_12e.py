@@ -2,9 +2,9 @@
 on grey crops of 17 photographs at 64 pixels, patches of 8, 64 tokens.
 
 Command:  python tools/photo_crops.py
-          python tools/train.py configs/photo_crops/metala_vit_nano_p8_64_photo_crops_12e.py --amp
-Cost:     4.5 minutes on one core with bfloat16 instructions
-Accuracy: 65.69, 69.80, 71.76, 69.71 and 75.69 percent of the test crops (seeds 0 to 4)
+          python tools/train.py configs/photo_crops/metala_vit_nano_p8_64_photo_crops_12e.py
+Cost:     4.5 minutes on one core of an Intel Xeon with AVX-512
+Accuracy: 70.78, 69.31 and 70.98 percent of the test crops (seeds 0, 1, 2)
 """
 
 _base_ = ["../_base_/classification.py", "../_base_/photo_crops.py"]
