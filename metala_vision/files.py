@@ -1,12 +1,21 @@
-"""Files that are either whole or not there, whatever happens in the middle of a write."""
+"""Files that are either whole or not there, whatever happens in the middle of a write, and folders that one owns."""
 
+import contextlib
 import csv
+import errno
 import io
 import json
 import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import InputError
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # what some network disks answer
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -29,6 +38,39 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def owned(folder: str | Path, option: str, other: str) -> Iterator[None]:
+    """Keeps others out of a folder, which is made where there is none; a killed owner keeps nobody out.
+
+    Args:
+        folder: where a hidden file is locked. On a disk that locks none a warning is all there is.
+        option: by which the user has named it.
+        other: what another owner is doing, such as "another run is writing".
+
+    Raises:
+        InputError: there is another owner, or nobody can write there.
+    """
+    lock = FileLock(Path(folder) / ".lock")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"{option}: {other} into {folder}; name another folder (or remove {lock.lock_file}, if that was killed on "
+            f"another machine)"
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise InputError(
+                f"{option}: {folder} is no folder that can be written: {error.strerror or error}"
+            ) from error
+        warnings.warn(f"the disk of {folder} locks no files: see that nothing else writes into it", stacklevel=3)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: str | Path, value: object) -> None:

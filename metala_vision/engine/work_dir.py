@@ -1,50 +1,29 @@
 """The folder of a run: one run's alone, and the same one for all of its processes."""
 
 import contextlib
-import errno
 import time
 import uuid
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from mmengine.dist import all_gather_object, barrier, broadcast_object_list, is_main_process
 
 from metala_vision.errors import InputError
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # what some network disks answer
+from metala_vision.files import owned
 
 
 @contextlib.contextmanager
 def held(work_dir: str | Path) -> Iterator[None]:
-    """Keeps other runs out of a folder, which is made where there is none; the first of several processes holds it.
+    """Keeps other runs out of a folder; the first of several processes holds it.
 
     Raises:
-        InputError: another run is writing into it, or nobody can.
+        InputError: another run is writing into it, or nobody can write there.
     """
     if not is_main_process():
         yield
         return
-    lock = FileLock(Path(work_dir) / ".lock")
-    try:
-        Path(work_dir).mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(
-            f"--work-dir: another run is writing into {work_dir}; name another folder (or remove {lock.lock_file}, if "
-            f"that run was killed on another machine)"
-        ) from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise InputError(
-                f"--work-dir: {work_dir} is no folder that can be written: {error.strerror or error}"
-            ) from error
-        warnings.warn(f"the disk of {work_dir} locks no files: see that no other run writes into it", stacklevel=3)
-    try:
+    with owned(work_dir, "--work-dir", "another run is writing"):
         yield
-    finally:
-        lock.release()
 
 
 def check_shared(work_dir: str | Path, patience: float = 30.0) -> None:

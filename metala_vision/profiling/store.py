@@ -1,12 +1,11 @@
 """The figures of a sweep, in a file that is whole at any moment and belongs to one process at a time."""
 
+import contextlib
 import json
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from metala_vision.errors import InputError
-from metala_vision.files import write_json
+from metala_vision.files import owned, write_json
 
 FILE = "cells.json"
 MEASURED = ("ok", "alone")  # in turn with others, or one step of it alone
@@ -24,7 +23,7 @@ class Store:
         self.cells: dict[str, dict] = {}
         self.probes: dict[str, dict] = {}
         self.races: dict[str, dict[str, list[float]]] = {}  # seconds of each round, by the race and the key
-        self._lock = FileLock(self.path.with_name(".lock"))
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> "Store":
         """Takes the folder and reads what is there.
@@ -33,19 +32,10 @@ class Store:
             InputError: a folder that cannot be written, or where another sweep is measuring; figures of another
                 machine or of other versions; a file that does not hold any.
         """
-        folder = self.path.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(f"--out: another sweep is measuring into {folder}") from error
-        except OSError as error:
-            raise InputError(f"--out: {folder} is no folder that can be written: {error.strerror or error}") from error
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(owned(self.path.parent, "--out", "another sweep is measuring"))
             self._read()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._held = stack.pop_all()
         return self
 
     def _read(self) -> None:
@@ -65,7 +55,7 @@ class Store:
             )
 
     def __exit__(self, *_) -> None:
-        self._lock.release()
+        self._held.close()
 
     def forget_failures(self, keys: list[str]) -> None:
         """Lets those of these cells be tried again that failed or had too little memory."""

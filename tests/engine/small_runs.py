@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from metala_vision.engine import ImageClassifier
+from metala_vision.engine import ImageClassifier, VisionRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 # Those of tools/train.py: OpenMMLab's are models alone.
@@ -51,3 +51,9 @@ def flatten(value, path="") -> dict:
     if isinstance(value, list | tuple):
         return {k: v for key, item in enumerate(value) for k, v in flatten(item, f"{path}.{key}").items()}
     return {path: value}
+
+
+def prepare(config) -> VisionRunner:
+    runner = VisionRunner.from_cfg(config)
+    runner.prepare()
+    return runner
