@@ -23,6 +23,8 @@ class GatheredMetric(BaseMetric):
     mmengine's own way cuts all parts to the shortest: images would be lost where a process skipped unreadable ones.
     """
 
+    default_prefix = ""  # names as they are; mmengine warns in every run where none is set
+
     def names(self, dataset: Dataset) -> tuple[str, ...] | None:
         """What the metrics of a dataset are called; one may be left out where it means nothing. None: not known."""
         return None
