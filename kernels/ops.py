@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from . import library, native, unfused
 from .checks import check_attention, check_conv, check_device, check_mixer, check_mlp, check_norm
 from .chunked import chunked
-from .reference import GATE_FLOOR, recurrence
+from .reference import clamp_log_decay, recurrence
 
 # Plain PyTorch, for any device and dtype: (q, log_decay, v, k, grid, scan, scale), all checked and of one dtype.
 COMPOSED: dict[str, Callable[..., Tensor]] = {"chunked": chunked, "reference": recurrence}
@@ -116,7 +116,7 @@ def _gated_linear_attention(
         if name not in COMPOSED:
             arguments = (q, log_decay, v, k, rows, cols, scan, scale)
             return _differentiable(library.Scan, torch.ops.metala.scan_forward, arguments)
-        gate = log_decay.to(compute).clamp(GATE_FLOOR, 0.0)
+        gate = clamp_log_decay(log_decay.to(compute))
         # -expm1 and not 1 - exp: near zero the difference would keep no digits.
         key = -torch.expm1(gate) if k is None else k.to(compute)
         return COMPOSED[name](q.to(compute), gate, v.to(compute), key, (rows, cols), orders, scale).to(v.dtype)
@@ -339,7 +339,8 @@ def _needs_gradient(arguments: tuple) -> bool:
 def _without_autocast(device: torch.device) -> AbstractContextManager:
     """Autocast would turn products of rescaled q and k into half precision, where their range does not fit."""
     kind = device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    # Only "meta" has no autocast of its own. To ask torch which devices have one would break the graph of torch 2.11.
+    on = kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 

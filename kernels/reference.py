@@ -24,6 +24,14 @@ def scan_order(order: str, rows: int, cols: int, device: torch.device | None = N
     return index.flip(0) if order.endswith("_reverse") else index
 
 
+def clamp_log_decay(log_decay: Tensor) -> Tensor:
+    """`log_decay` within [GATE_FLOOR, 0]; its gradient is zero at both ends and beyond them, and NaN stays NaN.
+
+    Not torch.clamp, whose gradient at an end itself is 1 in some releases of torch and 0 in others.
+    """
+    return log_decay.masked_fill(log_decay <= GATE_FLOOR, GATE_FLOOR).masked_fill(log_decay >= 0, 0.0)
+
+
 def recurrence(
     q: Tensor, log_decay: Tensor, v: Tensor, k: Tensor, grid: tuple[int, int], scan: tuple[str, ...], scale: float
 ) -> Tensor:

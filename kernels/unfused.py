@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .reference import GATE_FLOOR, GATE_TEMPERATURE, NORM_EPS
+from .reference import GATE_TEMPERATURE, NORM_EPS, clamp_log_decay
 
 
 def gate_log_decay(logits: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def mixer(
     q, logits, v, z = (
         x.to(compute).unflatten(-1, (num_heads, -1)) for x in projected.split([dim // 2, dim // 2, dim, dim], dim=-1)
     )
-    log_decay = gate_log_decay(logits).clamp(min=GATE_FLOOR)
+    log_decay = clamp_log_decay(gate_log_decay(logits))
     k = -torch.expm1(log_decay)
     o = attention(q, log_decay, v, k, grid, scan, q.shape[-1] ** -0.5)
     # The self-augmentation sigmoid(y), less the constant 1/2 that the LayerNorm takes away: beside it, the small output

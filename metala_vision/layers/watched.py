@@ -9,7 +9,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 def is_watched(module: nn.Module) -> bool:
     """Whether it has a hook or a forward of its own, which expect to be called, or every module has a hook."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module) or bool(torch_module._has_any_global_hook())
+    of_all = (
+        torch_module._global_forward_hooks,
+        torch_module._global_forward_pre_hooks,
+        torch_module._global_backward_hooks,
+        torch_module._global_backward_pre_hooks,
+    )
+    return any(hooks) or any(of_all) or "forward" in module.__dict__
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from gla_inputs import ALL_ORDERS
 from metala_vision.kernels import gpu
-from metala_vision.kernels.reference import recurrence
+from metala_vision.kernels.reference import clamp_log_decay, recurrence
 from poison import arena, poisoned_memory
 from tolerances import for_dtype, relative_rms
 from torch.nn import functional as F
@@ -18,7 +18,7 @@ def unfused(projected, gate_bias, aug_weight, heads, grid, scan) -> tuple[torch.
     half = channels // 2
     q, logits, v, z = projected.split([half, half, channels, channels], dim=-1)
     q, logits, v = (x.unflatten(-1, (heads, -1)) for x in (q, logits, v))
-    g = (F.logsigmoid(logits) / 16).clamp(-5.0, 0.0)
+    g = clamp_log_decay(F.logsigmoid(logits) / 16)
     k = -torch.expm1(g)
     o = recurrence(q, g, v, k, grid, scan, q.shape[-1] ** -0.5)
     own = (q * aug_weight.unflatten(-1, (heads, -1)) * k).sum(-1, keepdim=True) * v

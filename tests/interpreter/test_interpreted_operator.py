@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from gla_inputs import ALL_ORDERS, GATES, cast, make
 from metala_vision.kernels import GATE_FLOOR, GATE_TEMPERATURE, gpu, gpu_backward, gpu_common, gpu_forward
-from metala_vision.kernels.reference import recurrence
+from metala_vision.kernels.reference import clamp_log_decay, recurrence
 from poison import arena, poisoned_memory
 from tolerances import for_dtype, relative_rms
 
@@ -71,7 +71,7 @@ LARGE_CASES = [
 def reference(inputs: dict, grad_out: torch.Tensor, grid, scan, scale) -> tuple[torch.Tensor, dict]:
     """Output and gradients by the definition, in float64."""
     leaves = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
-    gate = leaves["log_decay"].clamp(GATE_FLOOR, 0.0)
+    gate = clamp_log_decay(leaves["log_decay"])
     k = leaves.get("k", -torch.expm1(gate))
     out = recurrence(leaves["q"], gate, leaves["v"], k, grid, scan, scale)
     return out.detach(), dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad_out.double())))

@@ -100,6 +100,7 @@ def test_strided_tokens(layout):
     assert relative_rms(fused(inputs), expected) <= FLOAT32
 
 
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec")  # torch.export itself, in torch 2.11
 def test_compile_and_export():
     """Catches a graph break, and an exported program that is not the operator."""
     torch.compiler.reset()
@@ -135,6 +136,7 @@ def test_tensors_of_another_device(name):
         fused({**inputs, name: inputs[name].to("meta")})
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # torch itself scripts functions when forward mode begins
 def test_forward_mode_is_refused():
     """Catches a tangent that is silently lost."""
     inputs = half_block()

@@ -157,6 +157,19 @@ def test_gradients_of_a_sum(backend):
     assert max(found.values()) <= FLOAT32, found
 
 
+@pytest.mark.parametrize("backend", ["cpu", "chunked", "chunked in float64"])
+def test_logits_at_the_floor_learn_nothing(backend):
+    """Catches a subgradient at the floor itself (a logit of -80) that is left to torch, or another one than in C."""
+    inputs = make(63, 48)
+    at_floor = torch.rand_like(inputs["logits"]) < 0.3
+    beyond = torch.tensor([-80.0, -81.5, -300.0])[torch.randint(3, at_floor.shape)]
+    inputs["logits"] = torch.where(at_floor, beyond, inputs["logits"])
+    inputs = double(inputs) if "float64" in backend else inputs
+    found = run_mixer(inputs, torch.randn_like(inputs["v"]), 3, (7, 9), ALL, backend.split()[0])
+    assert torch.count_nonzero(found["logits"][at_floor]) == 0
+    assert (found["logits"][~at_floor] != 0).all()
+
+
 def test_mixer_without_gradients_is_the_same():
     """Catches another result where nothing is kept for the backward pass, in each number of orders."""
     for scan in SCANS:

@@ -156,3 +156,16 @@ def test_gate_gradient_is_zero_where_clamped(with_k, backend, dtype):
     assert 0 < clamped.sum() < clamped.numel()
     assert torch.count_nonzero(gradients["log_decay"][clamped]) == 0
     assert (gradients["log_decay"][~clamped] != 0).all()
+
+
+@pytest.mark.parametrize("with_k", [False, True], ids=["derived", "k"])
+def test_gate_gradient_is_zero_at_the_ends_themselves(with_k, backend, dtype):
+    """Catches a subgradient left to torch: its clamp passes the gradient at an end in 2.11, and none in 2.14."""
+    inputs = inputs_for(dtype, "tau1", with_k=with_k)
+    at_end = torch.rand_like(inputs["log_decay"]) < 0.3
+    ends = torch.where(torch.rand_like(inputs["log_decay"]) < 0.5, 0.0, GATE_FLOOR).to(dtype)
+    inputs["log_decay"] = torch.where(at_end, ends, inputs["log_decay"])
+    assert {GATE_FLOOR, 0.0} <= set(inputs["log_decay"].flatten().tolist())
+    _, gradients = run(inputs, torch.randn_like(inputs["v"]), grid=GRID, scan=ALL_ORDERS, backend=backend)
+    assert torch.count_nonzero(gradients["log_decay"][at_end]) == 0
+    assert (gradients["log_decay"][~at_end] != 0).all()

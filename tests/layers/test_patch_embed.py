@@ -5,6 +5,7 @@ import torch
 from tolerances import FLOAT32, HALF, relative_rms
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchscript import trace
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from metala_vision.layers import PatchEmbed, patch_embed
@@ -65,7 +66,7 @@ def test_a_tracer_sees_one_convolution():
     layer = PatchEmbed(8, 4, 3, 20).eval()
     x, other = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 64, 40)
     with torch.no_grad():
-        traced = torch.jit.trace(layer, x)
+        traced = trace(layer, x)
         assert sum(node.kind() == "aten::_convolution" for node in traced.inlined_graph.nodes()) == 1
         exported = torch.export.export(layer, (x,))
         assert sum("conv2d" in str(node.target) for node in exported.graph.nodes) == 1

@@ -6,6 +6,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from tolerances import relative_rms
 from torch import nn
+from torchscript import script
 from vit_model import CLOSE, nano
 
 from metala_vision.models.metala_vit import checkpoint_filter_fn
@@ -86,7 +87,7 @@ def test_switches_in_training_and_evaluation(switch, scan):
     expected = model.train()(x)
     with torch.inference_mode():
         assert relative_rms(model.eval()(x), expected.detach()) < CLOSE
-        assert relative_rms(torch.jit.script(model)(x), expected.detach()) < CLOSE
+        assert relative_rms(script(model)(x), expected.detach()) < CLOSE
 
 
 def test_defaults():
