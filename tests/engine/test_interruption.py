@@ -102,10 +102,10 @@ def straight(train, tmp_path_factory) -> Path:
     return work_dir
 
 
-SLOW = [pytest.param(kill, marks=pytest.mark.slow) for kill in ("between", "validation")]
+SLOW = [pytest.param(kill, marks=pytest.mark.slow) for kill in ("epoch", "between", "validation")]
 
 
-@pytest.mark.parametrize("kill", ["epoch", "write", *SLOW])
+@pytest.mark.parametrize("kill", ["write", *SLOW])
 def test_killed_run_resumes_to_the_same_weights(train, straight, tmp_path, kill):
     """With workers, augmentation, drop path and average; SIGKILL in the middle of an epoch, of writing last.pth, of a
     validation, and between the writing of best.pth and of last.pth.

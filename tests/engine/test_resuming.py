@@ -98,8 +98,19 @@ def test_resume_with_other_rates_is_refused(run_small, tmp_path):
     ("schedule", "other"),
     [
         (dict(type="MultiStepLR", milestones=[1, 2]), dict(milestones=[2, 3])),
-        (dict(type="CosineRestartLR", periods=[1, 2], restart_weights=[1, 1], eta_min=0.0), dict(periods=[2, 2])),
-        (dict(type="CosineAnnealingParamScheduler", param_name="weight_decay", eta_min=1.0, end=4), dict(eta_min=0.5)),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in [
+                (
+                    dict(type="CosineRestartLR", periods=[1, 2], restart_weights=[1, 1], eta_min=0.0),
+                    dict(periods=[2, 2]),
+                ),
+                (
+                    dict(type="CosineAnnealingParamScheduler", param_name="weight_decay", eta_min=1.0, end=4),
+                    dict(eta_min=0.5),
+                ),
+            ]
+        ),
     ],
 )
 def test_schedules_of_every_kind_resume(run_small, schedule, other):

@@ -320,7 +320,9 @@ def test_a_wrong_name(tmp_path):
     assert "unknown model 'deit_tinny_patch16_224' (did you mean deit_tiny_patch16_224" in done.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize(
+    "how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL], ids=["SIGINT", "SIGKILL"]
+)
 def test_an_interrupted_sweep_goes_on(how, tmp_path):
     """Catches figures lost, figures taken twice, and processes left behind."""
     command = [*TOOL, "--json", "--models", NANO, TINY, "--resolutions", "32", "64", "96", "--rounds", "3"]
