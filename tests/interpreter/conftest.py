@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))  # gla_inputs
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Triton before 3.7 takes an array of one element for an integer, which numpy gives up: it runs with numpy before 2.4
+    # Triton before 3.7 takes an array of one element for an integer, which numpy 2.4 ends
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim:DeprecationWarning")
 
 
