@@ -12,11 +12,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))  # gla_inputs
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # Triton before 3.7 takes an array of one element for an integer, which numpy 2.4 ends
-    config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim:DeprecationWarning")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return

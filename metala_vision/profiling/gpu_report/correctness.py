@@ -1,0 +1,130 @@
+"""Whether the kernels compute what they promise: the tests of a GPU, in many processes and with both assemblers."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from metala_vision.profiling.isolated import one_line
+
+from .ceilings import assembler_version, assemblers
+from .parts import Cell, Job
+
+ROOT = Path(__file__).resolve().parents[3]
+TESTS = "tests/gpu/test_gpu.py"
+LISTED = 20  # failures that a row names
+SHARE = 0.55  # of the part's time for the first assembler: it is the one that users have
+
+
+def cells(job: Job) -> list[Cell]:
+    """The tests with the default assembler, with the other one, and small shapes under compute-sanitizer."""
+    default, *others = assemblers() or [None]
+    if job.device == "cuda" and torch.cuda.get_device_capability() >= (10, 0):
+        default, others = (others or [default])[0], []  # the older one does not know these cards
+    found = [Cell("tests", lambda: tests(job, "default", default, None, SHARE * job.left))]
+    found += [
+        Cell(f"tests, {path.name}", lambda path=path: tests(job, path.name, path, path, job.left - 20))
+        for path in others[:1]
+    ]
+    if job.rehearse:
+        return found
+    return [*found, *(Cell(tool, lambda tool=tool: sanitizer(job, tool)) for tool in ("memcheck", "racecheck"))]
+
+
+def tests(job: Job, name: str, version_of: Path | None, assembler: Path | None, seconds: float) -> dict:
+    """The tests of a GPU in processes of their own, each a part of them, ended when the time is over.
+
+    Returns:
+        `passed`, `failed`, `skipped`, `not_run`, `failures` (test and reason), `cases` (errors and a digest of the bits
+        of each test), and, against the first assembler's, how many results have `equal_bits` out of `compared`.
+    """
+    end = time.monotonic() + seconds
+    shards = 1 if job.rehearse else max(1, (os.cpu_count() or 2) // 2)  # the other half compiles models meanwhile
+    environment = dict(os.environ)
+    if assembler is not None and not job.rehearse:
+        # A cache of its own: what the other one has assembled would be found again
+        environment |= {"TRITON_PTXAS_PATH": str(assembler), "TRITON_CACHE_DIR": str(job.scratch / "triton")}
+    records = [job.scratch / f"{name}_{i}.jsonl" for i in range(shards)]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovider", TESTS]
+    command += ["--rehearse"] if job.rehearse else []
+    processes = [
+        subprocess.Popen([*command, "--shard", f"{i}/{shards}", "--record", str(path)], cwd=ROOT, env=environment)
+        for i, path in enumerate(records)
+    ]
+    codes = [_wait(process, end) for process in processes]
+    lines = [json.loads(line) for path in records if path.exists() for line in path.read_text().splitlines()]
+    cases = {line.pop("test"): line for line in lines}
+    _save(job, name, cases)
+    outcomes = [case["outcome"] for case in cases.values()]
+    row = {outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "skipped")}
+    row["not_run"] = _collected(command, environment) - len(cases) if None in codes else 0
+    row["failures"] = [f"{test}: {x['reason']}" for test, x in cases.items() if x["outcome"] == "failed"][:LISTED]
+    row |= {"assembler": assembler_version(version_of) if version_of else None, "processes": shards}
+    if died := sorted({code for code in codes if code not in (0, 1, None)}):
+        row["exit_codes"] = died
+    row |= _against_first(job, name, cases)
+    good = not row["failed"] and not died and row["passed"]
+    return {"status": "failed" if not good else "incomplete" if row["not_run"] else "ok", **row, "cases": cases}
+
+
+def _wait(process: subprocess.Popen, end: float) -> int | None:
+    try:
+        return process.wait(timeout=max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return None
+
+
+def _collected(command: list[str], environment: dict) -> int:
+    """How many tests there are: asked only where some were not run."""
+    done = subprocess.run(
+        [*command, "--collect-only"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    return sum("::" in line for line in done.stdout.splitlines())
+
+
+def _save(job: Job, name: str, cases: dict) -> None:
+    (job.scratch / f"cases_{name}.json").write_text(json.dumps(cases))
+
+
+def _against_first(job: Job, name: str, cases: dict) -> dict:
+    """How the results agree with those of the first assembler, where both have run."""
+    path = job.scratch / "cases_default.json"
+    if name == "default" or not path.exists():
+        return {}
+    first = json.loads(path.read_text())
+    both = [test for test in cases if "digest" in cases[test] and "digest" in first.get(test, {})]
+    differ = [test for test in both if cases[test]["digest"] != first[test]["digest"]]
+    return {"compared": len(both), "equal_bits": len(both) - len(differ), "other_bits": differ[:LISTED]}
+
+
+def sanitizer(job: Job, tool: str) -> dict:
+    """compute-sanitizer on the operators in two small shapes: `errors` is what it has found, in its own words."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        return {"status": "not here", "reason": "compute-sanitizer is not installed"}
+    # Without the allocator's cache every tensor has bounds of its own
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", f"{__package__}.sanitized"]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=max(20.0, job.left)
+        )
+    except subprocess.TimeoutExpired as error:
+        return {"status": "too slow", "reason": one_line(error)}
+    print(done.stdout, done.stderr, sep="\n")
+    lines = [line.strip("= ") for line in (done.stdout + done.stderr).splitlines() if line.startswith("=====")]
+    summary = next((line for line in reversed(lines) if "SUMMARY" in line), "")
+    if done.returncode == 0 and summary:
+        return {"summary": summary}
+    return {
+        "status": "failed",
+        "reason": summary or done.stderr.strip().splitlines()[-1][:200],
+        "errors": lines[:LISTED],
+    }

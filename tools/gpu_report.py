@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Tell the truth about a GPU: whether every kernel is right there, and how fast operators, models and training are.
+
+Runs from a bare checkout with torch, triton, timm, numpy, rich and pytest alone. Each part has a process of its own and
+a share of the time; one that fails or hangs is a row that says so, and the rest goes on. report.json, report.txt and
+log.txt are written after every part; the same command goes on where the time was over, and tries again what failed.
+The exit code is 0 if every cell is ok, 1 if not, and 2 for input that does not fit.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+EXAMPLES = """examples:
+  python tools/gpu_report.py                          nine minutes, into results/gpu_CARD
+  python tools/gpu_report.py --minutes 5 --parts correctness operators --out work_dirs/gpu
+  python tools/gpu_report.py --rehearse --out work_dirs/rehearsal     every part's code on a CPU, in tiny sizes
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=9.0, help="of the whole report (default: 9)")
+    parser.add_argument("--out", metavar="FOLDER", help="where it is written (default: results/gpu_CARD)")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="environment, correctness, operators, models, training, hotspots: these anew (default: what is not done)",
+    )
+    parser.add_argument("--rehearse", action="store_true", help="run every part's code without a GPU, in tiny sizes")
+    parser.add_argument("--json", action="store_true", help="print nothing but the report on stdout")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> dict:
+    """The report without its cells: those are in report.json, and the table is to be the end of what is printed."""
+    from metala_vision.profiling.gpu_report import Options, report
+
+    content = report(Options(args.minutes, args.out, tuple(args.parts), args.rehearse), show=print)
+    counts: dict[str, int] = {}
+    for part in content["parts"].values():
+        for cell in part["cells"]:
+            counts[cell["status"]] = counts.get(cell["status"], 0) + 1
+    parts = {name: part["status"] for name, part in content["parts"].items()}
+    return {"folder": content["folder"], "parts": parts, "cells": counts}
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that was never installed
+    # Not above: torch takes seconds to import, and --help should not.
+    from metala_vision.command_line import run_tool
+
+    found: dict = {}
+    code = run_tool(lambda: found.setdefault("report", main(arguments)), quiet=arguments.json)
+    parts = found.get("report", {}).get("parts", {})
+    sys.exit(code or any(status != "ok" for status in parts.values()))
