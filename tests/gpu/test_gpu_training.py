@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("mmengine", reason="tools/train.py needs mmengine: pip install metala_vision")
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.gpu,

@@ -32,7 +32,7 @@ def versions(job: Job) -> dict:
         "processors": os.cpu_count(),
         "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
         "assemblers": {path.name: assembler_version(path) for path in assemblers()},
-        "compute_sanitizer": shutil.which("compute-sanitizer"),
+        "compute_sanitizer": shutil.which("compute-sanitizer") is not None,
     }
     for name in ("triton", "timm", "numpy", "flash-linear-attention"):
         try:
