@@ -1,6 +1,11 @@
 """Arguments that several tools share. Nothing is imported here that takes time: --help should not wait."""
 
 import argparse
+import sys
+from pathlib import Path
+
+# For a checkout that was never installed. Last, so that an installed package comes first, and others' packages as well.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

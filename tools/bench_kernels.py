@@ -9,6 +9,9 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
+
+from arguments import add_json
 
 EXAMPLES = """examples:
   python tools/bench_kernels.py
@@ -18,7 +21,6 @@ EXAMPLES = """examples:
 # RMS(error) / RMS(reference) at most, as the tests have it: output and gradients; the gate's gradient in bfloat16.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 5e-3}
 BFLOAT16_GATE_GRADIENT = 2e-2
-SOFTMAX = "softmax (SDPA)"
 WARMUP = 2  # rounds that compile and warm up
 
 
@@ -36,9 +38,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--backends", nargs="+", metavar="NAME", help="default: every one that the device has")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCE), help="of q, k, v (default: float32)")
+    parser.add_argument(
+        "--sdpa",
+        nargs="+",
+        default=["default"],
+        metavar="NAME",
+        help="softmax kernels: default, cudnn, flash, efficient, math; ratios are to the first (default: default)",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: 15)")
-    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout")
+    add_json(parser)
     return parser.parse_args()
 
 
@@ -101,6 +110,8 @@ def candidates(backends: list[str], shape: tuple[int, int, int], backward: bool,
     from metala_vision.kernels import gated_linear_attention
     from torch.nn import functional as F
 
+    from metala_vision.profiling.attention import attention
+
     batch, rows, cols = shape
     inputs, upstream = make_inputs(batch, rows * cols, args, device, dtype)
     q, k, v = (torch.randn_like(upstream.transpose(1, 2)).requires_grad_() for _ in range(3))  # [B, H, N, V]
@@ -112,8 +123,6 @@ def candidates(backends: list[str], shape: tuple[int, int, int], backward: bool,
             else:
                 with torch.inference_mode():
                     call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
 
         return once
 
@@ -122,7 +131,13 @@ def candidates(backends: list[str], shape: tuple[int, int, int], backward: bool,
 
     leaves = list(inputs.values())
     entries = {name: timed(attend(name), leaves, upstream) for name in backends}
-    entries[SOFTMAX] = timed(lambda: F.scaled_dot_product_attention(q, k, v), [q, k, v], upstream.transpose(1, 2))
+
+    def softmax(sdpa: str):
+        with attention(sdpa):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    for sdpa in args.sdpa:
+        entries[softmax_name(sdpa)] = timed(partial(softmax, sdpa), [q, k, v], upstream.transpose(1, 2))
     if device.type == "cuda" and importlib.util.find_spec("fla"):
         from fla.ops.gla import chunk_gla
 
@@ -133,6 +148,11 @@ def candidates(backends: list[str], shape: tuple[int, int, int], backward: bool,
 
         entries["fla chunk_gla (row)"] = timed(one_order, leaves, upstream)
     return entries
+
+
+def softmax_name(sdpa: str) -> str:
+    """What softmax attention by one kernel is called in the table."""
+    return f"softmax ({sdpa})"
 
 
 def report(results: list[dict]) -> None:
@@ -151,7 +171,8 @@ def main(args: argparse.Namespace) -> dict:
     from rich.progress import Progress
 
     from metala_vision.errors import InputError
-    from metala_vision.profiling import interleaved
+    from metala_vision.profiling.attention import SDPA
+    from metala_vision.profiling.timing import interleaved
 
     shapes = [parse_shape(text) for text in args.shapes]
     for name, least in {"heads": 1, "key": 1, "value": 1, "threads": 1, "rounds": 2}.items():
@@ -159,6 +180,8 @@ def main(args: argparse.Namespace) -> dict:
             raise InputError(f"--{name}: got {getattr(args, name)}, expected at least {least}")
     if set(args.scan) - set(SCAN_ORDERS) or len(set(args.scan)) < len(args.scan):
         raise InputError(f"--scan: got {' '.join(args.scan)}, expected out of {', '.join(SCAN_ORDERS)}, none twice")
+    if unknown := [name for name in args.sdpa if name not in SDPA]:
+        raise InputError(f"--sdpa: got {', '.join(unknown)}, expected out of {', '.join(SDPA)}")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.device not in ("cpu", "cuda"):
@@ -186,19 +209,20 @@ def main(args: argparse.Namespace) -> dict:
         for text, shape in zip(args.shapes, shapes):
             for backward in (False, True):
                 passes = "forward and backward" if backward else "forward"
-                rounds = interleaved(candidates(backends, shape, backward, args, device, dtype), args.rounds, WARMUP)
+                entries = candidates(backends, shape, backward, args, device, dtype)
+                rounds = interleaved(entries, args.rounds, WARMUP, args.device)
                 *_, spreads = progress.track(rounds, args.rounds + WARMUP, description=f"{text} {passes}")
                 rows = {
                     name: {
                         "median_ms": 1e3 * spread.median,
                         "spread": spread.relative_range,
-                        "speedup_over_softmax": spreads[SOFTMAX].ratio_to(spread),
+                        "speedup_over_softmax": spreads[softmax_name(args.sdpa[0])].ratio_to(spread),
                     }
                     for name, spread in spreads.items()
                 }
                 results.append({"shape": text, "pass": passes, "candidates": rows})
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    settings = {x: getattr(args, x) for x in ("heads", "key", "value", "scan", "dtype", "rounds")}
+    settings = {x: getattr(args, x) for x in ("heads", "key", "value", "scan", "dtype", "rounds", "sdpa")}
     report(results)
     return {"device": name, **settings, "torch": torch.__version__, "results": results}
 
@@ -206,6 +230,6 @@ def main(args: argparse.Namespace) -> dict:
 if __name__ == "__main__":
     arguments = parse_args()
     # Not above: torch takes seconds to import, and --help should not.
-    from metala_vision.engine.cli import run_tool
+    from metala_vision.command_line import run_tool
 
     sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))

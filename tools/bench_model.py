@@ -5,11 +5,14 @@ A cell is a resolution with a batch size. Every round runs each model once, and 
 no implementation of the rest can beat), by the library that the model calls and, where that is another one, by torch.mm
 too ("torch"). The table shows medians, the spread (distance of the quartiles over the median), how many times faster
 than the first model, and the shares of the time that the matrix products alone take, as medians over the rounds.
-Softmax models run timm's fused attention. CPU only.
+Softmax models run the attention kernel that PyTorch chooses. On a GPU times are between events of the device, and there
+are no floors: the products alone are launched one by one there.
 """
 
 import argparse
 import sys
+
+from arguments import add_json
 
 EXAMPLES = """examples:
   python tools/bench_model.py --models deit_tiny_patch16_224 metala_vit_tiny --cells 224x8 512 1024 2048
@@ -27,19 +30,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mode", choices=("infer", "train"), default="infer", help="train: step of AdamW included")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"], help="by autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile every model")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
     parser.add_argument("--rounds", type=int, default=15, help="at most, per cell")
     parser.add_argument("--seconds", type=float, default=60.0, help="per cell; three rounds are run in any case")
     parser.add_argument("--no-floor", action="store_true", help="leave out the matrix products")
-    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout")
+    add_json(parser)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> dict:
+    import torch
+
+    from metala_vision.command_line import check_device
     from metala_vision.profiling.bench import bench_models, parse_cell, render
     from metala_vision.profiling.environment import environment
     from metala_vision.profiling.steps import Cell
 
+    device = check_device(args.device)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     cells = [parse_cell(text) for text in args.cells]
     results = bench_models(
         args.models,
@@ -48,9 +58,10 @@ def main(args: argparse.Namespace) -> dict:
         threads=args.threads,
         rounds=args.rounds,
         seconds=args.seconds,
-        floor=not args.no_floor,
+        floor=not args.no_floor and device == "cpu",
+        device=device,
     )
-    report = {"environment": environment(), "compiled": args.compile, "rows": results}
+    report = {"environment": environment(device, args.threads), "compiled": args.compile, "rows": results}
     print(render(report))
     return report
 
@@ -58,6 +69,6 @@ def main(args: argparse.Namespace) -> dict:
 if __name__ == "__main__":
     arguments = parse_args()
     # Not above: torch and timm take seconds to import, and --help should not.
-    from metala_vision.engine.cli import run_tool
+    from metala_vision.command_line import run_tool
 
     sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))

@@ -9,7 +9,8 @@ The exit code is 0 if every cell is ok, 1 if not, and 2 for input that does not 
 
 import argparse
 import sys
-from pathlib import Path
+
+from arguments import add_json
 
 EXAMPLES = """examples:
   python tools/gpu_report.py                          nine minutes, into results/gpu_CARD
@@ -32,7 +33,7 @@ def parse_args() -> argparse.Namespace:
         help="environment, correctness, operators, models, training, hotspots: these anew (default: what is not done)",
     )
     parser.add_argument("--rehearse", action="store_true", help="run every part's code without a GPU, in tiny sizes")
-    parser.add_argument("--json", action="store_true", help="print nothing but the report on stdout")
+    add_json(parser)
     return parser.parse_args()
 
 
@@ -51,7 +52,6 @@ def main(args: argparse.Namespace) -> dict:
 
 if __name__ == "__main__":
     arguments = parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that was never installed
     # Not above: torch takes seconds to import, and --help should not.
     from metala_vision.command_line import run_tool
 

@@ -41,7 +41,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict | list[dict]:
-    from metala_vision.engine import check_device, join_processes, leave_processes, load_config, set_data_root
+    from metala_vision.command_line import check_device
+    from metala_vision.engine import join_processes, leave_processes, load_config, set_data_root
     from metala_vision.engine.cli import say
     from metala_vision.engine.evaluation import evaluate_checkpoints, render
 
@@ -62,6 +63,6 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
 if __name__ == "__main__":
     arguments = parse_args()
     # Not above: torch and timm take seconds to import, and --help should not.
-    from metala_vision.engine.cli import run_tool
+    from metala_vision.command_line import run_tool
 
     sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))

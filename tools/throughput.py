@@ -7,7 +7,8 @@ process. A cell whose step takes more than a quarter of --cell-seconds is timed 
 fails is a row that says why. Every cell is written to --out as it is done: the same command after an interruption, or
 with more models or resolutions, measures what is missing and nothing else.
 
-Softmax models run PyTorch's fused attention; --sdpa math adds the explicit map that most comparisons are made with.
+Softmax models run the attention kernel that PyTorch chooses; --sdpa forces one by name, and math is the map written
+out, which most comparisons are made with. Every row says as `attention` which kernel ran.
 bfloat16 and float16 are by autocast; a training step is forward, backward and AdamW's. Any timm model works.
 """
 
@@ -19,7 +20,7 @@ from arguments import add_json
 EXAMPLES = """examples:
   python tools/throughput.py --models metala_vit_tiny deit_tiny_patch16_224 --resolutions 224 512 1024
   python tools/throughput.py --models metala_vit_tiny metala_vit_small deit_tiny_patch16_224 deit_small_patch16_224 \\
-      --resolutions 224 384 512 768 1024 1536 2048 --mode infer train --dtype float32 bfloat16 --sdpa fused math
+      --resolutions 224 384 512 768 1024 1536 2048 --mode infer train --dtype float32 bfloat16 --sdpa default math
   python tools/throughput.py --models metala_vit_base --batch 64 --device cuda --compile --minutes 30
 """
 
@@ -33,7 +34,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mode", nargs="+", choices=("infer", "train"), default=["infer"])
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32"])
     parser.add_argument("--batch", default="auto", help="images a step; auto: 8 of 224 pixels or as much area, GPU 256")
-    parser.add_argument("--sdpa", nargs="+", choices=("fused", "math"), default=["fused"], help="of softmax models")
+    parser.add_argument(
+        "--sdpa",
+        nargs="+",
+        default=["default"],
+        metavar="NAME",
+        help="of softmax models: default, cudnn, flash, efficient, math",
+    )
     parser.add_argument("--baseline", metavar="NAME", help="what ratios are against (default: the last of --models)")
     parser.add_argument("--compile", action="store_true", help="torch.compile every model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
@@ -49,7 +56,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    from metala_vision.engine.options import check_device
+    from metala_vision.command_line import check_device
     from metala_vision.profiling.throughput import Request, measure
 
     return measure(
@@ -78,6 +85,6 @@ def main(args: argparse.Namespace) -> dict:
 if __name__ == "__main__":
     arguments = parse_args()
     # Not above: torch and timm take seconds to import, and --help should not.
-    from metala_vision.engine.cli import run_tool
+    from metala_vision.command_line import run_tool
 
     sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))

@@ -8,7 +8,7 @@ from .ema import ModelEmaHook
 from .hooks import HistoryHook, StepSeedHook, UnreadableImagesHook
 from .metrics import ClassificationMetric
 from .optim import AutocastOptimWrapper, TimmOptimConstructor
-from .options import apply_test_options, apply_train_options, check_device, set_data_root
+from .options import apply_test_options, apply_train_options, set_data_root
 from .runner import VisionRunner
 from .work_dir import held
 
@@ -27,7 +27,6 @@ __all__ = [
     "UnreadableImagesHook",
     "apply_test_options",
     "apply_train_options",
-    "check_device",
     "held",
     "join_processes",
     "leave_processes",

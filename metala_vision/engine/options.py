@@ -6,33 +6,11 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
+from metala_vision.command_line import check_device
 from metala_vision.errors import InputError
 
 from .checkpoint import BEST, LAST, read_checkpoint
 from .optim import DTYPES
-
-
-def check_device(device: str) -> str:
-    """Returns `device` if this machine has it.
-
-    Raises:
-        InputError: it has not, or there is no such device.
-    """
-    if device == "auto":
-        return device
-    try:
-        kind = torch.device(device)
-    except RuntimeError:
-        kind = None
-    if kind is None or kind.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"--device: got {device!r}, expected auto, cpu, cuda, cuda:1 or mps")
-    if kind.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device: got {device!r}, but torch finds no CUDA GPU here; use --device cpu")
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device: got {device!r}, but there are {torch.cuda.device_count()} GPUs")
-    if kind.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError(f"--device: got {device!r}, but torch finds no Apple GPU here; use --device cpu")
-    return device
 
 
 def limit_workers(config: Config) -> None:

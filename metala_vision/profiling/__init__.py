@@ -9,26 +9,33 @@
 and `interleaved` are the floor and the clock of tools/bench_model.py. Pictures need matplotlib (the extra "train").
 """
 
-from .flops import Cost, ModuleCost, count
-from .flops_report import count_models
-from .products import Product, matrix_products, replay
-from .steps import Cell, create, make_step
-from .throughput import Request, measure
-from .timing import Spread, interleaved
+import importlib
 
-__all__ = [
-    "Cell",
-    "Cost",
-    "ModuleCost",
-    "Product",
-    "Request",
-    "Spread",
-    "count",
-    "count_models",
-    "create",
-    "interleaved",
-    "make_step",
-    "matrix_products",
-    "measure",
-    "replay",
-]
+# Where each name is: loaded when it is asked for, since only counting needs fvcore.
+_HOMES = {
+    "Cell": "steps",
+    "Cost": "flops",
+    "ModuleCost": "flops",
+    "Product": "products",
+    "Request": "throughput",
+    "Spread": "timing",
+    "count": "flops",
+    "count_models": "flops_report",
+    "create": "steps",
+    "interleaved": "timing",
+    "make_step": "steps",
+    "matrix_products": "products",
+    "measure": "throughput",
+    "replay": "products",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -30,6 +30,7 @@ def bench_models(
     rounds: int = 15,
     seconds: float = 60.0,
     floor: bool = True,
+    device: str = "cpu",
 ) -> list[dict]:
     """One row for each model and cell: medians in milliseconds, ratio to the first model, shares of the floors.
 
@@ -44,7 +45,7 @@ def bench_models(
             progress.update(task, description=f"{cell.size}x{cell.batch} {cell.dtype}", completed=number * (rounds + 1))
             candidates = {}
             for name in names:
-                model = create(name, cell.size).train(cell.mode == "train")
+                model = create(name, cell.size, device).train(cell.mode == "train")
                 step = make_step(model, cell)
                 if floor:
                     products = matrix_products(make_step(model, cell, torch.no_grad))
@@ -53,17 +54,17 @@ def bench_models(
                         products = [product._replace(onednn=False) for product in products]
                         candidates[f"torch floor of {name}"] = replay(products)
                 candidates[name] = make_step(torch.compile(model), cell) if compiled else step
-            spreads = _measure(candidates, rounds, seconds, lambda: progress.advance(task))
+            spreads = _measure(candidates, rounds, seconds, device, lambda: progress.advance(task))
             rows += [_row(name, cell, spreads, names[0]) for name in names]
     return rows
 
 
 def _measure(
-    candidates: dict[str, Callable[[], object]], rounds: int, seconds: float, advance: Callable[[], None]
+    candidates: dict[str, Callable[[], object]], rounds: int, seconds: float, device: str, advance: Callable[[], None]
 ) -> dict[str, Spread]:
     start = time.perf_counter()
     spreads: dict[str, Spread] = {}
-    for spreads in interleaved(candidates, rounds):
+    for spreads in interleaved(candidates, rounds, device=device):
         advance()
         done = min(len(spread.seconds) for spread in spreads.values())
         if done >= MIN_ROUNDS and time.perf_counter() - start > seconds:

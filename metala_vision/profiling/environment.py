@@ -48,9 +48,14 @@ def _sources() -> str:
     return digest.hexdigest()[:12]
 
 
+def can_draw() -> bool:
+    """Whether there is matplotlib, which is no dependency of the library."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def check_pictures() -> None:
     """InputError without matplotlib: pictures come last, and without it nothing should be begun."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         raise InputError('pictures need matplotlib: pip install "metala_vision[train]"')
 
 

@@ -16,8 +16,13 @@ from metala_vision.kernels.flops import fvcore_handles
 with warnings.catch_warnings():
     # fvcore scripts a function while it is imported, and nobody who counts can change that
     warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated")
-    from fvcore.nn import jit_handles
-    from fvcore.nn.jit_analysis import JitModelAnalysis
+    try:
+        from fvcore.nn import jit_handles
+        from fvcore.nn.jit_analysis import JitModelAnalysis
+    except ImportError as error:
+        raise InputError(
+            "multiply-accumulates are counted by fvcore, which is not installed: pip install fvcore"
+        ) from error
 
 __all__ = [
     "ACTIVATIONS",

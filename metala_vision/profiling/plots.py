@@ -47,7 +47,8 @@ def _plain(value: float, _) -> str:
 def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
     """Images per second, peak memory and speed over the baseline's against resolution, a line for each model.
 
-    `rows` are those of one mode and dtype. Log axes; the same model has the same colour, dashed where not fused.
+    `rows` are those of one mode and dtype. Log axes; the same model has the same colour, dashed where
+    its attention kernel was asked for.
     """
     figure = Figure(figsize=(15, 5.4), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -64,8 +65,8 @@ def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
         for (_, _, name), mine in lines(rows).items():
             points = [(row["size"], row[column]) for row in mine if row[column] is not None]
             if points:
-                unfused = mine[0]["sdpa"] == "math"
-                style = dict(linestyle="--" if unfused else "-", marker="s" if unfused else "o", markersize=4)
+                named = mine[0]["sdpa"] != "default"
+                style = dict(linestyle="--" if named else "-", marker="s" if named else "o", markersize=4)
                 panel.plot(*zip(*points), color=colours(models.index(mine[0]["model"]) % 20), label=name, **style)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")

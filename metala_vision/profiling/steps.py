@@ -2,21 +2,20 @@
 
 import types
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from metala_vision.errors import InputError, near_matches
 
+from .attention import attention
+
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("infer", "train")
-SDPA = ("fused", "math")
 
 
 class Cell(NamedTuple):
@@ -54,11 +53,6 @@ def channels(model: nn.Module) -> int:
     return getattr(model, "in_chans", None) or getattr(model, "pretrained_cfg", {}).get("input_size", (3,))[0]
 
 
-def attention(sdpa: str) -> AbstractContextManager:
-    """PyTorch's choice of a softmax attention kernel ("fused"), or the explicit map that is not fused ("math")."""
-    return sdpa_kernel(SDPBackend.MATH) if sdpa == "math" else nullcontext()
-
-
 class _Compiled(nn.Module):
     def __init__(self, model: nn.Module, forward: Callable):
         super().__init__()
@@ -69,7 +63,7 @@ class _Compiled(nn.Module):
         return self._run(x)
 
 
-def compiled(model: nn.Module, sdpa: str = "fused") -> nn.Module:
+def compiled(model: nn.Module, sdpa: str = "default") -> nn.Module:
     """torch.compile of a model with its softmax attention, apart from every other one in this process.
 
     Dynamo keeps what it compiled by code object, and looks neither at the attention that was asked for nor, beyond
@@ -87,7 +81,7 @@ def compiled(model: nn.Module, sdpa: str = "fused") -> nn.Module:
 
 
 def make_step(
-    model: nn.Module, cell: Cell, no_gradients: type = torch.inference_mode, sdpa: str = "fused"
+    model: nn.Module, cell: Cell, no_gradients: type = torch.inference_mode, sdpa: str = "default"
 ) -> Callable[[], object]:
     """One forward pass under `no_gradients`, or one training step with AdamW, of a cell, on the model's device."""
     device = next(model.parameters()).device
@@ -143,20 +137,3 @@ def tokens(model: nn.Module, size: int) -> int | None:
     if type(model).__name__ in _PADDED:
         return -(-size // height) * -(-size // width)
     return size // height * (size // width)
-
-
-class _Watch(TorchFunctionMode):
-    found = False
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.scaled_dot_product_attention and args[0].shape[-2] > 1:
-            self.found = True
-        return func(*args, **(kwargs or {}))
-
-
-def has_fused_attention(name: str, size: int) -> bool:
-    """Whether a model calls PyTorch's fused attention with more than one query: only then is "math" something else."""
-    model = create(name, size).eval()
-    with torch.no_grad(), _Watch() as watch:
-        model(torch.zeros(1, channels(model), size, size))
-    return watch.found

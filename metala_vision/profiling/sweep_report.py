@@ -15,7 +15,7 @@ from .timing import Spread
 from .workers import Candidate
 
 COLUMNS = (
-    *("model", "sdpa", "mode", "dtype", "series", "size", "batch", "status"),
+    *("model", "sdpa", "attention", "mode", "dtype", "series", "size", "batch", "status"),
     *("milliseconds", "spread", "rounds", "images_per_second", "tokens_per_second"),
     *("peak_memory_mb", "baseline_memory_mb", "ratio", "paired"),
     *("parameters", "requested", "clock_mhz", "measured", "reason"),
@@ -96,8 +96,8 @@ def exponents(rows: Sequence[dict], smallest: int = 1024) -> list[dict]:
 
 
 def label(row: dict) -> str:
-    """A model as it is called in tables and plots: softmax attention that is not fused is named."""
-    return row["model"] + (", unfused" if row["sdpa"] == "math" else "")
+    """A model as it is called in tables and plots: an attention kernel that was asked for is named."""
+    return row["model"] + ("" if row["sdpa"] == "default" else f", {row['sdpa']}")
 
 
 def brief(row: dict) -> str:
@@ -152,10 +152,10 @@ def _figures(row: dict) -> str:
     return f"{speed} {row['peak_memory_mb']:8.0f} {ratio:>8}"
 
 
-def save(rows: Sequence[dict], environment: dict, folder: str | Path, baseline: Candidate) -> dict[str, str]:
+def save(
+    rows: Sequence[dict], environment: dict, folder: str | Path, baseline: Candidate, pictures: bool = True
+) -> dict[str, str]:
     """Writes throughput.json, throughput.csv and a picture for each mode and dtype; returns what is where."""
-    from .plots import plot_sweep  # matplotlib is no dependency of the library
-
     folder = Path(folder)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -165,6 +165,10 @@ def save(rows: Sequence[dict], environment: dict, folder: str | Path, baseline: 
     content = {"rows": rows, "exponents": exponents(rows), "environment": environment, "baseline": baseline._asdict()}
     write_json(paths["json"], content)
     write_atomic(paths["csv"], text.getvalue().encode())
+    if not pictures:
+        return {kind: str(path) for kind, path in paths.items()}
+    from .plots import plot_sweep  # matplotlib is no dependency of the library
+
     for mode, dtype in dict.fromkeys((row["mode"], row["dtype"]) for row in rows):
         mine = [row for row in rows if (row["mode"], row["dtype"]) == (mode, dtype)]
         if any(row["status"] in MEASURED for row in mine):

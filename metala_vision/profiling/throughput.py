@@ -14,13 +14,14 @@ import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.errors import InputError
 
 from . import sweep_report
-from .environment import check_pictures, environment
+from .attention import SDPA
+from .environment import can_draw, environment
 from .isolated import Ended, stream
 from .repeat import agreement, describe
-from .steps import DTYPES, MODES, SDPA, check_models
+from .steps import DTYPES, MODES, check_models
 from .store import Store
 from .sweep import Limits, Plan, run
-from .workers import Candidate, Setting, calls_fused_attention
+from .workers import Candidate, Setting, find_softmax
 
 
 class Request(NamedTuple):
@@ -31,8 +32,8 @@ class Request(NamedTuple):
     modes: list[str] = ["infer"]  # and "train"
     dtypes: list[str] = ["float32"]  # "bfloat16", "float16" by autocast
     batch: str | int = "auto"
-    sdpa: list[str] = ["fused"]  # and "math", of models that call fused softmax attention
-    baseline: str | None = None  # the last model; with its fused attention where that is measured
+    sdpa: list[str] = ["default"]  # and others of `attention.SDPA`, of models that call softmax attention
+    baseline: str | None = None  # the last model; with the first of `sdpa`
     compiled: bool = False
     device: str = "auto"
     threads: int | None = None  # PyTorch's
@@ -66,7 +67,8 @@ def measure(
         InputError: an unknown model, a request that makes no sense, a folder of another environment. Nothing is
             measured then.
     """
-    check_pictures()
+    if not can_draw():
+        show('no pictures are drawn: matplotlib is not installed (pip install "metala_vision[train]")')
     if against is not None:
         agreement([], against)  # whether there is anything
     _check(request)
@@ -75,7 +77,7 @@ def measure(
         plan = _plan(request, setting)
         baseline = Candidate(request.baseline or request.models[-1])
         if baseline not in plan.candidates:
-            baseline = baseline._replace(sdpa="math")
+            baseline = baseline._replace(sdpa=request.sdpa[0])
         complete = _fill(plan, store, request, baseline, retry_failed)
         same = {key: row for key, row in store.cells.items() if row["series"] == plan.series}
         everything = sweep_report.in_order(sweep_report.derive(same, store.races, baseline))
@@ -88,7 +90,7 @@ def measure(
             "baseline": baseline._asdict(),
             "complete": complete,
         }
-        result["files"] = sweep_report.save(everything, store.environment, folder, baseline)
+        result["files"] = sweep_report.save(everything, store.environment, folder, baseline, can_draw())
     show(sweep_report.render(result["rows"], store.environment, baseline))
     if not complete:
         show(f"the time is over, and {len(rows)} of {len(keys)} cells have a row: the same command goes on")
@@ -155,23 +157,21 @@ def _setting(request: Request) -> Setting:
 def _plan(request: Request, setting: Setting) -> Plan:
     candidates = []
     for model in dict.fromkeys(request.models):
-        has_math = "math" in request.sdpa and _calls_fused_attention(model, request.resolutions)
-        if "fused" in request.sdpa or not has_math:
-            candidates.append(Candidate(model))
-        if has_math:
-            candidates.append(Candidate(model, "math"))
+        asked = list(dict.fromkeys(request.sdpa))
+        chosen = asked if asked == ["default"] or _calls_softmax(model, request.resolutions) else ["default"]
+        candidates += [Candidate(model, sdpa) for sdpa in chosen]
     batch = None if request.batch == "auto" else int(request.batch)
     sizes, modes, dtypes = (list(dict.fromkeys(x)) for x in (request.resolutions, request.modes, request.dtypes))
     return Plan(candidates, sizes, modes, dtypes, batch, setting)
 
 
-def _calls_fused_attention(model: str, sizes: list[int]) -> bool:
+def _calls_softmax(model: str, sizes: list[int]) -> bool:
     """By the smallest size that it runs at; False where there is none: its cells will say why."""
     for size in sorted(sizes):
         arguments = {"model": model, "size": size}
         with (
             contextlib.suppress(Ended),
-            contextlib.closing(stream(calls_fused_attention, arguments, 300, None)) as messages,
+            contextlib.closing(stream(find_softmax, arguments, 300, None)) as messages,
         ):
             return next(messages)["found"]
     return False

@@ -5,7 +5,29 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import torch
+
 MIN_ROUNDS = 3  # before a budget may end a measurement
+
+
+def seconds_of(run: Callable[[], object], device: str = "cpu", repeats: int = 1) -> float:
+    """Seconds of one run, as the mean of `repeats` without a pause between them.
+
+    On a GPU they are those between two events that the device itself records: its own time, with the gaps in which it
+    waits for the host to launch, and without the host's wait for the end. On a CPU it is the wall clock.
+    """
+    if not device.startswith("cuda"):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - start) / repeats
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / repeats
 
 
 class Spread(NamedTuple):
@@ -32,15 +54,16 @@ class Spread(NamedTuple):
 
 
 def interleaved(
-    candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 1
+    candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 1, device: str = "cpu"
 ) -> Iterator[dict[str, Spread]]:
-    """Runs every candidate once per round, in turn; yields the times so far after each round, the warm-up left out."""
+    """Runs every candidate once per round, in turn; yields the times so far after each round, the warm-up left out.
+
+    The clock is that of `device`, see `seconds_of`.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(-warmup, rounds):
         for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
-            elapsed = time.perf_counter() - start
+            elapsed = seconds_of(run, device)
             if number >= 0:
                 seconds[name].append(elapsed)
         yield {name: Spread(tuple(values)) for name, values in seconds.items()}

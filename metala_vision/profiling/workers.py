@@ -10,10 +10,11 @@ import torch
 
 import metala_vision  # noqa: F401  (registers the models)
 
+from .attention import attention_that_ran, calls_softmax
 from .environment import clock_mhz, reset_peak, resident_memory
 from .isolated import one_line
-from .steps import Cell, compiled, create, has_fused_attention, make_step, tokens
-from .timing import MIN_ROUNDS
+from .steps import Cell, channels, compiled, create, make_step, tokens
+from .timing import MIN_ROUNDS, seconds_of
 
 TURN = 0.1  # seconds
 
@@ -22,7 +23,7 @@ class Candidate(NamedTuple):
     """A model, and the softmax attention it runs."""
 
     model: str
-    sdpa: str = "fused"  # or "math"
+    sdpa: str = "default"  # or another name of `attention.SDPA`
 
 
 class Setting(NamedTuple):
@@ -33,9 +34,11 @@ class Setting(NamedTuple):
     compiled: bool = False
 
 
-def calls_fused_attention(send: Callable[[dict], None], model: str, size: int) -> None:
-    """Sends as `found` whether a model's "math" is something else than its "fused"."""
-    send({"found": has_fused_attention(model, size)})
+def find_softmax(send: Callable[[dict], None], model: str, size: int) -> None:
+    """Sends as `found` whether a model calls PyTorch's softmax attention, so that its kernel makes a difference."""
+    built = create(model, size).eval()
+    with torch.no_grad():
+        send({"found": calls_softmax(lambda: built(torch.zeros(1, channels(built), size, size)))})
 
 
 def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, setting: Setting, seconds: float) -> None:
@@ -43,11 +46,12 @@ def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, settin
 
     Sends `seconds` of each step, and then `peak_memory` (of training with the optimizer's moments; of a compiled model
     without what compiling took, but for the compiler that stays), `baseline_memory` (before the model was made, None
-    where it cannot be read), `parameters` and `tokens` of one image.
+    where it cannot be read), `parameters` and `tokens` of one image, and the `attention` kernel that PyTorch took.
     """
     _set_up(setting)
     baseline, _ = resident_memory()
     model, run = _build(candidate, cell, setting)
+    took_kernel = _attention(model, candidate, cell)
     on_gpu = setting.device.startswith("cuda")
     if setting.compiled or on_gpu:
         run()  # compiles the model, or the Triton kernels
@@ -56,10 +60,10 @@ def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, settin
         torch.cuda.reset_peak_memory_stats(setting.device)
     else:
         reset_peak()
-    took = _timed(run)
+    took = seconds_of(run, setting.device)
     send({"seconds": took})
     if took < seconds:
-        send({"seconds": _timed(run)})
+        send({"seconds": seconds_of(run, setting.device)})
     peak = torch.cuda.max_memory_allocated(setting.device) if on_gpu else resident_memory()[1]
     send(
         {
@@ -67,8 +71,15 @@ def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, settin
             "baseline_memory": baseline,
             "parameters": sum(p.numel() for p in model.parameters()),
             "tokens": tokens(model, cell.size),
+            "attention": took_kernel,
         }
     )
+
+
+def _attention(model: torch.nn.Module, candidate: Candidate, cell: Cell) -> str | None:
+    """The kernel of softmax attention, by one image, since it is chosen by device, dtype, shape of a head and mode."""
+    gradients = torch.inference_mode if cell.mode == "infer" else torch.enable_grad
+    return attention_that_ran(make_step(model, cell._replace(batch=1, mode="infer"), gradients, candidate.sdpa))
 
 
 def race(
@@ -106,7 +117,7 @@ def race(
         runs[index]()
 
     def turn(index: int) -> float | None:
-        return None if runs[index] is None else _timed(runs[index], repeats[index])
+        return None if runs[index] is None else seconds_of(runs[index], setting.device, repeats[index])
 
     for index in range(len(candidates)):
         failing_alone(index, build)
@@ -128,19 +139,4 @@ def _set_up(setting: Setting) -> None:
 def _build(candidate: Candidate, cell: Cell, setting: Setting) -> tuple[torch.nn.Module, Callable[[], None]]:
     model = create(candidate.model, cell.size, setting.device).train(cell.mode == "train")
     step = make_step(compiled(model, candidate.sdpa) if setting.compiled else model, cell, sdpa=candidate.sdpa)
-    if not setting.device.startswith("cuda"):
-        return model, step
-
-    def synchronised() -> None:
-        step()
-        torch.cuda.synchronize(setting.device)
-
-    return model, synchronised
-
-
-def _timed(run: Callable[[], object], repeats: int = 1) -> float:
-    """Seconds of one run, as the mean of several."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - start) / repeats
+    return model, step

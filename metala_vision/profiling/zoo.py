@@ -42,8 +42,9 @@ THROUGHPUT = """## Throughput and memory
 {environment}.
 
 Models take turns, round by round, in one process; medians. In brackets how many times as fast as the softmax ViT of the
-same width with PyTorch's fused attention (of others, `deit_tiny_patch16_224`), as the median over the same rounds, or
-with ~ out of two medians. "unfused" is the same ViT with its attention map written out, as many comparisons have it.
+same width with the attention kernel that PyTorch chooses (of others, `deit_tiny_patch16_224`), as the median over the
+same rounds, or with ~ out of two medians. "math" is the same ViT with its attention map written out, as many
+comparisons have it.
 \\* a single step, alone, for more would have taken too long. Peak memory in MB is that of the GPU, or the resident set
 of a process that does nothing else, where some 400 MB are PyTorch's own. bfloat16 is autocast; training is forward,
 backward and AdamW. Every cell with its rounds, made by `tools/throughput.py`:
@@ -185,7 +186,7 @@ def _throughput(path: Path, root: Path) -> str:
                 parts += [f"![speed, memory and ratio]({folder}/throughput_{mode}_{dtype}.png)\n"]
     fits = sweep_report.exponents(sweep_report.derive(cells, content["races"], Candidate(SOFTMAX["tiny"])))
     rows = [
-        [f"`{fit['model']}`{', unfused' if fit['sdpa'] == 'math' else ''}", fit["mode"], fit["dtype"]]
+        [f"`{fit['model']}`{'' if fit['sdpa'] == 'default' else ', ' + fit['sdpa']}", fit["mode"], fit["dtype"]]
         + [f"{fit['exponent']:.2f}", f"{fit['sizes'][0]} to {fit['sizes'][-1]}"]
         for fit in fits
     ]
@@ -204,7 +205,7 @@ def _speeds(cells: dict[str, dict], races: dict) -> str:
         for model, sdpa in dict.fromkeys((cell["model"], cell["sdpa"]) for cell in cells.values()):
             baseline = next((SOFTMAX[size] for size in SOFTMAX if f"_{size}" in model), SOFTMAX["tiny"])
             mine = {r["size"]: r for r in derived[baseline] if (r["model"], r["sdpa"]) == (model, sdpa)}
-            name = f"`{model}`" + (", unfused" if sdpa == "math" else "")
+            name = f"`{model}`" + ("" if sdpa == "default" else f", {sdpa}")
             rows.append([name, *(write(mine[size]) if size in mine else "" for size in sizes)])
         rows.sort(key=lambda row: OURS not in row[0])
         batches = {cell["size"]: cell["requested"] for cell in cells.values()}

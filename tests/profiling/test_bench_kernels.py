@@ -10,10 +10,10 @@ import tolerances
 import torch
 from metala_vision.kernels import ops
 
-import metala_vision.profiling
 from metala_vision.errors import InputError
-from metala_vision.profiling import Spread
+from metala_vision.profiling import Spread, timing
 
+SOFTMAX = "softmax (default)"
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "bench_kernels.py"
 
 
@@ -22,6 +22,7 @@ def tool(monkeypatch):
     """The tool as a module, and a way to run it with a command line."""
     spec = importlib.util.spec_from_file_location("bench_kernels", TOOL)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(TOOL.parent)  # as when it is run
     spec.loader.exec_module(module)
 
     def run(*arguments: str) -> dict:
@@ -42,29 +43,37 @@ def test_tolerances_are_the_table(tool):
 def test_reports_each_backend_beside_softmax(tool, monkeypatch, capsys):
     """Catches a candidate left out, a ratio upside down or of other rounds, and a result that is no JSON."""
 
-    def runs_all(candidates, rounds, warmup):
+    def runs_all(candidates, rounds, warmup, device):
+        assert device == "cpu"
         for run in candidates.values():
             run()
-        yield {name: Spread((1.0, 3.0) if name == tool.SOFTMAX else (4.0, 24.0)) for name in candidates}
+        yield {name: Spread((1.0, 3.0) if name == SOFTMAX else (4.0, 24.0)) for name in candidates}
 
-    monkeypatch.setattr(metala_vision.profiling, "interleaved", runs_all)
+    monkeypatch.setattr(timing, "interleaved", runs_all)
     result = json.loads(json.dumps(tool.run("--key", "8", "--value", "8")))
     assert [row["pass"] for row in result["results"]] == ["forward", "forward and backward"]
     for row in result["results"]:
         rows = row["candidates"]
-        assert {"chunked", tool.SOFTMAX} <= set(rows)
+        assert {"chunked", SOFTMAX} <= set(rows)
         assert {name: x["median_ms"] for name, x in rows.items()} == {
-            name: 2000.0 if name == tool.SOFTMAX else 14000.0 for name in rows
+            name: 2000.0 if name == SOFTMAX else 14000.0 for name in rows
         }
         assert rows["chunked"]["speedup_over_softmax"] == pytest.approx((1 / 4 + 3 / 24) / 2)
     assert "forward and backward" in capsys.readouterr().out
+
+
+def test_softmax_kernels_by_name(tool):
+    """Catches a kernel that is left out, and ratios to another one than the first."""
+    for row in tool.run("--key", "8", "--value", "8", "--backends", "chunked", "--sdpa", "math", "default")["results"]:
+        assert set(row["candidates"]) == {"chunked", "softmax (math)", SOFTMAX}
+        assert row["candidates"]["softmax (math)"]["speedup_over_softmax"] == 1
 
 
 def test_times_what_it_reports(tool):
     """Catches times of other candidates than the names say: PyTorch's scan takes many times as long as softmax here."""
     for row in tool.run("--key", "8", "--value", "8", "--backends", "chunked", "--rounds", "5")["results"]:
         times = {name: x["median_ms"] for name, x in row["candidates"].items()}
-        assert times["chunked"] > times[tool.SOFTMAX]
+        assert times["chunked"] > times[SOFTMAX]
 
 
 def test_a_wrong_backend_is_not_timed(tool, monkeypatch, capsys):
@@ -86,6 +95,7 @@ def test_a_wrong_backend_is_not_timed(tool, monkeypatch, capsys):
         (("--backends", "fpga"), "--backends: got fpga, expected out of"),
         (("--scan", "row", "row"), "--scan: got row row, expected out of"),
         (("--device", "tpu"), "--device: got 'tpu', expected auto, cpu or cuda"),
+        (("--sdpa", "fast"), "--sdpa: got fast, expected out of default, cudnn, flash, efficient, math"),
         (("--rounds", "1"), "--rounds: got 1, expected at least 2"),
     ],
 )

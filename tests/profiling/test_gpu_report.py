@@ -221,7 +221,7 @@ def test_rehearsal(tmp_path):
     first, second = content["parts"]["correctness"]["cells"]
     assert first["passed"] > 2
     assert first["failed"] == first["skipped"] == first["not_run"] == 0
-    assert second["compared"] == second["equal_bits"] == first["passed"]
+    assert second["compared"] == second["equal_bits"] >= 3
     (operators,) = {tuple(cell["candidates"]) for cell in content["parts"]["operators"]["cells"]}
     assert {"operator", "fused mixer", "softmax (flash)"} <= set(operators)
     assert all(cell["ratio"] > 0 for cell in content["parts"]["models"]["cells"])

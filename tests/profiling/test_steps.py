@@ -4,16 +4,9 @@ import pytest
 import torch
 
 from metala_vision.errors import InputError
-from metala_vision.profiling.steps import Cell, check_models, compiled, create, has_fused_attention, make_step, tokens
+from metala_vision.profiling.steps import Cell, check_models, compiled, create, make_step, tokens
 
 NANO, TINY = "metala_vit_nano", "vit_tiny_patch16_224"
-
-
-def test_softmax_models_are_told_by_what_they_call():
-    """XCiT's only fused attention has a single query, ours none."""
-    assert has_fused_attention(TINY, 64)
-    assert not has_fused_attention(NANO, 64)
-    assert not has_fused_attention("xcit_nano_12_p16_224", 64)
 
 
 def test_tokens():
@@ -29,7 +22,7 @@ def test_math_is_the_same_function():
     torch.manual_seed(0)
     model = create(TINY, 64).eval()
     seen = {}
-    for sdpa in ("fused", "math"):
+    for sdpa in ("default", "math"):
         handle = model.register_forward_hook(lambda *args: seen.update({sdpa: args[2]}))  # noqa: B023
         torch.manual_seed(1)
         with torch.profiler.profile() as profile:
@@ -37,7 +30,7 @@ def test_math_is_the_same_function():
         handle.remove()
         names = {event.name for event in profile.events()}
         assert ("aten::_scaled_dot_product_attention_math" in names) == (sdpa == "math")
-    torch.testing.assert_close(seen["fused"], seen["math"])
+    torch.testing.assert_close(seen["default"], seen["math"])
 
 
 @pytest.mark.slow
@@ -45,7 +38,7 @@ def test_compiled_attention_is_the_one_asked_for():
     """Catches what Dynamo compiled for one kind of attention run for the other; ten models are compiled, no eight."""
     x = torch.randn(1, 3, 32, 32)
     for number in range(10):
-        sdpa = ("fused", "math")[number % 2]
+        sdpa = ("default", "math")[number % 2]
         model = create(TINY, 32).eval()
         run = compiled(model, sdpa)
         with torch.inference_mode():
@@ -53,7 +46,7 @@ def test_compiled_attention_is_the_one_asked_for():
             with torch.profiler.profile() as profile:
                 run(x)
         names = {event.name for event in profile.events()}
-        assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in names) == (sdpa == "fused")
+        assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in names) == (sdpa == "default")
         assert "aten::scaled_dot_product_attention" not in names  # eager's
 
 

@@ -42,7 +42,7 @@ def test_automatic_batch():
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("sweep")
-    request = Request([NANO, TINY], [32, 64], modes=["infer", "train"], sdpa=["fused", "math"], **QUICK)
+    request = Request([NANO, TINY], [32, 64], modes=["infer", "train"], sdpa=["default", "math"], **QUICK)
     return folder, measure(request, folder)
 
 
@@ -50,11 +50,11 @@ def test_rows(measured):
     """Catches a cell left out, rates that do not fit the times, memory of something else than the cell."""
     folder, result = measured
     assert result["complete"]
-    assert result["baseline"] == {"model": TINY, "sdpa": "fused"}
+    assert result["baseline"] == {"model": TINY, "sdpa": "default"}
     rows = {(row["model"], row["sdpa"], row["mode"], row["size"]): row for row in result["rows"]}
     assert set(rows) == {
         (model, sdpa, mode, size)
-        for model, sdpa in ((NANO, "fused"), (TINY, "fused"), (TINY, "math"))
+        for model, sdpa in ((NANO, "default"), (TINY, "default"), (TINY, "math"))
         for mode in ("infer", "train")
         for size in (32, 64)
     }
@@ -64,10 +64,10 @@ def test_rows(measured):
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["milliseconds"], rel=1e-3)
         assert row["tokens_per_second"] == pytest.approx(row["images_per_second"] * (size // 16) ** 2, rel=1e-3)
         assert row["paired"]
-        assert row["ratio"] == 1 or (model, sdpa) != (TINY, "fused")
+        assert row["ratio"] == 1 or (model, sdpa) != (TINY, "default")
         assert row["peak_memory_mb"] > row["baseline_memory_mb"] > 50
         assert row["parameters"] == sum(p.numel() for p in timm.create_model(model, img_size=size).parameters())
-    train, infer = (rows[TINY, "fused", mode, 64]["peak_memory_mb"] for mode in ("train", "infer"))
+    train, infer = (rows[TINY, "default", mode, 64]["peak_memory_mb"] for mode in ("train", "infer"))
     assert train > infer + 3 * 5.7 * 4  # gradients and two moments
 
 
@@ -83,7 +83,7 @@ def test_a_measured_cell_is_not_measured_again(measured, monkeypatch):
     folder, result = measured
     ran = []
     monkeypatch.setattr(sweep, "stream", lambda function, *args: ran.append(function))
-    request = Request([NANO, TINY], [32, 64], modes=["infer", "train"], sdpa=["fused", "math"], **QUICK)
+    request = Request([NANO, TINY], [32, 64], modes=["infer", "train"], sdpa=["default", "math"], **QUICK)
     again = measure(request, folder)
     assert not ran
     assert again["rows"] == result["rows"]
@@ -233,7 +233,7 @@ def test_slow_cells_are_timed_alone(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_compiled_models(tmp_path):
-    result = measure(Request([NANO, TINY], [32], sdpa=["fused", "math"], compiled=True, **QUICK), tmp_path)
+    result = measure(Request([NANO, TINY], [32], sdpa=["default", "math"], compiled=True, **QUICK), tmp_path)
     rows = [(row["status"], row["series"], row["rounds"]) for row in result["rows"]]
     assert rows == 3 * [("ok", "batch auto, compiled", 3)]
 
@@ -242,7 +242,7 @@ def test_math_alone(tmp_path):
     """Catches ratios to a fused baseline that nobody measured, and a model without softmax left out."""
     result = measure(Request([NANO, TINY], [32], sdpa=["math"], **QUICK), tmp_path)
     assert result["baseline"] == {"model": TINY, "sdpa": "math"}
-    assert [(row["model"], row["sdpa"]) for row in result["rows"]] == [(NANO, "fused"), (TINY, "math")]
+    assert [(row["model"], row["sdpa"]) for row in result["rows"]] == [(NANO, "default"), (TINY, "math")]
     assert result["rows"][0]["paired"]
     assert result["rows"][1]["ratio"] == 1
 
@@ -255,7 +255,7 @@ def test_a_budget_of_the_whole_run(tmp_path):
 
 def test_derived_figures():
     """By hand: batch 2 in 0.5, 0.4 and 0.6 s; the baseline's batch 4 in 2, 2 and 1.2 s of the same rounds."""
-    common = dict(mode="infer", dtype="float32", series="batch auto", size=64, status="ok", tokens=16, sdpa="fused")
+    common = dict(mode="infer", dtype="float32", series="batch auto", size=64, status="ok", tokens=16, sdpa="default")
     common |= dict(peak_memory=3e6, baseline_memory=1e6, race="r")
     cells = {
         "mine": dict(common, model="a", batch=2, seconds=[0.5, 0.4, 0.6]),
@@ -277,7 +277,7 @@ def test_derived_figures():
 
 def test_exponents():
     rows = [
-        dict(model="a", sdpa="fused", mode="infer", dtype="float32", series="batch auto", size=s, status="ok")
+        dict(model="a", sdpa="default", mode="infer", dtype="float32", series="batch auto", size=s, status="ok")
         | {"milliseconds": 2 * (s / 1024) ** 3, "batch": 2}
         for s in (512, 1024, 2048, 4096)
     ]
@@ -300,7 +300,10 @@ def test_exponents():
         (Request([NANO], [32], cell_seconds=float("nan")), "--cell-seconds: got nan"),
         (Request([NANO], [32], minutes=-1.0), "--minutes: got -1"),
         (Request([NANO], [32], threads=0), "--threads: got 0"),
-        (Request([NANO], [32], sdpa=["flash"]), "--sdpa: got flash, expected out of fused, math"),
+        (
+            Request([NANO], [32], sdpa=["fast"]),
+            "--sdpa: got fast, expected out of default, cudnn, flash, efficient, math",
+        ),
         (Request([NANO], [32], device="mps"), "--device: got 'mps'"),
         (Request([], [32]), "--models: got none"),
         (Request([NANO], [32], dtypes=["float64"]), "--dtype: got float64"),
@@ -368,7 +371,7 @@ def _of_session(session: int) -> list[str]:
 
 def test_a_repeated_sweep_is_compared(tmp_path):
     """By hand: one cell 10 percent slower, one twice as fast, one that the other sweep does not have."""
-    cell = dict(sdpa="fused", mode="infer", dtype="float32", series="batch 1", size=64, batch=1, status="ok")
+    cell = dict(sdpa="default", mode="infer", dtype="float32", series="batch 1", size=64, batch=1, status="ok")
     cells = {name: dict(cell, model=name, seconds=[1.0, 2.0, 3.0]) for name in "ab"}
     (tmp_path / "cells.json").write_text(json.dumps({"cells": cells}))
     rows = [

@@ -11,7 +11,7 @@ import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.profiling.isolated import is_out_of_memory, one_line
 from metala_vision.profiling.steps import Cell as Step
 from metala_vision.profiling.steps import create, make_step
-from metala_vision.profiling.timing import Spread
+from metala_vision.profiling.timing import Spread, seconds_of
 
 from .parts import Cell, Job
 
@@ -127,25 +127,9 @@ def compiled(model: torch.nn.Module, way: str, job: Job) -> torch.nn.Module:
 
 def in_turn(runs: dict[str, Callable[[], None]], job: Job) -> dict[str, Spread]:
     """Seconds of a step, round by round; a turn is as many steps as take `TURN`."""
-    repeats = {name: max(1, min(50, int(TURN / max(seconds(run, 1, job), 1e-6)))) for name, run in runs.items()}
+    repeats = {name: max(1, min(50, int(TURN / max(seconds_of(run, job.device), 1e-6)))) for name, run in runs.items()}
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(2 if job.rehearse else ROUNDS):
         for name, run in runs.items():
-            taken[name].append(seconds(run, 1 if job.rehearse else repeats[name], job))
+            taken[name].append(seconds_of(run, job.device, 1 if job.rehearse else repeats[name]))
     return {name: Spread(tuple(values)) for name, values in taken.items()}
-
-
-def seconds(run: Callable[[], None], repeats: int, job: Job) -> float:
-    """Of one step, as the mean of several without a pause between them."""
-    if job.device != "cuda":
-        start = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        return (time.perf_counter() - start) / repeats
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(repeats):
-        run()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / repeats

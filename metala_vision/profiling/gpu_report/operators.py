@@ -7,9 +7,9 @@ from functools import partial
 
 import torch
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metala_vision.kernels import gated_linear_attention, library, mixer
+from metala_vision.profiling.attention import SDPA, attention
 from metala_vision.profiling.isolated import is_out_of_memory, one_line
 
 from .clock import graphed, milliseconds
@@ -18,12 +18,7 @@ from .parts import Cell, Job
 SHAPES = [(256, 14, 14), (64, 32, 32), (8, 64, 64), (1, 128, 128), (1, 256, 256)]  # batch, rows, columns of tokens
 HEADS, KEY, VALUE = 3, 32, 64
 SCAN = ("row",)  # one order, as a block of the default "cycle" has
-SOFTMAX = {
-    "softmax (cudnn)": SDPBackend.CUDNN_ATTENTION,
-    "softmax (flash)": SDPBackend.FLASH_ATTENTION,
-    "softmax (efficient)": SDPBackend.EFFICIENT_ATTENTION,
-    "softmax (math)": SDPBackend.MATH,
-}
+SOFTMAX = {f"softmax ({name})": name for name in SDPA if name != "default"}
 PASSES = ("forward", "forward and backward")
 
 
@@ -139,8 +134,8 @@ def candidates(job: Job, shape: tuple[int, int, int], dtype: torch.dtype) -> dic
     return found
 
 
-def _attend(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    with sdpa_kernel([backend]):
+def _attend(sdpa: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    with attention(sdpa):
         return F.scaled_dot_product_attention(q, k, v)
 
 

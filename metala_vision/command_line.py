@@ -1,0 +1,63 @@
+"""What the tools share: errors without tracebacks, one JSON line at the end, an exit code that can be trusted.
+
+Needs torch alone: the tools that time kernels and models run where mmengine is not installed.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+from .errors import InputError
+from .files import to_json
+
+
+def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
+    """Runs `main`, prints what it returns as one JSON line, last on stdout.
+
+    Args:
+        main: the tool; its result is a dict of plain values.
+        quiet: send everything else that is printed to stderr.
+
+    Returns:
+        The exit code: 0; 2 for input that does not fit, with the reason on stderr; 130 after an interrupt. Any other
+        error is ours and keeps its traceback.
+    """
+    process = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+            result = main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    if process == "0":
+        print(to_json(result), flush=True)
+    return 0
+
+
+def check_device(device: str) -> str:
+    """Returns `device` if this machine has it.
+
+    Raises:
+        InputError: it has not, or there is no such device.
+    """
+    if device == "auto":
+        return device
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        kind = None
+    if kind is None or kind.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"--device: got {device!r}, expected auto, cpu, cuda, cuda:1 or mps")
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device: got {device!r}, but torch finds no CUDA GPU here; use --device cpu")
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device: got {device!r}, but there are {torch.cuda.device_count()} GPUs")
+    if kind.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"--device: got {device!r}, but torch finds no Apple GPU here; use --device cpu")
+    return device

@@ -1,0 +1,57 @@
+"""Which kernel PyTorch runs for softmax attention: the one that was asked for, and the one that it took."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+
+SDPA = {
+    "default": None,  # PyTorch chooses by device, dtype and shape, and its choice changes with its releases
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,  # the map written out
+}
+_RAN = {
+    "aten::_scaled_dot_product_cudnn_attention": "cudnn",
+    "aten::_scaled_dot_product_flash_attention": "flash",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "flash",
+    "aten::_scaled_dot_product_efficient_attention": "efficient",
+    "aten::_scaled_dot_product_attention_math": "math",
+}
+
+
+def attention(sdpa: str) -> AbstractContextManager:
+    """Within, softmax attention runs by the kernel of this name; it raises where that one cannot."""
+    return nullcontext() if SDPA[sdpa] is None else sdpa_kernel([SDPA[sdpa]])
+
+
+def attention_that_ran(run: Callable[[], object]) -> str | None:
+    """The kernel that PyTorch took for softmax attention in `run`, as its profiler saw it; several joined by "+".
+
+    None where there was no softmax attention of PyTorch's. What was compiled shows the kernel, but not the map that is
+    written out, whose products stand alone there: ask about the model before it is compiled.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    names = {_RAN[event.key] for event in profiler.key_averages() if event.key in _RAN}
+    return "+".join(sorted(names)) or None
+
+
+def calls_softmax(run: Callable[[], object]) -> bool:
+    """Whether PyTorch's softmax attention is called with more than one query: only then does its kernel matter."""
+    with _Watch() as watch:
+        run()
+    return watch.found
+
+
+class _Watch(TorchFunctionMode):
+    found = False
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention and args[0].shape[-2] > 1:
+            self.found = True
+        return func(*args, **(kwargs or {}))
