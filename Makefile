@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test lint timm-suite demo clean
+.PHONY: test lint timm-suite demo compat gpu clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,6 +25,14 @@ timm-suite: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python tools/train.py configs/digits/metala_vit_digits.py --resume auto
 	$(BIN)/python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth
+
+# An environment for each row of a table of versions, some gigabytes each, in build/compat.
+compat:
+	$(PYTHON) tools/compat.py --compile-matrix
+
+# From a bare checkout: the Python that has a GPU's torch, not .venv.
+gpu:
+	$(PYTHON) tools/gpu_report.py --minutes 9
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -32,6 +32,7 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME",
         help="environment, correctness, operators, models, training, hotspots: these anew (default: what is not done)",
     )
+    parser.add_argument("--again", action="store_true", help="replace a report of other versions or sources")
     parser.add_argument("--rehearse", action="store_true", help="run every part's code without a GPU, in tiny sizes")
     add_json(parser)
     return parser.parse_args()
@@ -41,7 +42,7 @@ def main(args: argparse.Namespace) -> dict:
     """The report without its cells: those are in report.json, and the table is to be the end of what is printed."""
     from metala_vision.profiling.gpu_report import Options, report
 
-    content = report(Options(args.minutes, args.out, tuple(args.parts), args.rehearse), show=print)
+    content = report(Options(args.minutes, args.out, tuple(args.parts), args.rehearse, args.again), show=print)
     counts: dict[str, int] = {}
     for part in content["parts"].values():
         for cell in part["cells"]:

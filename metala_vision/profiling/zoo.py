@@ -12,6 +12,7 @@ import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.errors import InputError
 
 from . import sweep_report
+from .gpu_report import page
 from .store import MEASURED
 from .workers import Candidate
 
@@ -50,6 +51,12 @@ of a process that does nothing else, where some 400 MB are PyTorch's own. bfloat
 backward and AdamW. Every cell with its rounds, made by `tools/throughput.py`:
 [{name}]({folder}/{name}).
 """
+GPUS = """## On a GPU
+
+By `make gpu` (`tools/gpu_report.py`), which tests every kernel and times operators, models and training.
+"""
+NO_GPU = """Not measured: nobody has run it yet.
+"""
 
 
 def build(root: str | Path) -> str:
@@ -63,7 +70,18 @@ def build(root: str | Path) -> str:
     parts = [HEADER, _costs(root / "results" / "flops.json"), _imagenet(root / "configs" / "imagenet", results)]
     parts += [_runs(root, results)]
     parts += [_throughput(path, root) for path in sorted((root / "results").glob("throughput*/cells.json"))]
+    parts += [_gpus(root)]
     return "\n".join(parts)
+
+
+def _gpus(root: Path) -> str:
+    """What `tools/gpu_report.py` has found on each card."""
+    reports = {
+        path: _read(path, "environment", "parts") for path in sorted((root / "results").glob("gpu_*/report.json"))
+    }
+    reports = {path: content for path, content in reports.items() if not content.get("rehearsal")}
+    sections = [page.section(content, f"results/{path.parent.name}") for path, content in reports.items()]
+    return "\n".join([GPUS, *(sections or [NO_GPU])])
 
 
 def _read(path: Path, *keys: str) -> dict:

@@ -3,6 +3,7 @@
 `pytest -s tests/kernels/test_gpu_compile.py` prints the table.
 """
 
+import json
 import os
 
 import pytest
@@ -76,13 +77,13 @@ def cells() -> list:
 
 
 @pytest.mark.parametrize(("call", "key", "value", "dtype", "scan", "segments", "target"), cells())
-def test_compiles_without_spills(call, key, value, dtype, scan, segments, target, monkeypatch):
+def test_compiles_without_spills(call, key, value, dtype, scan, segments, target, monkeypatch, record_property):
     """Catches a configuration that a GPU refuses, or that spills registers to memory and crawls."""
     monkeypatch.setattr(gpu, "choose_segments", lambda *sizes: segments)
     monkeypatch.setattr(gpu, "AMD", target.startswith("gfx"))
     launches = record(gpu, call(key, value, DTYPES[dtype], scan))
     assert len(launches) >= 3 + 2 * (segments > 1)
-    lines, failures, seen = [], [], set()
+    lines, failures, seen, kernels = [], [], set(), []
     for launch, moved in zip(launches, bytes_per_token(launches, 256)):
         flags = ("COLUMN", "REVERSE", "FIRST", "LAST", "KEYS", "VALUES", "ADJOINT")
         label = " ".join([launch.name, *(flag.lower() for flag in flags if launch.arguments.get(flag))])
@@ -90,9 +91,12 @@ def test_compiles_without_spills(call, key, value, dtype, scan, segments, target
             continue
         seen.add(label)
         result = build(launch, target)
+        kernels.append({"kernel": label, **result._asdict()})
         lines.append(f"{label:52}{result.registers:5}{result.spilled:7}{result.shared:8}{moved:9.0f}")
         if result.spilled or result.shared > SHARED_LIMITS[target]:
             failures.append(lines[-1])
     print(f"\n{target}: {call.__name__} K={key} V={value} {dtype} {'+'.join(scan)}, segments: {segments}")
     print(f"{'kernel':52}{'regs':>5}{'spill':>7}{'shared':>8}{'B/token':>9}", *lines, sep="\n")
+    case = dict(operator=call.__name__, K=key, V=value, dtype=dtype, scan=scan, segments=segments, target=target)
+    record_property("kernels", json.dumps(case | {"kernels": kernels}))  # tools/compat.py collects them
     assert not failures, "spilled bytes, or too much shared memory:\n" + "\n".join(failures)

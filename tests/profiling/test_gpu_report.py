@@ -1,6 +1,7 @@
 """The report on a GPU: its conductor with parts that fail in every way, and a rehearsal of the real ones on the CPU."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from metala_vision.profiling.gpu_report import Options, report
 from metala_vision.profiling.gpu_report.operators import floor_bytes
 from metala_vision.profiling.gpu_report.parts import PARTS, Part
 from metala_vision.profiling.gpu_report.summary import LINES, render
+from metala_vision.profiling.zoo import build
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = """
@@ -62,9 +64,11 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "fake_parts.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def conduct(*parts: Part, minutes: float = 1.0, chosen: tuple[str, ...] = ()) -> tuple[dict, list[str]]:
+    def conduct(
+        *parts: Part, minutes: float = 1.0, chosen: tuple[str, ...] = (), again: bool = False
+    ) -> tuple[dict, list[str]]:
         lines: list[str] = []
-        options = Options(minutes, tmp_path / "out", chosen, rehearse=True)
+        options = Options(minutes, tmp_path / "out", chosen, rehearse=True, again=again)
         return report(options, lines.append, known=parts), lines
 
     return conduct
@@ -129,6 +133,8 @@ def test_a_report_of_something_else_is_not_written_over(run, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"holds a report of something else: torch 1\.0 \(now "):
         run(fake("good"))
+    content, _ = run(fake("good"), again=True)
+    assert content["environment"]["torch"] == torch.__version__
     path.write_text("{}")
     with pytest.raises(InputError, match="is no report"):
         run(fake("good"))
@@ -205,6 +211,25 @@ def test_the_table_fits(run):
     many["parts"]["training"]["cells"] *= 30
     assert len(render(many).splitlines()) == 60
     assert "report.json" in render(many).splitlines()[-1]
+
+
+def test_the_zoo_shows_a_report(tmp_path):
+    """Catches figures that nobody sees, and those of a rehearsal taken for a card's."""
+    for name in ("results", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    content = full_report() | {"environment": {"processor": "some"}, "rehearsal": True}
+    card = {"cell": "versions", "status": "ok", "card": "Card X", "torch": "2.11", "triton": "3.6", "driver": "580"}
+    content["parts"]["environment"]["cells"].append(card)
+    path = tmp_path / "results" / "gpu_card_x" / "report.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    assert "Card X" not in build(tmp_path)
+    path.write_text(json.dumps(content | {"rehearsal": False}))
+    page = build(tmp_path)
+    assert "### Card X\n\nPyTorch 2.11, Triton 3.6, driver 580." in page
+    assert "| `metala_vit_small` | 2048x1 | 12346 (12.34) |" in page
+    assert "| 8x64x64 bfloat16 forward and backward | 123.46 (50%) |" in page
+    assert "nobody has run it" not in page
 
 
 def test_rehearsal(tmp_path):

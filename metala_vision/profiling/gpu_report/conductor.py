@@ -30,6 +30,7 @@ GRACE = 5.0  # seconds that a process has beyond its share, to finish a cell
 RESERVE = 10.0  # seconds of the whole that no part gets
 BESIDE = max(1, min(4, (os.cpu_count() or 1) // 4))  # processes that run beside a part
 LOG_BYTES = 400_000  # of each part: its end
+SAME = ("device", "gpu", "torch", "timm", "cuda", "sources")  # what all cells of a report share
 REPEATED = ("failed", "died", "too slow", "not reached")  # cells that another run of the same report tries again
 
 
@@ -40,6 +41,7 @@ class Options(NamedTuple):
     out: str | Path | None = None  # None: results/gpu_CARD
     parts: tuple[str, ...] = ()  # names; empty: all that the folder has not finished
     rehearse: bool = False
+    again: bool = False  # replace a report of other versions or sources
 
 
 def report(options: Options, show: Callable[[str], None] = lambda text: None, known: tuple[Part, ...] = PARTS) -> dict:
@@ -99,19 +101,24 @@ def _card(device: str) -> str:
 
 def _former(path: Path, found: dict, options: Options) -> dict:
     """The report that a folder holds, or a new one."""
+    new = {"environment": found, "rehearsal": options.rehearse, "minutes": options.minutes, "parts": {}}
     if not path.exists():
-        return {"environment": found, "rehearsal": options.rehearse, "minutes": options.minutes, "parts": {}}
+        return new
     try:
         content = json.loads(path.read_text())
         had = content["environment"]
         content["parts"] = {name: dict(part) for name, part in content["parts"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--out: {path} is no report: {error!r}; name another folder") from error
-    different = [name for name in found if had.get(name) != found[name] and name != "threads"]
-    if different:
-        listed = ", ".join(f"{name} {had.get(name)} (now {found[name]})" for name in different)
-        raise InputError(f"--out: {path.parent} holds a report of something else: {listed}; name another folder")
-    return content
+    different = [name for name in SAME if had.get(name) != found.get(name)]
+    if not different:
+        return content
+    if options.again:
+        return new
+    listed = ", ".join(f"{name} {had.get(name)} (now {found.get(name)})" for name in different)
+    raise InputError(
+        f"--out: {path.parent} holds a report of something else: {listed}; name another folder, or add --again"
+    )
 
 
 def _ceilings(content: dict) -> dict:
