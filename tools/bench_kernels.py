@@ -150,6 +150,27 @@ def candidates(backends: list[str], shape: tuple[int, int, int], backward: bool,
     return entries
 
 
+def without_kernel(entries: dict[str, Callable], softmax: list[str]) -> dict[str, str]:
+    """Takes the softmax kernels out of the candidates that do not run here, and says why.
+
+    Raises:
+        InputError: the one that all ratios are to is among them.
+    """
+    from metala_vision.errors import InputError
+    from metala_vision.profiling.isolated import one_line
+
+    missing = {}
+    for name in softmax:
+        try:
+            entries[name]()
+        except RuntimeError as error:  # this dtype, device or length has no such kernel, or the memory is too small
+            missing[name] = one_line(error)
+            del entries[name]
+    if softmax[0] in missing:
+        raise InputError(f"--sdpa: {softmax[0]} does not run here, and ratios are to it: {missing[softmax[0]]}")
+    return missing
+
+
 def softmax_name(sdpa: str) -> str:
     """What softmax attention by one kernel is called in the table."""
     return f"softmax ({sdpa})"
@@ -162,6 +183,8 @@ def report(results: list[dict]) -> None:
         print(f"  {'':22}{'median ms':>11}{'spread':>9}{'softmax / this':>16}")
         for name, x in result["candidates"].items():
             print(f"  {name:22}{x['median_ms']:11.3f}{x['spread']:9.0%}{x['speedup_over_softmax']:16.2f}")
+        for name, reason in result["missing"].items():
+            print(f"  {name:22} does not run here: {reason}")
 
 
 def main(args: argparse.Namespace) -> dict:
@@ -210,6 +233,7 @@ def main(args: argparse.Namespace) -> dict:
             for backward in (False, True):
                 passes = "forward and backward" if backward else "forward"
                 entries = candidates(backends, shape, backward, args, device, dtype)
+                missing = without_kernel(entries, [softmax_name(sdpa) for sdpa in args.sdpa])
                 rounds = interleaved(entries, args.rounds, WARMUP, args.device)
                 *_, spreads = progress.track(rounds, args.rounds + WARMUP, description=f"{text} {passes}")
                 rows = {
@@ -220,7 +244,7 @@ def main(args: argparse.Namespace) -> dict:
                     }
                     for name, spread in spreads.items()
                 }
-                results.append({"shape": text, "pass": passes, "candidates": rows})
+                results.append({"shape": text, "pass": passes, "candidates": rows, "missing": missing})
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     settings = {x: getattr(args, x) for x in ("heads", "key", "value", "scan", "dtype", "rounds", "sdpa")}
     report(results)

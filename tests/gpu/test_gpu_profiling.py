@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metala_vision.profiling import Request, count, create, measure
+from metala_vision.profiling import Request, create, measure
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,6 +26,10 @@ def test_sweep(tmp_path):
     result = measure(request, tmp_path)
     assert len(result["rows"]) == 2 * 2 * 3 * 3
     assert {row["status"] for row in result["rows"]} == {"ok"}
+    ran = {(row["model"], row["sdpa"]): row["attention"] for row in result["rows"] if row["dtype"] != "float32"}
+    assert ran["deit_tiny_patch16_224", "math"] == "math"
+    assert ran["deit_tiny_patch16_224", "default"] in ("cudnn", "flash", "efficient")
+    assert ran["metala_vit_tiny", "default"] is None
     rows = {(r["model"], r["sdpa"], r["mode"], r["dtype"], r["size"]): r for r in result["rows"]}
     for (model, sdpa, mode, dtype, size), row in rows.items():
         assert row["paired"]
@@ -44,6 +48,9 @@ def test_too_large_a_batch_is_halved(tmp_path):
 
 
 def test_counts_do_not_depend_on_the_device():
+    pytest.importorskip("fvcore", reason="counting needs fvcore")
+    from metala_vision.profiling import count
+
     for name in ("metala_vit_nano", "deit_tiny_patch16_224"):
         on_gpu, on_cpu = (count(create(name, 64, device), 64) for device in ("cuda", "cpu"))
         assert (on_gpu.macs, on_gpu.torch) == (on_cpu.macs, on_cpu.torch)

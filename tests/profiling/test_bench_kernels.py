@@ -69,6 +69,16 @@ def test_softmax_kernels_by_name(tool):
         assert row["candidates"]["softmax (math)"]["speedup_over_softmax"] == 1
 
 
+def test_a_softmax_kernel_that_there_is_not(tool, capsys):
+    """Catches a benchmark that ends with the first kernel that this device does not have."""
+    for row in tool.run("--key", "8", "--value", "8", "--sdpa", "default", "cudnn")["results"]:
+        assert set(row["missing"]) == {"softmax (cudnn)"}
+        assert "softmax (cudnn)" not in row["candidates"]
+    assert "softmax (cudnn)        does not run here: RuntimeError" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"--sdpa: softmax \(cudnn\) does not run here, and ratios are to it"):
+        tool.run("--key", "8", "--value", "8", "--sdpa", "cudnn", "default")
+
+
 def test_times_what_it_reports(tool):
     """Catches times of other candidates than the names say: PyTorch's scan takes many times as long as softmax here."""
     for row in tool.run("--key", "8", "--value", "8", "--backends", "chunked", "--rounds", "5")["results"]:

@@ -43,10 +43,10 @@ _HERE = __package__
 PARTS = (
     Part("environment", "Card, versions, ceilings", 25, f"{_HERE}.ceilings:cells"),
     Part(
-        "correctness", "Tests of the kernels", 150, f"{_HERE}.correctness:cells", True, f"{_HERE}.models:compilations"
+        "correctness", "Tests of the kernels", 170, f"{_HERE}.correctness:cells", True, f"{_HERE}.models:compilations"
     ),
     Part("operators", "Operator and fused mixer", 90, f"{_HERE}.operators:cells", True),
-    Part("models", "Whole models", 180, f"{_HERE}.models:cells"),
-    Part("training", "Training", 60, f"{_HERE}.training:cells"),
+    Part("models", "Whole models", 170, f"{_HERE}.models:cells"),
+    Part("training", "Training", 55, f"{_HERE}.training:cells"),
     Part("hotspots", "Where the time goes", 25, f"{_HERE}.hotspots:cells"),
 )
