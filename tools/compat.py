@@ -127,10 +127,11 @@ def make_environment(row: Row, python: str, folder: Path, rebuild: bool) -> Path
 
 
 VERSIONS = """
-import importlib.metadata as m, json, platform, re, subprocess, pathlib, triton
+import importlib.metadata as m, inspect, json, platform, re, subprocess
+from triton.backends.nvidia.compiler import get_ptxas
 found = {"python": platform.python_version()}
 found |= {n: m.version(n) for n in ("torch", "torchvision", "triton", "timm", "numpy")}
-ptxas = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+ptxas = get_ptxas(*[90] * len(inspect.signature(get_ptxas).parameters)).path
 text = subprocess.run([ptxas, "--version"], capture_output=True, text=True).stdout
 found["ptxas"] = re.search(r"V([0-9.]+)", text)[1]
 print(json.dumps(found))

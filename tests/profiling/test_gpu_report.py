@@ -12,6 +12,7 @@ import torch
 
 from metala_vision.errors import InputError
 from metala_vision.profiling.gpu_report import Options, report
+from metala_vision.profiling.gpu_report.ceilings import assembler_version, assemblers
 from metala_vision.profiling.gpu_report.operators import floor_bytes
 from metala_vision.profiling.gpu_report.parts import PARTS, Part
 from metala_vision.profiling.gpu_report.summary import LINES, render
@@ -159,6 +160,17 @@ def test_floor_is_each_tensor_once():
     both = floor_bytes(torch.bfloat16, "forward and backward")
     assert both["operator"] == forward["operator"] + 2 * (128 + 64 + 128)
     assert both["fused mixer"] == 512 + 2 * (192 + 64 + 192)
+
+
+def test_the_first_assembler_is_the_one_that_triton_takes():
+    """Catches a comparison of one assembler with itself, and another one named than the kernels are built by."""
+    pytest.importorskip("triton", reason="Triton is not installed: it comes with torch on Linux")
+    found = {capability: assemblers(capability) for capability in ((8, 0), (9, 0), (10, 0))}
+    assert all(len(set(paths)) == len(paths) == 2 for paths in found.values())
+    assert [found[capability][0].name for capability in ((8, 0), (10, 0))] == ["ptxas", "ptxas-blackwell"]
+    versions = {path.name: assembler_version(path).split(".") for path in found[9, 0]}
+    assert int(versions["ptxas"][0]) >= 12
+    assert versions["ptxas-blackwell"] != versions["ptxas"]
 
 
 def full_report() -> dict:

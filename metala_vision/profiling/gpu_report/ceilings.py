@@ -1,5 +1,6 @@
 """What the card is, which compilers there are, and what its memory and matrix units give: the floor of all the rest."""
 
+import inspect
 import os
 import platform
 import re
@@ -53,13 +54,19 @@ def versions(job: Job) -> dict:
     return found
 
 
-def assemblers() -> list[Path]:
-    """The ptxas that come with Triton: the one for cards before Blackwell first."""
+def assemblers(capability: tuple[int, int] = (9, 0)) -> list[Path]:
+    """The ptxas that come with Triton: first the one that it takes for cards of this capability."""
     spec = util.find_spec("triton")
     if spec is None or spec.origin is None:
         return []
+    from triton.backends.nvidia.compiler import get_ptxas
+
     folder = Path(spec.origin).parent / "backends" / "nvidia" / "bin"
-    return [folder / name for name in ("ptxas", "ptxas-blackwell") if (folder / name).is_file()]
+    found = [folder / name for name in ("ptxas", "ptxas-blackwell") if (folder / name).is_file()]
+    # For Hopper it is another one since Triton 3.9, and Triton 3.5 does not ask for what
+    arguments = [10 * capability[0] + capability[1]] if inspect.signature(get_ptxas).parameters else []
+    default = Path(get_ptxas(*arguments).path)
+    return sorted(found, key=lambda path: path != default)
 
 
 def assembler_version(path: Path) -> str:

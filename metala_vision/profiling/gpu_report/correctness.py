@@ -23,9 +23,10 @@ SHARE = 0.6  # of the part's time for the first assembler: it is the one that us
 
 def cells(job: Job) -> list[Cell]:
     """The tests with the default assembler, with the other one, and small shapes under compute-sanitizer."""
-    default, *others = assemblers() or [None]
-    if job.device == "cuda" and torch.cuda.get_device_capability() >= (10, 0):
-        default, others = (others or [default])[0], []  # the older one does not know these cards
+    capability = torch.cuda.get_device_capability() if job.device == "cuda" else (9, 0)
+    default, *others = assemblers(capability) or [None]
+    if capability >= (10, 0):
+        others = []  # the older one does not know these cards
     found = [Cell("tests", lambda: tests(job, "default", default, None, SHARE * job.left))]
     found += [
         Cell(f"tests, {path.name}", lambda path=path: tests(job, path.name, path, path, job.left - 20))
@@ -51,7 +52,8 @@ def tests(job: Job, name: str, version_of: Path | None, assembler: Path | None, 
     environment = dict(os.environ)
     if assembler is not None and not job.rehearse:
         # A cache of its own: what the other one has assembled would be found again
-        environment |= {"TRITON_PTXAS_PATH": str(assembler), "TRITON_CACHE_DIR": str(job.scratch / "triton")}
+        environment |= dict.fromkeys(("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"), str(assembler))
+        environment["TRITON_CACHE_DIR"] = str(job.scratch / "triton")
     records = [job.scratch / f"{name}_{i}.jsonl" for i in range(shards)]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovider", TESTS]
     command += ["--rehearse"] if job.rehearse else []
