@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the tests of kernels, layers and models in an environment for each row of a table of versions.
+"""Run the tests of kernels, layers and models, and of training, in an environment for each row of a table of versions.
 
 An environment is made in build/compat with the packages that these tests need and nothing else, and is kept for the
 next time. The tests run from the checkout; those of the Triton kernels in the interpreter have a process of their own,
@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ["tests/kernels", "tests/layers", "tests/models"]
+ENGINE = ["tests/engine", "tests/data", "tests/dense"]
 MATRIX = "tests/kernels/test_gpu_compile.py"
 BOUNDED = ("torch", "torchvision", "timm", "triton")  # whose oldest and newest releases setup.cfg names
 # What the tests need beside those.
@@ -44,6 +45,7 @@ class Row(NamedTuple):
     name: str
     python: str
     packages: tuple[str, ...]  # requirements beside HARNESS
+    engine: bool = False  # training's tests instead of those of kernels, layers and models
 
 
 def rows() -> list[Row]:
@@ -56,7 +58,19 @@ def rows() -> list[Row]:
         Row("oldest", "3.10", (*oldest, OLD_NUMPY)),
         Row("GPU image", "3.12", image),
         Row("newest", "3.13", (*newest, "numpy")),
+        Row("newest, onedl-mmengine", "3.13", (*newest, *training()), engine=True),
     ]
+
+
+def training() -> list[str]:
+    """What setup.cfg asks for beside those, with the maintained fork in the place of mmengine-lite."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    lines = [config["options"]["install_requires"], *(extras[name] for name in ("train", "detection", "segmentation"))]
+    wanted = [line for text in lines for line in text.splitlines() if line and not line.startswith("#")]
+    kept = [line for line in wanted if not line.startswith((*BOUNDED, "mmengine-lite"))]
+    return [*kept, "onedl-mmengine>=0.10.12,<0.11"]
 
 
 def read_bounds() -> dict[str, tuple[str, str]]:
@@ -112,7 +126,7 @@ def find_python(version: str, given: dict[str, str]) -> str | None:
 
 def make_environment(row: Row, python: str, folder: Path, rebuild: bool) -> Path:
     """The interpreter of an environment with the row's packages; one that has them already is taken as it is."""
-    home = folder / row.name.replace(" ", "_")
+    home = folder / re.sub(r"\W+", "_", row.name)
     stamp, wanted = home / "requirements.json", json.dumps([python, *row.packages, *HARNESS])
     interpreter = home / "bin" / "python"
     if not rebuild and stamp.exists() and stamp.read_text() == wanted:
@@ -150,7 +164,9 @@ def run_row(row: Row, python: str, args: argparse.Namespace) -> dict:
     found = {"versions": versions, "ignored": [f"{message}: {reason}" for message, reason in warnings]}
     start = time.monotonic()
     suites = {"kernels, layers, models": TESTS, "interpreter": ["tests/interpreter"]}
-    if args.compile_matrix:
+    if row.engine:
+        suites = {"engine, data, dense": ENGINE}
+    elif args.compile_matrix:
         suites["compile matrix"] = [MATRIX, "-m", "slow or not slow", "-k", "sm_90"]
     for name, tests in suites.items():
         say(f"{row.name}: {name}")
@@ -167,7 +183,7 @@ def run_suite(command: list[str], report: Path, interpreted: bool) -> dict:
     """One pytest run by its JUnit report and its last line."""
     report.unlink(missing_ok=True)
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment.pop("PYTHONPATH", None)
+    environment["PYTHONPATH"] = str(ROOT)  # for the processes that tests start elsewhere
     process = subprocess.Popen(
         [*command, f"--junitxml={report}"],
         cwd=ROOT,
@@ -222,13 +238,14 @@ def say(text: str) -> None:
 def table(content: dict) -> str:
     """README's table."""
     columns = ("python", "torch", "triton", "torchvision", "timm", "numpy")
-    lines = [f"| | {' | '.join(columns)} | tests | in the interpreter |", f"|{' --- |' * (len(columns) + 3)}"]
+    suites = "kernels, layers, models | Triton's interpreter | engine, data, dense"
+    lines = [f"| | {' | '.join(columns)} | {suites} |", f"|{' --- |' * (len(columns) + 4)}"]
     for name, row in content["rows"].items():
         if "versions" not in row:
-            lines.append(f"| {name} |{' |' * len(columns)} {row['status']} | |")
+            lines.append(f"| {name} |{' |' * len(columns)} {row['status']} | | |")
             continue
-        tests, interpreter = (row[suite] for suite in ("kernels, layers, models", "interpreter"))
-        counts = [f"{x['passed']} of {x['passed'] + x['failed']}" for x in (tests, interpreter)]
+        suites = [row.get(name) for name in ("kernels, layers, models", "interpreter", "engine, data, dense")]
+        counts = ["" if x is None else f"{x['passed']} of {x['passed'] + x['failed']}" for x in suites]
         versions = [row["versions"][column].split("+")[0] for column in columns]
         lines.append(f"| {name} | {' | '.join(versions)} | {' | '.join(counts)} |")
     return "\n".join(lines)

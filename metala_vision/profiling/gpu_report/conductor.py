@@ -79,8 +79,8 @@ def report(options: Options, show: Callable[[str], None] = lambda text: None, kn
             left = max(0.0, end - time.monotonic())
             show(f"{part.title}: {counts or result['status']} in {result['seconds']:.0f} s; {left:.0f} s are left")
     content["table"] = render(content)
-    show(content["table"])
     show(f"written: {folder / FILE}, report.txt, log.txt")
+    show(content["table"])
     return content | {"folder": str(folder)}
 
 

@@ -63,7 +63,7 @@ def train(
 ) -> dict:
     """The row of a run: `first` and `last` mean losses, steps, milliseconds of a step; failed unless they fall."""
     torch.manual_seed(0)
-    steps, batch, pixels = (2 * WINDOW, 8, 16) if job.rehearse else (200, 64, 128)
+    steps, batch, pixels = (3 * WINDOW, 8, 16) if job.rehearse else (200, 64, 128)
     name, options = ("metala_vit_nano", dict(patch_size=8, depth=1)) if job.rehearse else ("metala_vit_tiny", {})
     with torch.device(job.device):
         model = timm.create_model(name, num_classes=CLASSES, img_size=pixels, **options)

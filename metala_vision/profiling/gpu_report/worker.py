@@ -35,6 +35,8 @@ def main() -> int:
     parser.add_argument("--share", type=json.loads, default=[0, 1], help="[i, n]: every n-th cell, beginning with i")
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds
+    if args.rehearse:
+        torch.set_num_threads(1)  # so small a problem gains nothing by more, and they would wait for each other
     job = Job(args.device, args.rehearse, deadline, args.scratch, args.ceilings)
     module, function = args.source.split(":")
     number, shares = args.share
