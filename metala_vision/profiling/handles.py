@@ -15,7 +15,7 @@ from metala_vision.kernels.flops import fvcore_handles
 
 with warnings.catch_warnings():
     # fvcore scripts a function while it is imported, and nobody who counts can change that
-    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated")
+    warnings.filterwarnings("ignore", ".torch.jit.script. is (deprecated|not supported)")
     try:
         from fvcore.nn import jit_handles
         from fvcore.nn.jit_analysis import JitModelAnalysis
