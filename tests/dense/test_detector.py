@@ -107,7 +107,8 @@ def test_boxes_are_float32_in_mixed_precision(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", [kind if kind != "mask_rcnn" else pytest.param(kind, marks=pytest.mark.slow) for kind in DETECTORS]
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow if kind in ("mask_rcnn", "fcos") else []) for kind in DETECTORS],
 )
 def test_it_overfits_two_boxes(kind):
     """Catches wrong anchors, strides or labels: with any of them two boxes are never found."""

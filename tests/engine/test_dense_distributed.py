@@ -46,7 +46,8 @@ def train(folder: Path, task: str, work_dir: Path, *arguments: str, kill: str = 
     )
 
 
-@pytest.mark.parametrize("task", ["detection", pytest.param("segmentation", marks=pytest.mark.slow)])
+@pytest.mark.slow  # classifiers do the same by default, in test_distributed.py
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_two_processes_train_and_resume(task, tmp_path):
     """A straight run and one whose second process is killed in its second epoch end with the same weights."""
     straight = train(tmp_path, task, tmp_path / "straight")

@@ -117,7 +117,7 @@ def test_amp_on_cpu(run_small, dtype):
     assert np.isfinite([record["train/loss"] for record in history(runner)]).all()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_amp_resumes(run_small, tmp_path, dtype):
     """Without naming the precision again, and with float16's loss scale where it was."""
     run_small(amp=dtype, work_dir=str(tmp_path / "straight"))

@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     here = [item for item in items if Path(__file__).parent in item.path.parents]
     rehearse = config.getoption("rehearse", False)
     number, shards = map(int, config.getoption("shard", "0/1").split("/"))
-    chosen = [item for item in here if item.get_closest_marker("rehearsed")][::9] if rehearse else here
+    chosen = [item for item in here if item.get_closest_marker("rehearsed")][::14] if rehearse else here
     chosen = chosen[number::shards]
     left = [item for item in here if item not in chosen]
     if left:
