@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from arguments import add_json
+
 EXAMPLES = """examples:
   python tools/bench_detector.py --backbones deit_tiny_patch16_224 metala_vit_tiny --sizes 1333x800 2048x1024
   python tools/bench_detector.py --kind retinanet --sizes 640x480 --mode infer train --threads 2 --json
@@ -38,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         "--seconds", type=float, default=60.0, help="of each detector; three rounds are run in any case"
     )
     parser.add_argument("--out", metavar="FILE", help="write the result as JSON there too")
-    parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout")
+    add_json(parser)
     return parser.parse_args()
 
 
@@ -59,7 +61,6 @@ def from_config(path: str) -> dict:
 
 
 def main(args: argparse.Namespace) -> dict:
-    from metala_vision.engine.cli import say
     from metala_vision.errors import InputError
     from metala_vision.files import write_json
     from metala_vision.profiling.detectors import DetectorCandidate, DetectorCell, bench_detectors, render
@@ -82,7 +83,7 @@ def main(args: argparse.Namespace) -> dict:
         args.seconds,
         show=lambda text: print(text, file=sys.stderr),
     )
-    say(render(report))
+    print(render(report))
     if args.out:
         write_json(args.out, report)
     return report

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         "--scan", nargs="+", default=["row", "row_reverse"], metavar="ORDER", help="scan orders (default: rows, both)"
     )
     parser.add_argument("--backends", nargs="+", metavar="NAME", help="default: every one that the device has")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCE), help="of q, k, v (default: float32)")
     parser.add_argument(
         "--sdpa",
@@ -195,7 +195,7 @@ def main(args: argparse.Namespace) -> dict:
 
     from metala_vision.errors import InputError
     from metala_vision.profiling.attention import SDPA
-    from metala_vision.profiling.timing import interleaved
+    from metala_vision.profiling.timing import interleaved, timed_device
 
     shapes = [parse_shape(text) for text in args.shapes]
     for name, least in {"heads": 1, "key": 1, "value": 1, "threads": 1, "rounds": 2}.items():
@@ -205,12 +205,7 @@ def main(args: argparse.Namespace) -> dict:
         raise InputError(f"--scan: got {' '.join(args.scan)}, expected out of {', '.join(SCAN_ORDERS)}, none twice")
     if unknown := [name for name in args.sdpa if name not in SDPA]:
         raise InputError(f"--sdpa: got {', '.join(unknown)}, expected out of {', '.join(SDPA)}")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.device not in ("cpu", "cuda"):
-        raise InputError(f"--device: got {args.device!r}, expected auto, cpu or cuda")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: got cuda, but torch sees no CUDA device here; use --device cpu")
+    args.device = timed_device(args.device)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     known = available_backends(device)
     if unknown := set(args.backends or ()) - set(known):

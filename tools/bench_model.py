@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mode", choices=("infer", "train"), default="infer", help="train: step of AdamW included")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"], help="by autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile every model")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
     parser.add_argument("--rounds", type=int, default=15, help="at most, per cell")
     parser.add_argument("--seconds", type=float, default=60.0, help="per cell; three rounds are run in any case")
@@ -40,16 +40,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    import torch
-
-    from metala_vision.command_line import check_device
     from metala_vision.profiling.bench import bench_models, parse_cell, render
     from metala_vision.profiling.environment import environment
     from metala_vision.profiling.steps import Cell
+    from metala_vision.profiling.timing import timed_device
 
-    device = check_device(args.device)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = timed_device(args.device)
     cells = [parse_cell(text) for text in args.cells]
     results = bench_models(
         args.models,

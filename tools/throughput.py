@@ -56,7 +56,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    from metala_vision.command_line import check_device
     from metala_vision.profiling.throughput import Request, measure
 
     return measure(
@@ -69,7 +68,7 @@ def main(args: argparse.Namespace) -> dict:
             sdpa=args.sdpa,
             baseline=args.baseline,
             compiled=args.compile,
-            device=check_device(args.device),
+            device=args.device,
             threads=args.threads,
             rounds=args.rounds,
             cell_seconds=args.cell_seconds,

@@ -35,7 +35,7 @@ def attention_that_ran(run: Callable[[], object]) -> str | None:
     None where there was no softmax attention of PyTorch's. What was compiled shows the kernel, but not the map that is
     written out, whose products stand alone there: ask about the model before it is compiled.
     """
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         run()
     names = {_RAN[event.key] for event in profiler.key_averages() if event.key in _RAN}
     return "+".join(sorted(names)) or None
@@ -52,6 +52,7 @@ class _Watch(TorchFunctionMode):
     found = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.scaled_dot_product_attention and args[0].shape[-2] > 1:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and (args[0] if args else kwargs["query"]).shape[-2] > 1:
             self.found = True
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)

@@ -32,7 +32,8 @@ def derive(
 
     `milliseconds` (median of a step) and `spread` (distance of the quartiles over it); images and tokens per second;
     megabytes of memory; `ratio`, how many times as long the baseline's image takes, over the rounds that both ran in
-    turn (`paired`) or, where one of them was timed alone, of the medians. Cells without a figure have None. `beside` is
+    turn (`paired`) or, where one of them was timed alone, of the medians. Cells without a figure have None. `attention`
+    is None for models that call no softmax attention of PyTorch's, and where it was not looked for. `beside` is
     where the baseline's cells are, if not among these.
     """
     pool = cells if beside is None else beside

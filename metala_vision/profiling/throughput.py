@@ -21,6 +21,7 @@ from .repeat import agreement, describe
 from .steps import DTYPES, MODES, check_models
 from .store import Store
 from .sweep import Limits, Plan, run
+from .timing import timed_device
 from .workers import Candidate, Setting, find_softmax
 
 
@@ -142,16 +143,11 @@ def _check(request: Request) -> None:
         raise InputError(f"--cell-seconds: got {request.cell_seconds}, expected more than 0")
     if request.minutes is not None and not request.minutes >= 0:
         raise InputError(f"--minutes: got {request.minutes}, expected at least 0")
-    if request.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device: got {request.device!r}, expected auto, cpu, cuda or cuda:1")
-    if request.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device: got {request.device!r}, but torch finds no CUDA GPU here; use --device cpu")
+    timed_device(request.device)
 
 
 def _setting(request: Request) -> Setting:
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    device = automatic if request.device == "auto" else request.device
-    return Setting(device, request.threads or torch.get_num_threads(), request.compiled)
+    return Setting(timed_device(request.device), request.threads or torch.get_num_threads(), request.compiled)
 
 
 def _plan(request: Request, setting: Setting) -> Plan:

@@ -7,7 +7,23 @@ from typing import NamedTuple
 
 import torch
 
+from metala_vision.command_line import check_device
+from metala_vision.errors import InputError
+
 MIN_ROUNDS = 3  # before a budget may end a measurement
+
+
+def timed_device(device: str) -> str:
+    """`device` if this machine has it and there is a clock for it; for auto the GPU, or the CPU where there is none.
+
+    Raises:
+        InputError: it has not, there is no clock for it, or there is no such device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"--device: got {device!r}, expected auto, cpu, cuda or cuda:1; others are not timed here")
+    return check_device(device)
 
 
 def seconds_of(run: Callable[[], object], device: str = "cpu", repeats: int = 1) -> float:
@@ -21,11 +37,12 @@ def seconds_of(run: Callable[[], object], device: str = "cpu", repeats: int = 1)
         for _ in range(repeats):
             run()
         return (time.perf_counter() - start) / repeats
+    stream = torch.cuda.current_stream(device)  # without it an event is of the first GPU, whatever the others do
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
+    begin.record(stream)
     for _ in range(repeats):
         run()
-    end.record()
+    end.record(stream)
     end.synchronize()
     return begin.elapsed_time(end) / 1e3 / repeats
 

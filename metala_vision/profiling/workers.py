@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -51,7 +52,6 @@ def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, settin
     _set_up(setting)
     baseline, _ = resident_memory()
     model, run = _build(candidate, cell, setting)
-    took_kernel = _attention(model, candidate, cell)
     on_gpu = setting.device.startswith("cuda")
     if setting.compiled or on_gpu:
         run()  # compiles the model, or the Triton kernels
@@ -71,15 +71,19 @@ def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, settin
             "baseline_memory": baseline,
             "parameters": sum(p.numel() for p in model.parameters()),
             "tokens": tokens(model, cell.size),
-            "attention": took_kernel,
+            "attention": _attention(model, candidate, cell),  # last, since it needs memory that no step does
         }
     )
 
 
 def _attention(model: torch.nn.Module, candidate: Candidate, cell: Cell) -> str | None:
-    """The kernel of softmax attention, by one image, since it is chosen by device, dtype, shape of a head and mode."""
+    """The kernel of softmax attention, which is chosen by device, dtype, shape of a head and mode.
+
+    By two images at most: one alone is too few for a batch norm behind the pooling, in training.
+    """
     gradients = torch.inference_mode if cell.mode == "infer" else torch.enable_grad
-    return attention_that_ran(make_step(model, cell._replace(batch=1, mode="infer"), gradients, candidate.sdpa))
+    few = cell._replace(batch=min(2, cell.batch), mode="infer")
+    return attention_that_ran(make_step(model, few, gradients, candidate.sdpa))
 
 
 def race(
@@ -133,6 +137,7 @@ def race(
 
 
 def _set_up(setting: Setting) -> None:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler writes an error where there is no GPU
     torch.set_num_threads(setting.threads)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metala_vision.profiling import Request, create, measure
+from metala_vision.profiling.timing import seconds_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,6 +38,25 @@ def test_sweep(tmp_path):
         if mode == "train":
             assert row["milliseconds"] > rows[model, sdpa, "infer", dtype, size]["milliseconds"]
             assert row["peak_memory_mb"] > rows[model, sdpa, "infer", dtype, size]["peak_memory_mb"]
+
+
+def test_a_kernel_that_is_named_is_the_one_that_runs(tmp_path):
+    """Catches another kernel under the name of one that this GPU does not have."""
+    sdpa = ["cudnn", "flash", "efficient", "math"]
+    request = Request(["deit_tiny_patch16_224"], [224], dtypes=["bfloat16"], sdpa=sdpa, device="cuda", rounds=3)
+    rows = {row["sdpa"]: row for row in measure(request, tmp_path)["rows"]}
+    assert set(rows) == set(sdpa)
+    assert rows["math"]["status"] == rows["efficient"]["status"] == "ok"
+    for name, row in rows.items():
+        assert (row["status"], row["attention"]) == ("ok", name) or (row["status"] == "failed" and row["reason"])
+
+
+def test_the_clock_is_that_of_kernels():
+    """Catches times of launches, and events of another GPU than the last one: no GPU computes as fast as that."""
+    device = f"cuda:{torch.cuda.device_count() - 1}"
+    x = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    seconds_of(lambda: x @ x, device)
+    assert seconds_of(lambda: x @ x, device, repeats=3) > 2 * 8192**3 / 4e15
 
 
 def test_too_large_a_batch_is_halved(tmp_path):

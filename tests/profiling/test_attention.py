@@ -20,6 +20,8 @@ def test_softmax_models_are_told_by_what_they_call():
     assert calls_softmax(once(TINY))
     assert not calls_softmax(once(NANO))
     assert not calls_softmax(once("xcit_nano_12_p16_224"))
+    q = torch.zeros(1, 2, 8, 16)
+    assert calls_softmax(lambda: torch.nn.functional.scaled_dot_product_attention(query=q, key=q, value=q))
 
 
 @pytest.mark.parametrize("no_gradients", [torch.inference_mode, torch.enable_grad], ids=["infer", "train"])

@@ -109,3 +109,6 @@ def test_tool():
     bad = subprocess.run([*tool, "--models", "metala_vit_nan"], capture_output=True, text=True, check=False)
     assert bad.returncode == 2
     assert bad.stderr.strip().splitlines()[-1].startswith("error: --models: unknown model")
+    none = subprocess.run([*tool, "--device", "mps"], capture_output=True, text=True, check=False)
+    assert none.returncode == 2
+    assert none.stderr.startswith("error: --device: got 'mps', expected auto, cpu, cuda or cuda:1")

@@ -104,7 +104,7 @@ def test_a_wrong_backend_is_not_timed(tool, monkeypatch, capsys):
         (("--shapes", "14x14"), "--shapes: got '14x14', expected batch x rows x columns"),
         (("--backends", "fpga"), "--backends: got fpga, expected out of"),
         (("--scan", "row", "row"), "--scan: got row row, expected out of"),
-        (("--device", "tpu"), "--device: got 'tpu', expected auto, cpu or cuda"),
+        (("--device", "tpu"), "--device: got 'tpu', expected auto, cpu, cuda or cuda:1"),
         (("--sdpa", "fast"), "--sdpa: got fast, expected out of default, cudnn, flash, efficient, math"),
         (("--rounds", "1"), "--rounds: got 1, expected at least 2"),
     ],

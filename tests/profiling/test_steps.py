@@ -25,7 +25,7 @@ def test_math_is_the_same_function():
     for sdpa in ("default", "math"):
         handle = model.register_forward_hook(lambda *args: seen.update({sdpa: args[2]}))  # noqa: B023
         torch.manual_seed(1)
-        with torch.profiler.profile() as profile:
+        with torch.profiler.profile(acc_events=True) as profile:
             make_step(model, Cell(64, 2, "float32", "infer"), sdpa=sdpa)()
         handle.remove()
         names = {event.name for event in profile.events()}
@@ -43,7 +43,7 @@ def test_compiled_attention_is_the_one_asked_for():
         run = compiled(model, sdpa)
         with torch.inference_mode():
             torch.testing.assert_close(run(x), model(x), atol=1e-4, rtol=1e-4)
-            with torch.profiler.profile() as profile:
+            with torch.profiler.profile(acc_events=True) as profile:
                 run(x)
         names = {event.name for event in profile.events()}
         assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in names) == (sdpa == "default")

@@ -71,6 +71,20 @@ def test_rows(measured):
     assert train > infer + 3 * 5.7 * 4  # gradients and two moments
 
 
+def test_the_kernel_is_looked_for_after_the_memory(monkeypatch):
+    """Catches memory of the profiler in a cell's, and one image alone for a batch norm that has nothing but images."""
+    seen, look = [], workers.attention_that_ran
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
+    monkeypatch.setattr(workers, "create", lambda *_: model)
+    monkeypatch.setattr(workers, "resident_memory", lambda: seen.append("memory") or (1, 2))
+    monkeypatch.setattr(workers, "attention_that_ran", lambda run: seen.append("look") or look(run))
+    sent, setting = [], Setting(threads=torch.get_num_threads())
+    workers.probe(sent.append, Candidate("any"), Cell(32, 4, "float32", "train"), setting, 60.0)
+    assert sent[-1]["attention"] is None
+    assert seen == ["memory", "memory", "look"]
+
+
 def test_files(measured):
     folder, result = measured
     assert json.loads((folder / "throughput.json").read_text())["rows"] == result["rows"]
