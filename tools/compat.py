@@ -10,21 +10,31 @@ reason. Needs nothing but Python's standard library; the exit code is 0 only if 
 import argparse
 import configparser
 import json
-import os
-import platform
 import re
-import shutil
-import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+from compat_suites import (
+    ROOT,
+    Progress,
+    RowError,
+    collected,
+    find_python,
+    left_out,
+    machine,
+    make_environment,
+    minutes,
+    read_versions,
+    run_suite,
+    say,
+)
+
 TESTS = ["tests/kernels", "tests/layers", "tests/models"]
 ENGINE = ["tests/engine", "tests/data", "tests/dense"]
-MATRIX = "tests/kernels/test_gpu_compile.py"
+MATRIX = ["tests/kernels/test_gpu_compile.py", "-m", "slow or not slow"]
+TARGET = "sm_90"
 BOUNDED = ("torch", "torchvision", "timm", "triton")  # whose oldest and newest releases setup.cfg names
 # What the tests need beside those.
 HARNESS = ("pytest>=8,<10", "pytest-timeout", "pytest-xdist", "expecttest", "rich", "filelock", "pillow")
@@ -93,7 +103,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="names of rows (default: all)")
     parser.add_argument("--list", action="store_true", help="print the table and do nothing")
-    parser.add_argument("--python", nargs="+", default=[], metavar="3.X=PATH", help="interpreters that are not found")
+    parser.add_argument(
+        "--python",
+        action="append",
+        type=version_and_path,
+        default=[],
+        metavar="3.X=PATH",
+        help="an interpreter to take; more than once for several versions",
+    )
     parser.add_argument("--processes", type=int, default=2, help="of pytest-xdist (default: 2)")
     parser.add_argument("--rebuild", action="store_true", help="make the environments anew")
     parser.add_argument("--compile-matrix", action="store_true", help="also every kernel's registers on sm_90")
@@ -104,145 +121,75 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_python(version: str, given: dict[str, str]) -> str | None:
-    """An interpreter of this version that runs: a given one, on PATH, pyenv's or uv's."""
-    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    candidates = [given[version]] if version in given else [sys.executable, f"python{version}"]
-    if version not in given:
-        candidates += [str(path) for path in sorted(root.glob(f"versions/{version}.*/bin/python"), reverse=True)]
-        if uv := shutil.which("uv"):
-            found = subprocess.run([uv, "python", "find", version], capture_output=True, text=True, check=False)
-            candidates.append(found.stdout.strip())
-    code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    for candidate in filter(None, candidates):
-        try:
-            done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, check=False)
-        except OSError:
-            continue  # not there
-        if done.returncode == 0 and done.stdout.strip() == version:
-            return candidate
-    return None
+def version_and_path(text: str) -> tuple[str, str]:
+    """One value of --python as version and path."""
+    version, _, path = text.partition("=")
+    versions = sorted({row.python for row in rows()})
+    if version not in versions or not path:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected VERSION=PATH with a version out of {', '.join(versions)}"
+        )
+    return version, path
 
 
-def make_environment(row: Row, python: str, folder: Path, rebuild: bool) -> Path:
-    """The interpreter of an environment with the row's packages; one that has them already is taken as it is."""
-    home = folder / re.sub(r"\W+", "_", row.name)
-    stamp, wanted = home / "requirements.json", json.dumps([python, *row.packages, *HARNESS])
-    interpreter = home / "bin" / "python"
-    if not rebuild and stamp.exists() and stamp.read_text() == wanted:
-        return interpreter
-    shutil.rmtree(home, ignore_errors=True)
-    say(f"{row.name}: making {home}, which downloads some gigabytes the first time")
-    subprocess.run([python, "-m", "venv", str(home)], check=True)
-    install = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, *row.packages, *HARNESS], check=True, stdout=sys.stderr)
-    stamp.write_text(wanted)
-    return interpreter
+def suites_of(row: Row, matrix: bool) -> dict[str, list[str]]:
+    """What pytest is given for each suite of a row. The interpreter's tests need a process of their own."""
+    if row.engine:
+        return {"engine, data, dense": ENGINE}
+    suites = {"kernels, layers, models": TESTS, "interpreter": ["tests/interpreter"]}
+    return suites | ({"compile matrix": [*MATRIX, "-k", TARGET]} if matrix else {})
 
 
-VERSIONS = """
-import importlib.metadata as m, inspect, json, platform, re, subprocess
-from triton.backends.nvidia.compiler import get_ptxas
-found = {"python": platform.python_version()}
-found |= {n: m.version(n) for n in ("torch", "torchvision", "triton", "timm", "numpy")}
-ptxas = get_ptxas(*[90] * len(inspect.signature(get_ptxas).parameters)).path
-text = subprocess.run([ptxas, "--version"], capture_output=True, text=True).stdout
-found["ptxas"] = re.search(r"V([0-9.]+)", text)[1]
-print(json.dumps(found))
-"""
+def run_row(row: Row, args: argparse.Namespace, progress: Progress) -> dict:
+    """Versions, passed, skipped with reasons, left out with reasons, and failures of one environment.
 
-
-def run_row(row: Row, python: str, args: argparse.Namespace) -> dict:
-    """Versions, passed, skipped with reasons, left out with reasons, and failures of one environment."""
-    interpreter = make_environment(row, python, args.folder, args.rebuild)
-    done = subprocess.run([interpreter, "-c", VERSIONS], capture_output=True, text=True, check=True)
-    versions = json.loads(done.stdout)
+    Raises:
+        RowError: there is no such environment, or its tests cannot be collected.
+    """
+    start = time.monotonic()
+    home = args.folder.resolve() / re.sub(r"\W+", "_", row.name)
+    python = find_python(row.python, dict(args.python))
+    interpreter = make_environment(home, python, [*row.packages, *HARNESS], args.rebuild)
+    versions = read_versions(interpreter)
     warnings = [PY_3_13_0] if versions["python"] == "3.13.0" else []
-    command = [str(interpreter), "-m", "pytest", "-q", "--tb=short", "-n", str(args.processes), "--dist", "loadfile"]
+    command = [str(interpreter), "-m", "pytest", "-q", "-rs", "--tb=short"]
+    command += ["-n", str(args.processes), "--dist", "loadfile"]
     for message, _ in warnings:
         command += ["-W", message]
-    found = {"versions": versions, "ignored": [f"{message}: {reason}" for message, reason in warnings]}
-    start = time.monotonic()
-    suites = {"kernels, layers, models": TESTS, "interpreter": ["tests/interpreter"]}
-    if row.engine:
-        suites = {"engine, data, dense": ENGINE}
-    elif args.compile_matrix:
-        suites["compile matrix"] = [MATRIX, "-m", "slow or not slow", "-k", "sm_90"]
+    found = {"versions": versions, **machine(), "ignored": [f"{message}: {reason}" for message, reason in warnings]}
+    suites = suites_of(row, args.compile_matrix)
     for name, tests in suites.items():
-        say(f"{row.name}: {name}")
-        found[name] = run_suite([*command, *tests], args.folder / "junit.xml", name == "interpreter")
-        found[name]["deselected"] = {} if name == "compile matrix" else left_out(interpreter, tests)
+        say(f"{row.name}: {name}; {progress}")
+        suite = run_suite([*command, *tests], home / "junit.xml", name == "interpreter")
+        properties = suite.pop("properties")
         if name == "compile matrix":
-            found["matrix"] = found[name].pop("properties")
-        found[name].pop("properties", None)
-    counted = [found[name] for name in suites]
-    found["status"] = "passed" if all(x["failed"] == 0 and x["passed"] for x in counted) else "failed"
-    return found | {"seconds": round(time.monotonic() - start)}
-
-
-def run_suite(command: list[str], report: Path, interpreted: bool) -> dict:
-    """One pytest run by its JUnit report and its last line."""
-    report.unlink(missing_ok=True)
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["PYTHONPATH"] = str(ROOT)  # for the processes that tests start elsewhere
-    process = subprocess.Popen(
-        [*command, f"--junitxml={report}"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    output = []
-    for line in process.stdout:
-        output.append(line)
-        print(line, end="", file=sys.stderr)
-    process.wait()
-    if not report.exists():
-        return {"passed": 0, "failed": 1, "failures": ["".join(output[-5:])], "skipped": {}}
-    return read_report(report)
-
-
-def left_out(interpreter: Path, tests: list[str]) -> dict[str, int]:
-    """How many tests the default selection leaves out, by the marker that does it as setup.cfg describes it."""
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    markers = [line for line in config["tool:pytest"]["markers"].splitlines() if line]
-    counts = {}
-    for marker in markers:
-        chosen = ["-m", marker.split(":")[0], *tests]
-        command = [str(interpreter), "-m", "pytest", "--collect-only", "-q", *chosen]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        counts[marker] = sum("::" in line for line in done.stdout.splitlines())
-    return {marker: count for marker, count in counts.items() if count}
-
-
-def read_report(report: Path) -> dict:
-    """Counts, skips by their reasons, and the properties that tests have recorded."""
-    passed, failures, skipped, properties = 0, [], {}, []
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
-        kinds = {child.tag: child for child in case}
-        name = f"{case.get('classname')}::{case.get('name')}"
-        if "failure" in kinds or "error" in kinds:
-            failures.append(name)
-        elif "skipped" in kinds:
-            reason = kinds["skipped"].get("message", "")
-            skipped[reason] = skipped.get(reason, 0) + 1
+            found["matrix"] = properties
+            others = collected(interpreter, MATRIX) - collected(interpreter, tests)
+            suite["deselected"] = {f"-k {TARGET}: compiled for another GPU": others}
         else:
-            passed += 1
-        properties += [json.loads(item.get("value")) for item in case.iter("property") if item.get("name") == "kernels"]
-    return {
-        "passed": passed,
-        "failed": len(failures),
-        "failures": failures,
-        "skipped": skipped,
-        "properties": properties,
-    }
+            suite["deselected"] = left_out(interpreter, tests, name == "interpreter")
+        found[name] = suite
+        progress.done(row.name, name, suite["seconds"])
+    passed = all(found[name]["passed"] and not found[name]["failed"] for name in suites)
+    return found | {"status": "passed" if passed else "failed", "seconds": round(time.monotonic() - start)}
 
 
-def say(text: str) -> None:
-    """A line of progress."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+def describe(name: str, row: dict) -> str:
+    """A row in words: versions, and for every suite what passed, what did not run and why, and what failed."""
+    if "versions" not in row:
+        return f"{name}: {row['status']}"
+    versions = ", ".join(f"{package} {version}" for package, version in row["versions"].items())
+    where = f"{row['processor']}, {row['platform']}"
+    lines = [f"{name}: {row['status']} in {minutes(row['seconds'])} ({versions}; {where})"]
+    lines += [f"  warning ignored: {text}" for text in row["ignored"]]
+    for suite, x in row.items():
+        if not isinstance(x, dict) or "passed" not in x:
+            continue
+        lines.append(f"  {suite}: {x['passed']} passed of {x['passed'] + x['failed']} in {minutes(x['seconds'])}")
+        lines += [f"    skipped {count}: {reason}" for reason, count in x["skipped"].items()]
+        lines += [f"    left out {count}: {reason}" for reason, count in x["deselected"].items()]
+        lines += [f"    failed: {test}" for test in x["failures"]]
+    return "\n".join(lines)
 
 
 def table(content: dict) -> str:
@@ -296,15 +243,6 @@ def save(path: Path, content: dict) -> None:
     partial.replace(path)
 
 
-def processor() -> str:
-    """The processor's name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        return re.search(r"model name\s*:\s*(.*)", text)[1]
-    except (OSError, TypeError):
-        return platform.processor()  # another operating system
-
-
 def main() -> int:
     """The exit code."""
     args = parse_args()
@@ -313,33 +251,38 @@ def main() -> int:
         for row in known.values():
             print(f"{row.name:10} Python {row.python}: {', '.join(row.packages)}")
         return 0
-    content = json.loads(args.out.read_text()) if args.out.exists() else {"rows": {}}
+    content = {"rows": json.loads(args.out.read_text())["rows"] if args.out.exists() else {}}
     if args.readme:
         write_readme(content)
         return 0
     if unknown := [name for name in args.rows if name not in known]:
-        raise SystemExit(f"error: got {', '.join(unknown)}, expected rows out of {', '.join(known)}")
-    given = dict(text.split("=", 1) for text in args.python)
-    content |= {"processor": processor(), "system": platform.system()}
+        raise SystemExit(f"error: got {unknown}, expected rows out of {list(known)}, in quotes where there is a blank")
     chosen = [known[name] for name in args.rows or known]
+    former = {
+        (row.name, suite): content["rows"].get(row.name, {}).get(suite, {}).get("seconds")
+        for row in chosen
+        for suite in suites_of(row, args.compile_matrix)
+    }
+    progress = Progress(former)
     for row in chosen:
-        python = find_python(row.python, given)
-        if python is None:
-            advice = f"install Python {row.python} or give --python {row.python}=PATH"
-            content["rows"][row.name] = {"status": f"no Python {row.python} here: {advice}"}
-        else:
-            try:
-                content["rows"][row.name] = run_row(row, python, args)
-            except subprocess.CalledProcessError as error:
-                content["rows"][row.name] = {"status": f"exit code {error.returncode} of {error.cmd[:4]}"}
-        say(f"{row.name}: {content['rows'][row.name]['status']}")
+        try:
+            found = run_row(row, args, progress)
+        except RowError as error:
+            found = {"status": str(error)}
+        progress.done(row.name)
+        say(f"{describe(row.name, found)}\n{progress}")
+        content["rows"][row.name] = found
         content["rows"] = {name: content["rows"][name] for name in known if name in content["rows"]}
         save(args.out, content)
         save_matrix(args.out.with_name("compile_matrix.json"), content)
-    result = {name: content["rows"][name]["status"] for name in (row.name for row in chosen)}
+    result = {row.name: content["rows"][row.name]["status"] for row in chosen}
     print(json.dumps(result) if args.json else table(content))
     return 0 if set(result.values()) == {"passed"} else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted: the rows that were done are in --out", file=sys.stderr)
+        sys.exit(130)
