@@ -119,6 +119,7 @@ def test_bare_checkout_without_installation(tmp_path):
         sys.path.insert(0, str(checkout))
         import metala_vision, metala_vision.kernels
         assert Path(metala_vision.kernels.__file__).is_relative_to(checkout), metala_vision.kernels.__file__
+        assert str(checkout) not in metala_vision.__path__, "metala_vision.tools and so on could be imported"
         assert Path(sys.modules["metala_vision.kernels.ops"].__file__) == checkout / "kernels" / "ops.py"
     """
     python(textwrap.dedent(code) + FORWARD, "-I", cwd=tmp_path)

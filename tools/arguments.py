@@ -4,8 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-# For a checkout that was never installed. Last, so that an installed package comes first, and others' packages as well.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+# The checkout, in case it was never installed. Both folders come last: an installed metala_vision is found before it,
+# and tools/test.py, whose folder Python puts first for a script in it, is nobody's `test` of the standard library.
+TOOLS = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != TOOLS] + [
+    str(TOOLS),
+    str(TOOLS.parent),
+]
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -80,6 +80,7 @@ def make_inputs(batch: int, tokens: int, args: argparse.Namespace, device, dtype
 def wrong_backends(backends: list[str], args: argparse.Namespace, device, dtype) -> dict[str, dict[str, float]]:
     """Relative RMS errors beyond the tolerances against the float64 reference, by backend; empty if all is well."""
     import torch
+
     from metala_vision.kernels import gated_linear_attention
 
     grid, orders = (15, 17), tuple(args.scan)
@@ -107,10 +108,10 @@ def wrong_backends(backends: list[str], args: argparse.Namespace, device, dtype)
 def candidates(backends: list[str], shape: tuple[int, int, int], backward: bool, args, device, dtype) -> dict:
     """A call of each candidate by name: forward alone, or forward and backward."""
     import torch
-    from metala_vision.kernels import gated_linear_attention
     from torch.nn import functional as F
 
-    from metala_vision.profiling.attention import attention
+    from metala_vision.kernels import gated_linear_attention
+    from metala_vision.profiling.speed.attention import attention
 
     batch, rows, cols = shape
     inputs, upstream = make_inputs(batch, rows * cols, args, device, dtype)
@@ -157,7 +158,7 @@ def without_kernel(entries: dict[str, Callable], softmax: list[str]) -> dict[str
         InputError: the one that all ratios are to is among them.
     """
     from metala_vision.errors import InputError
-    from metala_vision.profiling.isolated import one_line
+    from metala_vision.profiling.speed.isolated import one_line
 
     missing = {}
     for name in softmax:
@@ -189,13 +190,13 @@ def report(results: list[dict]) -> None:
 
 def main(args: argparse.Namespace) -> dict:
     import torch
-    from metala_vision.kernels import SCAN_ORDERS, available_backends
     from rich.console import Console
     from rich.progress import Progress
 
     from metala_vision.errors import InputError
-    from metala_vision.profiling.attention import SDPA
-    from metala_vision.profiling.timing import interleaved, timed_device
+    from metala_vision.kernels import SCAN_ORDERS, available_backends
+    from metala_vision.profiling.speed.attention import SDPA
+    from metala_vision.profiling.speed.timing import interleaved, timed_device
 
     shapes = [parse_shape(text) for text in args.shapes]
     for name, least in {"heads": 1, "key": 1, "value": 1, "threads": 1, "rounds": 2}.items():

@@ -40,10 +40,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    from metala_vision.profiling.bench import bench_models, parse_cell, render
     from metala_vision.profiling.environment import environment
-    from metala_vision.profiling.steps import Cell
-    from metala_vision.profiling.timing import timed_device
+    from metala_vision.profiling.speed.bench import bench_models, parse_cell, render
+    from metala_vision.profiling.speed.steps import Cell
+    from metala_vision.profiling.speed.timing import timed_device
 
     device = timed_device(args.device)
     cells = [parse_cell(text) for text in args.cells]

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> dict:
     import metala_vision  # noqa: F401  (registers the models)
     from metala_vision.errors import InputError
     from metala_vision.profiling.environment import check_pictures
-    from metala_vision.profiling.flops_report import count_models, parse_size, render, save
+    from metala_vision.profiling.macs.report import count_models, parse_size, render, save
 
     if args.depth < 0:
         raise InputError(f"--depth: got {args.depth}, expected at least 0")

@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    from metala_vision.profiling.throughput import Request, measure
+    from metala_vision.profiling.sweep.throughput import Request, measure
 
     return measure(
         Request(

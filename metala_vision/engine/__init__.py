@@ -1,16 +1,16 @@
 """Training and evaluation: what mmengine's Runner needs from us."""
 
-from .checkpoint import LastBestCheckpointHook
-from .classifier import ImageClassifier, ImagePreprocessor
-from .config import load_config
-from .distributed import DistributedTask, join_processes, leave_processes
-from .ema import ModelEmaHook
-from .hooks import HistoryHook, StepSeedHook, UnreadableImagesHook
-from .metrics import ClassificationMetric
-from .optim import AutocastOptimWrapper, TimmOptimConstructor
-from .options import apply_test_options, apply_train_options, set_data_root
-from .runner import VisionRunner
-from .work_dir import held
+from .metrics.classification import ClassificationMetric
+from .run.checkpoint import LastBestCheckpointHook
+from .run.config import load_config
+from .run.distributed import DistributedTask, join_processes, leave_processes
+from .run.ema import ModelEmaHook
+from .run.hooks import HistoryHook, StepSeedHook, UnreadableImagesHook
+from .run.optim import AutocastOptimWrapper, TimmOptimConstructor
+from .run.options import apply_test_options, apply_train_options, set_data_root
+from .run.runner import VisionRunner
+from .run.work_dir import held
+from .tasks.classifier import ImageClassifier, ImagePreprocessor
 
 __all__ = [
     "AutocastOptimWrapper",

@@ -6,8 +6,8 @@ from mmengine.config import Config
 
 from metala_vision.errors import InputError
 
-from .plots import plot_images
-from .runner import VisionRunner
+from .metrics.plots import plot_images
+from .run.runner import VisionRunner
 
 SPLITS = ("train", "val", "test")
 

@@ -6,7 +6,7 @@ from mmengine.dist import is_main_process
 
 from metala_vision.files import write_json
 
-from .scores import best_known
+from .metrics.scores import best_known
 
 
 def say(text: str) -> None:

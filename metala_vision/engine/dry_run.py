@@ -10,9 +10,9 @@ from mmengine.dist import all_gather_object
 
 from metala_vision.errors import InputError
 
-from .ema import ModelEmaHook
-from .runner import VisionRunner
-from .schedule import warn_of_end
+from .run.ema import ModelEmaHook
+from .run.runner import VisionRunner
+from .run.schedule import warn_of_end
 
 STEPS = 2
 SAMPLES = 16  # images whose loading is timed

@@ -17,12 +17,12 @@ from rich.table import Table
 from metala_vision.errors import InputError
 from metala_vision.files import to_csv, write_atomic, write_json
 
-from .checkpoint import from_portable, read_checkpoint
-from .checks import config_errors
-from .options import apply_test_options
-from .plots import plot_resolutions
-from .runner import VisionRunner
-from .scores import SCORES
+from .metrics.plots import plot_resolutions
+from .metrics.scores import SCORES
+from .run.checkpoint import from_portable, read_checkpoint
+from .run.config import config_errors
+from .run.options import apply_test_options
+from .run.runner import VisionRunner
 
 
 def evaluate_checkpoints(

@@ -13,20 +13,20 @@ import importlib
 
 # Where each name is: loaded when it is asked for, since only counting needs fvcore.
 _HOMES = {
-    "Cell": "steps",
-    "Cost": "flops",
-    "ModuleCost": "flops",
-    "Product": "products",
-    "Request": "throughput",
-    "Spread": "timing",
-    "count": "flops",
-    "count_models": "flops_report",
-    "create": "steps",
-    "interleaved": "timing",
-    "make_step": "steps",
-    "matrix_products": "products",
-    "measure": "throughput",
-    "replay": "products",
+    "Cell": "speed.steps",
+    "Cost": "macs.count",
+    "ModuleCost": "macs.count",
+    "Product": "speed.products",
+    "Request": "sweep.throughput",
+    "Spread": "speed.timing",
+    "count": "macs.count",
+    "count_models": "macs.report",
+    "create": "speed.steps",
+    "interleaved": "speed.timing",
+    "make_step": "speed.steps",
+    "matrix_products": "speed.products",
+    "measure": "sweep.throughput",
+    "replay": "speed.products",
 }
 __all__ = list(_HOMES)
 

@@ -14,9 +14,9 @@ from metala_vision.dense import DETECTORS, detector
 from metala_vision.errors import InputError
 
 from .environment import available_memory, environment, reset_peak, resident_memory
-from .isolated import Ended, stream
-from .steps import MODES, check_models
-from .timing import MIN_ROUNDS, Spread, interleaved
+from .speed.isolated import Ended, stream
+from .speed.steps import MODES, check_models
+from .speed.timing import MIN_ROUNDS, Spread, interleaved
 
 OBJECTS = 8  # in an image that is trained on
 

@@ -43,7 +43,7 @@ def _sources() -> str:
     """Which code of ours computes: a digest of the operators, layers and models."""
     digest = hashlib.sha256()
     for package in (kernels, layers, models):
-        for path in sorted(Path(package.__file__).parent.iterdir()):
+        for path in sorted((p for folder in package.__path__ for p in Path(folder).rglob("*")), key=lambda p: p.name):
             digest.update(path.read_bytes() if path.suffix in (".py", ".c", ".h") else b"")
     return digest.hexdigest()[:12]
 

@@ -17,7 +17,7 @@ from metala_vision.data.image_folder import read_image
 from metala_vision.errors import InputError
 
 from .environment import environment
-from .timing import interleaved
+from .speed.timing import interleaved
 
 POLICY = "rand-m9-mstd0.5-inc1-p1.0"  # every drawn operation is applied, as torchvision does
 

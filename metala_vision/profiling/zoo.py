@@ -11,10 +11,10 @@ import timm
 import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.errors import InputError
 
-from . import sweep_report
 from .gpu_report import page
-from .store import MEASURED
-from .workers import Candidate
+from .speed.workers import Candidate
+from .sweep.rows import derive, exponents
+from .sweep.store import MEASURED
 
 OURS = "metala_vit_"
 REFERENCE = 224
@@ -202,7 +202,7 @@ def _throughput(path: Path, root: Path) -> str:
             if mine:
                 parts += [f"### {title}, {dtype}\n", _speeds(mine, content["races"]), ""]
                 parts += [f"![speed, memory and ratio]({folder}/throughput_{mode}_{dtype}.png)\n"]
-    fits = sweep_report.exponents(sweep_report.derive(cells, content["races"], Candidate(SOFTMAX["tiny"])))
+    fits = exponents(derive(cells, content["races"], Candidate(SOFTMAX["tiny"])))
     rows = [
         [f"`{fit['model']}`{'' if fit['sdpa'] == 'default' else ', ' + fit['sdpa']}", fit["mode"], fit["dtype"]]
         + [f"{fit['exponent']:.2f}", f"{fit['sizes'][0]} to {fit['sizes'][-1]}"]
@@ -216,7 +216,7 @@ def _throughput(path: Path, root: Path) -> str:
 def _speeds(cells: dict[str, dict], races: dict) -> str:
     """Images per second with the ratio, and peak memory, of one mode and dtype: a row for each model."""
     sizes = sorted({cell["size"] for cell in cells.values()})
-    derived = {name: sweep_report.derive(cells, races, Candidate(name)) for name in SOFTMAX.values()}
+    derived = {name: derive(cells, races, Candidate(name)) for name in SOFTMAX.values()}
     tables = []
     for title, write in (("images/s", _speed), ("MB", _memory)):
         rows = []

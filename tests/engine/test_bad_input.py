@@ -18,7 +18,7 @@ from metala_vision.engine import (
     load_config,
     set_data_root,
 )
-from metala_vision.engine.hooks import UnreadableImagesHook
+from metala_vision.engine.run.hooks import UnreadableImagesHook
 from metala_vision.errors import InputError
 
 TRANSFORMS = "train_dataloader.dataset.transform.transforms"

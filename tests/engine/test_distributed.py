@@ -14,7 +14,7 @@ from mmengine.config import Config
 from small_runs import DIGITS, ROOT, assert_same_checkpoint
 
 from metala_vision.engine import join_processes
-from metala_vision.engine.distributed import LAUNCHERS
+from metala_vision.engine.run.distributed import LAUNCHERS
 from metala_vision.errors import InputError
 
 # No randomness that depends on the process: no drop path, and the augmentation is the sampler's.
@@ -153,7 +153,7 @@ def test_trouble_of_one_process_ends_all(train, tmp_path, kill, message):
 
 SHARING = """
 import torch
-from metala_vision.engine.distributed import share_buffers
+from metala_vision.engine.run.distributed import share_buffers
 
 torch.distributed.init_process_group("gloo")
 module = torch.nn.BatchNorm1d(2)
@@ -164,7 +164,7 @@ assert all((buffer == 3).all() for buffer in module.buffers())
 
 # a folder that all see, and one that each node has of its own
 import sys, tempfile
-from metala_vision.engine.work_dir import check_shared
+from metala_vision.engine.run.work_dir import check_shared
 from metala_vision.errors import InputError
 
 check_shared(sys.argv[1], patience=0)

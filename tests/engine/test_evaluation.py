@@ -20,7 +20,7 @@ from metala_vision.engine import VisionRunner, load_config
 from metala_vision.engine.browse import browse
 from metala_vision.engine.dry_run import dry_run
 from metala_vision.engine.evaluation import evaluate_checkpoints, render
-from metala_vision.engine.metrics import per_class
+from metala_vision.engine.metrics.classification import per_class
 from metala_vision.errors import InputError
 
 MODEL = dict(model_name="metala_vit_nano", embed_dim=32, depth=2, num_heads=2, patch_size=2)

@@ -11,8 +11,8 @@ from timm.data.mixup import Mixup
 from torch.nn import functional as F
 
 from metala_vision.engine import ImageClassifier, load_config
-from metala_vision.engine.distillation import Distillation
-from metala_vision.engine.mixing import BatchMixup
+from metala_vision.engine.tasks.distillation import Distillation
+from metala_vision.engine.tasks.mixing import BatchMixup
 from metala_vision.errors import InputError
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from small_runs import OWN_CONFIGS, assert_same_checkpoint
 
 from metala_vision.engine import ClassificationMetric, ImagePreprocessor, load_config
-from metala_vision.engine.hooks import history
+from metala_vision.engine.run.hooks import history
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metala_vision.profiling import Request, create, measure
-from metala_vision.profiling.timing import seconds_of
+from metala_vision.profiling.speed.timing import seconds_of
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from metala_vision.profiling import Request, measure
-from metala_vision.profiling.attention import SDPA, attention, attention_that_ran, calls_softmax
-from metala_vision.profiling.steps import Cell, create, make_step
+from metala_vision.profiling.speed.attention import SDPA, attention, attention_that_ran, calls_softmax
+from metala_vision.profiling.speed.steps import Cell, create, make_step
 
 NANO, TINY = "metala_vit_nano", "vit_tiny_patch16_224"
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import tolerances
 import torch
-from metala_vision.kernels import ops
 
 from metala_vision.errors import InputError
-from metala_vision.profiling import Spread, timing
+from metala_vision.kernels import ops
+from metala_vision.profiling import Spread
+from metala_vision.profiling.speed import timing
 
 SOFTMAX = "softmax (default)"
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "bench_kernels.py"

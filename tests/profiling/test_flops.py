@@ -12,8 +12,8 @@ from metala_vision.kernels.flops import chunkwise_scan_macs, fvcore_handles, sca
 from torch import nn
 
 from metala_vision.errors import InputError
-from metala_vision.profiling.flops import count
-from metala_vision.profiling.flops_report import count_models, parse_size, render, save
+from metala_vision.profiling.macs.count import count
+from metala_vision.profiling.macs.report import count_models, parse_size, render, save
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from metala_vision.profiling.isolated import Ended, is_out_of_memory, stream
+from metala_vision.profiling.speed.isolated import Ended, is_out_of_memory, stream
 
 
 def count_to(send, number: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metala_vision.errors import InputError
-from metala_vision.profiling.steps import Cell, check_models, compiled, create, make_step, tokens
+from metala_vision.profiling.speed.steps import Cell, check_models, compiled, create, make_step, tokens
 
 NANO, TINY = "metala_vit_nano", "vit_tiny_patch16_224"
 

@@ -15,15 +15,17 @@ import torch
 from torch import nn
 
 from metala_vision.errors import InputError
-from metala_vision.profiling import sweep, sweep_report, workers
 from metala_vision.profiling.environment import environment
-from metala_vision.profiling.isolated import Ended
-from metala_vision.profiling.repeat import agreement, describe
-from metala_vision.profiling.steps import Cell, create
-from metala_vision.profiling.store import Store
-from metala_vision.profiling.sweep import Limits, Plan, automatic_batch
-from metala_vision.profiling.throughput import Request, measure
-from metala_vision.profiling.workers import Candidate, Setting
+from metala_vision.profiling.speed import workers
+from metala_vision.profiling.speed.isolated import Ended
+from metala_vision.profiling.speed.steps import Cell, create
+from metala_vision.profiling.speed.workers import Candidate, Setting
+from metala_vision.profiling.sweep import report, sweep
+from metala_vision.profiling.sweep.repeat import agreement, describe
+from metala_vision.profiling.sweep.rows import derive, exponents
+from metala_vision.profiling.sweep.store import Store
+from metala_vision.profiling.sweep.sweep import Limits, Plan, automatic_batch
+from metala_vision.profiling.sweep.throughput import Request, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = [sys.executable, str(ROOT / "tools" / "throughput.py")]
@@ -183,8 +185,8 @@ def test_cells_that_fail_are_rows_and_the_rest_goes_on(tmp_path, monkeypatch):
         assert len(broken["seconds"]) == 1 if size == 96 else "seconds" not in broken
     assert sweep.run(plan, store, Limits(3, 20.0), lambda key, row: seen.append(key), Candidate(NANO))
     assert len(seen) == 6  # nothing is tried again by itself
-    rows = sweep_report.derive(store.cells, store.races, Candidate(NANO))
-    text = sweep_report.render(rows, environment(), Candidate(NANO))
+    rows = derive(store.cells, store.races, Candidate(NANO))
+    text = report.render(rows, environment(), Candidate(NANO))
     assert "failed: ValueError: 64 pixels are too many" in text
     store.forget_failures(plan.keys()[2:4])
     assert len(store.cells) == 5
@@ -237,9 +239,9 @@ def test_slow_cells_are_timed_alone(tmp_path, monkeypatch):
     (row,) = store.cells.values()
     assert row["status"] == "alone"
     assert len(row["seconds"]) == 1
-    (flat,) = sweep_report.derive(store.cells, store.races, Candidate(NANO))
+    (flat,) = derive(store.cells, store.races, Candidate(NANO))
     assert (flat["spread"], flat["rounds"], flat["paired"], flat["ratio"]) == (None, 1, False, 1.0)
-    assert "*" in sweep_report.render([flat], environment(), Candidate(NANO))
+    assert "*" in report.render([flat], environment(), Candidate(NANO))
     sweep.run(plan, store, Limits(3, 20.0), lambda *_: None, Candidate(NANO))  # now there is time for it
     (row,) = store.cells.values()
     assert (row["status"], len(row["seconds"])) == ("ok", 3)
@@ -276,7 +278,7 @@ def test_derived_figures():
         "base": dict(common, model="b", batch=4, seconds=[3.0, 3.0, 3.0], race="earlier"),
     }
     races = {"r": {"mine": [0.5, 0.4, 0.6], "base": [2.0, 2.0, 1.2]}, "earlier": {"base": [3.0, 3.0, 3.0]}}
-    row, base = sweep_report.derive(cells, races, Candidate("b"))
+    row, base = derive(cells, races, Candidate("b"))
     assert row["images_per_second"] == 4
     assert row["tokens_per_second"] == 64
     assert row["milliseconds"] == 500
@@ -284,7 +286,7 @@ def test_derived_figures():
     assert row["ratio"] == 2.0  # rounds of 4, 5 and 2 times the time, for twice the images
     assert row["paired"]
     assert base["ratio"] == 1
-    row, _ = sweep_report.derive(cells, {}, Candidate("b"))
+    row, _ = derive(cells, {}, Candidate("b"))
     assert not row["paired"]
     assert row["ratio"] == 3.0
 
@@ -295,7 +297,7 @@ def test_exponents():
         | {"milliseconds": 2 * (s / 1024) ** 3, "batch": 2}
         for s in (512, 1024, 2048, 4096)
     ]
-    (fit,) = sweep_report.exponents(rows)
+    (fit,) = exponents(rows)
     assert fit["exponent"] == 1.5
     assert fit["sizes"] == [1024, 2048, 4096]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metala_vision.errors import InputError
-from metala_vision.profiling.timing import interleaved, seconds_of, timed_device
+from metala_vision.profiling.speed.timing import interleaved, seconds_of, timed_device
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import timm
 
 from metala_vision.errors import InputError
-from metala_vision.profiling.formulas import formula
-from metala_vision.profiling.steps import create
+from metala_vision.profiling.macs.formulas import formula
+from metala_vision.profiling.speed.steps import create
 from metala_vision.profiling.zoo import build
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from metala_vision.profiling.timing import Spread
+from metala_vision.profiling.speed.timing import Spread
 
 FLUSH = 2**28  # bytes written before each run: more than any second-level cache holds
 

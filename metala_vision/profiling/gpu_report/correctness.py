@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from metala_vision.profiling.isolated import one_line
+from metala_vision.profiling.speed.isolated import one_line
 
 from .ceilings import assembler_version, assemblers
 from .parts import Cell, Job

@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from metala_vision.profiling.steps import Cell as Step
-from metala_vision.profiling.steps import create, make_step
+from metala_vision.profiling.speed.steps import Cell as Step
+from metala_vision.profiling.speed.steps import create, make_step
 
 from .parts import Cell, Job
 

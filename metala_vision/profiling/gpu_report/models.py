@@ -8,10 +8,10 @@ from functools import partial
 import torch
 
 import metala_vision  # noqa: F401  (registers the models)
-from metala_vision.profiling.isolated import is_out_of_memory, one_line
-from metala_vision.profiling.steps import Cell as Step
-from metala_vision.profiling.steps import create, make_step
-from metala_vision.profiling.timing import Spread, seconds_of
+from metala_vision.profiling.speed.isolated import is_out_of_memory, one_line
+from metala_vision.profiling.speed.steps import Cell as Step
+from metala_vision.profiling.speed.steps import create, make_step
+from metala_vision.profiling.speed.timing import Spread, seconds_of
 
 from .parts import Cell, Job
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from metala_vision.kernels import gated_linear_attention, library, mixer
-from metala_vision.profiling.attention import SDPA, attention
-from metala_vision.profiling.isolated import is_out_of_memory, one_line
+from metala_vision.profiling.speed.attention import SDPA, attention
+from metala_vision.profiling.speed.isolated import is_out_of_memory, one_line
 
 from .clock import graphed, milliseconds
 from .parts import Cell, Job

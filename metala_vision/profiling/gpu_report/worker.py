@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from metala_vision.profiling.isolated import is_out_of_memory, one_line
+from metala_vision.profiling.speed.isolated import is_out_of_memory, one_line
 
 from . import rows
 from .parts import Cell, Job

@@ -6,36 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.dist import all_gather_object, is_main_process
-from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from metala_vision.data import LabelledImages
 from metala_vision.files import to_csv, write_atomic
 
+from .base import GatheredMetric
 from .plots import plot_confusion
-
-
-class GatheredMetric(BaseMetric):
-    """A metric of what all processes have seen together, in every process.
-
-    mmengine's own way cuts all parts to the shortest: images would be lost where a process skipped unreadable ones.
-    """
-
-    default_prefix = ""  # names as they are; mmengine warns in every run where none is set
-
-    def names(self, dataset: Dataset) -> tuple[str, ...] | None:
-        """What the metrics of a dataset are called; one may be left out where it means nothing. None: not known."""
-        return None
-
-    def evaluate(self, size: int) -> dict[str, float]:
-        """The metrics of all results, which are forgotten."""
-        results = [result for part in all_gather_object(self.results) for result in part]
-        self.results.clear()
-        if not results:
-            raise ValueError("no image could be evaluated")
-        return self.compute_metrics(results)
 
 
 @METRICS.register_module()

@@ -15,15 +15,15 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
+from metala_vision.engine.tasks.base import TaskModel
 from metala_vision.errors import InputError
 from metala_vision.files import write_atomic
 
 from .checkpoint import BEST, LAST, LastBestCheckpointHook, from_portable, read_checkpoint, to_portable
-from .checks import config_errors
+from .config import config_errors
 from .distributed import DistributedTask
 from .hooks import UnreadableImagesHook, history
 from .schedule import check_same_plan, plan, warn_of_end
-from .task import TaskModel
 from .work_dir import check_shared
 
 DEFAULT_HOOKS = dict(

@@ -3,7 +3,10 @@
 import argparse
 import difflib
 import inspect
-from collections.abc import Sequence
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -83,3 +86,21 @@ def _check_option(config: Config, key: str) -> None:
         )
     if not parents and last not in KNOWN_KEYS:
         raise InputError(f"--cfg-options: unknown key {key!r}{near_matches(key, {*config, *KNOWN_KEYS})}")
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """What registries and constructors say of a config's types and arguments, as InputError; our own bugs pass."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        origin: BaseException = error
+        while origin.__context__ is not None:
+            origin = origin.__context__
+        place = traceback.extract_tb(origin.__traceback__)[-1].filename
+        # A TypeError or KeyError counts where the registry calls and looks up, not where a constructor goes wrong.
+        if isinstance(error, (KeyError, TypeError)) and f"{os.sep}registry{os.sep}" not in place:
+            raise
+        raise InputError(f"config: {error.args[0] if error.args else error}") from error

@@ -12,11 +12,11 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from metala_vision.engine.metrics.plots import plot_history
 from metala_vision.errors import InputError
 from metala_vision.files import write_json
 
 from .distributed import share_buffers
-from .plots import plot_history
 
 
 @HOOKS.register_module()

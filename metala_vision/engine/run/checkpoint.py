@@ -13,10 +13,10 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from metala_vision.engine.tasks.base import TaskModel
 from metala_vision.errors import InputError
 
 from . import atomic  # noqa: F401  (registers the file backend)
-from .task import TaskModel
 
 LAST, BEST = "last.pth", "best.pth"
 EMA_KEY = "state_dict_ema"  # timm's: create_model(checkpoint_path=...) takes the average where there is one

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from mmengine.model import BaseModel
 from torch import nn
+from torch.utils.data import Dataset
 
 from metala_vision.errors import InputError
 
@@ -75,3 +76,21 @@ def check_classes(datasets: Sequence, num_classes: int, setting: str) -> None:
             )
         if tuple(dataset.classes) != tuple(datasets[0].classes):
             raise InputError(f"data: the classes of {where} differ from those of {datasets[0].split}")
+
+
+def first_sample(dataset: Dataset, where: str) -> dict:
+    """One with its image as the model will get it, out of the first hundred.
+
+    Raises:
+        InputError: none of them can be read, or the transform fails.
+    """
+    for index in range(min(len(dataset), 100)):
+        try:
+            sample = dataset[index]
+        except InputError:
+            raise
+        except Exception as error:  # a transform is anybody's code
+            raise InputError(f"data: the transform of {where} fails: {type(error).__name__}: {error}") from error
+        if "image" in sample:
+            return sample
+    raise InputError(f"data: the first images of {where} are all unreadable: {sample['error']}")

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
-PRELOAD = ["metala_vision", "metala_vision.profiling.workers"]
+PRELOAD = ["metala_vision", "metala_vision.profiling.speed.workers"]
 _context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
 
 

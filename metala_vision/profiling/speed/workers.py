@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 
 import metala_vision  # noqa: F401  (registers the models)
+from metala_vision.profiling.environment import clock_mhz, reset_peak, resident_memory
 
 from .attention import attention_that_ran, calls_softmax
-from .environment import clock_mhz, reset_peak, resident_memory
 from .isolated import one_line
 from .steps import Cell, channels, compiled, create, make_step, tokens
 from .timing import MIN_ROUNDS, seconds_of

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metala_vision.errors import InputError
+from metala_vision.profiling.speed.timing import Spread
 
+from .rows import label
 from .store import FILE, MEASURED
-from .sweep_report import label
-from .timing import Spread
 
 WITHIN = 0.15  # of the first median
 
@@ -18,7 +18,7 @@ def agreement(rows: Sequence[dict], folder: str | Path) -> dict:
     """The medians of `rows` over those of the same cells in another sweep's folder.
 
     Args:
-        rows: of `sweep_report.derive`.
+        rows: of `rows.derive`.
         folder: of the other sweep.
 
     Returns:

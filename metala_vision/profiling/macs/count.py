@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metala_vision.errors import InputError
+from metala_vision.profiling.speed.steps import channels
 
 from .formulas import Formula, formula
 from .handles import ACTIVATIONS, CHUNKWISE, FREE, NOT_PRODUCTS, NOTES, RECURRENT, JitModelAnalysis, counting_handles
-from .steps import channels
 
 # Names of the modules that mix tokens and channels, side by side in a block, in our models and in timm's.
 MIXERS = ("attn", "mixer", "token_mixer", "local_mp", "context_module", "conv_dw", "mlp_tokens")

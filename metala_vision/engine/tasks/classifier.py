@@ -13,10 +13,9 @@ from metala_vision.data import LabelledImages
 from metala_vision.errors import InputError
 
 from .backbone import create_backbone
-from .checks import first_sample
+from .base import TaskModel, check_classes, first_sample
 from .distillation import Distillation
 from .mixing import BatchMixup
-from .task import TaskModel, check_classes
 
 
 @MODELS.register_module()

@@ -10,11 +10,11 @@ from rich.progress import Progress
 
 from metala_vision.errors import InputError
 from metala_vision.files import write_atomic, write_json
+from metala_vision.profiling.environment import environment
+from metala_vision.profiling.speed.isolated import one_line
+from metala_vision.profiling.speed.steps import check_models, create
 
-from .environment import environment
-from .flops import Cost, count
-from .isolated import one_line
-from .steps import check_models, create
+from .count import Cost, count
 
 CONVENTION = "multiply-accumulates of one image: norms 5 an element, element-wise work and softmax nothing"
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from . import workers
-from .environment import available_memory
-from .isolated import Ended, stream
-from .steps import Cell
+from metala_vision.profiling.environment import available_memory
+from metala_vision.profiling.speed import workers
+from metala_vision.profiling.speed.isolated import Ended, stream
+from metala_vision.profiling.speed.steps import Cell
+from metala_vision.profiling.speed.timing import MIN_ROUNDS
+from metala_vision.profiling.speed.workers import Candidate, Setting
+
 from .store import Store
-from .timing import MIN_ROUNDS
-from .workers import Candidate, Setting
 
 
 class Limits(NamedTuple):

@@ -12,17 +12,18 @@ from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingC
 
 import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.errors import InputError
+from metala_vision.profiling.environment import can_draw, environment
+from metala_vision.profiling.speed.attention import SDPA
+from metala_vision.profiling.speed.isolated import Ended, stream
+from metala_vision.profiling.speed.steps import DTYPES, MODES, check_models
+from metala_vision.profiling.speed.timing import timed_device
+from metala_vision.profiling.speed.workers import Candidate, Setting, find_softmax
 
-from . import sweep_report
-from .attention import SDPA
-from .environment import can_draw, environment
-from .isolated import Ended, stream
 from .repeat import agreement, describe
-from .steps import DTYPES, MODES, check_models
+from .report import render, save
+from .rows import brief, derive, exponents, in_order
 from .store import Store
 from .sweep import Limits, Plan, run
-from .timing import timed_device
-from .workers import Candidate, Setting, find_softmax
 
 
 class Request(NamedTuple):
@@ -61,7 +62,7 @@ def measure(
         show: gets the table as text at the end.
 
     Returns:
-        `rows` (see `sweep_report.derive`) of what was asked for, `exponents`, `environment`, `baseline`, `complete` and
+        `rows` (see `derive`) of what was asked for, `exponents`, `environment`, `baseline`, `complete` and
         `files`; `against` where that was asked for.
 
     Raises:
@@ -81,18 +82,18 @@ def measure(
             baseline = baseline._replace(sdpa=request.sdpa[0])
         complete = _fill(plan, store, request, baseline, retry_failed)
         same = {key: row for key, row in store.cells.items() if row["series"] == plan.series}
-        everything = sweep_report.in_order(sweep_report.derive(same, store.races, baseline))
+        everything = in_order(derive(same, store.races, baseline))
         keys = plan.keys()
-        rows = sweep_report.derive({key: same[key] for key in keys if key in same}, store.races, baseline, same)
+        rows = derive({key: same[key] for key in keys if key in same}, store.races, baseline, same)
         result = {
-            "rows": sweep_report.in_order(rows),
-            "exponents": sweep_report.exponents(rows),
+            "rows": in_order(rows),
+            "exponents": exponents(rows),
             "environment": store.environment,
             "baseline": baseline._asdict(),
             "complete": complete,
         }
-        result["files"] = sweep_report.save(everything, store.environment, folder, baseline, can_draw())
-    show(sweep_report.render(result["rows"], store.environment, baseline))
+        result["files"] = save(everything, store.environment, folder, baseline, can_draw())
+    show(render(result["rows"], store.environment, baseline))
     if not complete:
         show(f"the time is over, and {len(rows)} of {len(keys)} cells have a row: the same command goes on")
     if against is not None:
@@ -113,7 +114,7 @@ def _fill(plan: Plan, store: Store, request: Request, baseline: Candidate, retry
         task = progress.add_task("measuring", total=len(keys), completed=sum(key in store.cells for key in keys))
 
         def report(key: str, row: dict) -> None:
-            progress.console.print(f"{time.strftime('%H:%M:%S')} {key}: {sweep_report.brief(row)}", highlight=False)
+            progress.console.print(f"{time.strftime('%H:%M:%S')} {key}: {brief(row)}", highlight=False)
             progress.advance(task)
 
         return run(plan, store, Limits(request.rounds, request.cell_seconds, request.minutes), report, baseline)

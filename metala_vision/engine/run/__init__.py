@@ -1,0 +1,1 @@
+"""A run: its config, its folder, its steps, and the checkpoints it leaves."""

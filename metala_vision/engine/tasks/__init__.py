@@ -1,0 +1,1 @@
+"""What is learned: the models of each task as mmengine's Runner takes them."""

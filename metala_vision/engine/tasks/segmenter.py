@@ -1,0 +1,144 @@
+"""A segmenter for mmengine's Runner around any timm model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metala_vision.data import MaskDataset
+from metala_vision.data.masks import IGNORE
+from metala_vision.dense import SEGMENTERS, segmenter, sliding_window
+from metala_vision.engine.metrics.dense_plots import classes_on
+from metala_vision.errors import InputError
+
+from .base import TaskModel, check_classes, first_sample
+from .dense import IMAGENET_MEAN, IMAGENET_STD, DensePreprocessor, as_bytes, as_picture, check_types, create_trunk
+
+
+@MODELS.register_module()
+class ImageSegmenter(TaskModel):
+    """A segmenter of `metala_vision.dense.segmenter`, trained by cross-entropy.
+
+    Args:
+        kind: "unet", "fpn", "upernet", "segformer" or "dpt".
+        backbone: arguments of `timm.create_model`, such as dict(model_name="metala_vit_tiny", drop_path_rate=0.1).
+        num_classes: of pixels.
+        mean, std: of the images in [0, 1] that the backbone expects.
+        init_from: checkpoint that the backbone starts from, see `create_backbone`.
+        short_side: pixels that the shorter side of test images is resized to; None leaves them as they are. The classes
+            are those of the pixels of the image as it was.
+        window: side of the windows that test images are run in; None runs them whole.
+        stride: between windows; None is two thirds of a window.
+        grad_checkpointing: recompute the activations of the backbone in the backward pass, for less memory.
+        compile: run the model through torch.compile.
+        **options: of `metala_vision.dense.segmenter`.
+
+    Raises:
+        InputError: a part that does not fit; the message names the argument.
+    """
+
+    part = "segmenter"
+
+    def __init__(
+        self,
+        kind: str,
+        backbone: dict,
+        num_classes: int,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        init_from: str | None = None,
+        short_side: int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+        data_preprocessor: dict | None = None,
+        **options,
+    ):
+        super().__init__(data_preprocessor or DensePreprocessor())
+        if kind not in SEGMENTERS:
+            raise InputError(f"model.kind: got {kind!r}, expected one of {SEGMENTERS}")
+        if window is not None and window < 32:
+            raise InputError(f"model.window: got {window!r}, expected None or at least 32 pixels")
+        stride = (2 * window // 3 if window else None) if stride is None else stride
+        if stride is not None and not (window and 0 < stride <= window):
+            raise InputError(f"model.stride: got {stride!r}, expected None, or 1 to the window's {window} pixels")
+        if short_side is not None and short_side < 32:
+            raise InputError(f"model.short_side: got {short_side!r}, expected None or at least 32 pixels")
+        self.short_side, self.window, self.stride = short_side, window, stride
+        trunk = create_trunk(backbone, init_from, grad_checkpointing)
+        self.segmenter = segmenter(kind, trunk, num_classes, **options)
+        self.num_classes = num_classes
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        if compile:
+            self.segmenter.compile()
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The timm model."""
+        return self.segmenter.trunk
+
+    def check(self, datasets: Sequence[MaskDataset]) -> None:
+        """Whether classes and transforms of all splits fit the model and each other."""
+        check_types(datasets, MaskDataset, "masks; expected MaskFolder or ShapesSegmentation")
+        check_classes(datasets, self.num_classes, "model.num_classes")
+        for dataset in datasets:
+            first_sample(dataset, f"{type(dataset).__name__} ({dataset.split})")
+
+    def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
+        """The images with their classes laid over them."""
+        return [
+            (as_picture(classes_on(as_bytes(image), mask.cpu().numpy(), len(classes))), str(index))
+            for image, mask, index in zip(batch["inputs"], batch["masks"], batch["indices"])
+        ]
+
+    def forward(
+        self,
+        inputs: list[Tensor],
+        masks: list[Tensor] | None = None,
+        indices: list[int] | None = None,
+        errors: list[str] | None = None,
+        mode: str = "tensor",
+    ) -> Tensor | dict[str, Tensor] | list[dict]:
+        """[C, H, W] images in [0, 1] -> dict(loss), or for each image its classes [H, W] with its mask and index.
+
+        In training all images have one size. A single one is taken twice where there is a BatchNorm, which needs two
+        numbers of a channel and would fail where a map is pooled to one pixel; the loss, a mean, stays the same.
+        """
+        inputs = [(image - self.mean) / self.std for image in inputs]
+        if mode == "predict":
+            found = [self._classify(image[None]) for image in inputs]
+            return [dict(found=f, mask=mask, index=index) for f, mask, index in zip(found, masks, indices)]
+        if mode == "loss" and not inputs:
+            return self.zero_loss()
+        if mode == "loss" and len(inputs) == 1 and any(isinstance(m, _BatchNorm) for m in self.segmenter.modules()):
+            inputs, masks = inputs * 2, masks * 2
+        sizes = {tuple(image.shape) for image in inputs}
+        if len(sizes) > 1:
+            raise InputError(f"images of one batch differ in shape, {sorted(sizes)}: end the transform with a crop")
+        logits = self.segmenter(torch.stack(inputs)).float()
+        if mode == "tensor":
+            return logits
+        target = torch.stack(masks)
+        loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+        return dict(loss=loss / (target != IGNORE).sum().clamp(min=1))
+
+    def _classify(self, image: Tensor) -> Tensor:
+        """[1, C, H, W] -> classes [H, W]."""
+        size = (image.shape[-2], image.shape[-1])
+        if self.short_side is not None:
+            scale = self.short_side / min(size)
+            sides = tuple(round(side * scale) for side in size)
+            image = F.interpolate(image, sides, mode="bilinear", antialias=True)
+        if self.window is None:
+            logits = self.segmenter(image)
+        else:
+            logits = sliding_window(self.segmenter, image, self.window, self.stride)
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(logits.float(), size, mode="bilinear")
+        return logits.argmax(1)[0]

@@ -1,0 +1,1 @@
+"""Multiply-accumulates of whole models, counted in three ways."""

@@ -1,0 +1,1 @@
+"""Times of models side by side, and the floor under them."""

@@ -1,0 +1,1 @@
+"""Speed and memory over resolutions: measured in processes of their own, kept, and drawn."""
