@@ -6,11 +6,14 @@ for the CPU. All are opaque to compilers, with a fake for shapes.
 Choice of backend, checks and dtypes are not here: `ops.py` is the door.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import cpu, cpu_blocks, cpu_tokens
+from . import cpu, cpu_blocks, cpu_tokens, unfused
+from .backends import without_autocast
+from .chunked import chunked
 
 LIBRARY = torch.library.Library("metala", "DEF")
 
@@ -52,6 +55,24 @@ def _empty_like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)  # never torch.empty_like, which copies permuted strides
 
 
+def _is_recorded() -> bool:
+    """Whether a backward pass, which is running, is differentiated itself (create_graph), or batched (torch.func)."""
+    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+
+
+def _composed_gradients(compose: Callable[..., Tensor], ctx, dout: Tensor, *tensors: Tensor | None) -> list:
+    """Gradients of what `compose` makes of the first arguments of an operator, with a graph of their own.
+
+    Kernels of a backward pass have no derivative: for a second one the forward pass is composed anew.
+    """
+    record = torch.is_grad_enabled()
+    with torch.enable_grad(), without_autocast(dout.device):
+        inputs = [None if x is None else x.view_as(x) for x in tensors]  # one that is given twice has two gradients
+        wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad) if needed]
+        found = iter(torch.autograd.grad(compose(*inputs), wanted, dout, create_graph=record, materialize_grads=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[: len(tensors)]]
+
+
 # --- gated linear attention
 
 
@@ -67,7 +88,7 @@ def _scan_backward(dout, q, log_decay, v, k, rows, cols, scan, scale):
 
 
 class Scan(torch.autograd.Function):
-    """`scan_forward`, differentiable once; arguments as its schema."""
+    """`scan_forward`, with gradients; arguments as its schema."""
 
     @staticmethod
     def forward(ctx, q, log_decay, v, k, *problem):
@@ -77,10 +98,16 @@ class Scan(torch.autograd.Function):
         return torch.ops.metala.scan_forward(q, log_decay, v, k, *problem)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dout):
         """Gradients of q, log_decay, v and k."""
         q, log_decay, v, k = ctx.saved_tensors
+        if _is_recorded():
+            rows, cols, scan, scale = ctx.problem
+
+            def compose(*inputs):
+                return unfused.attention(chunked, *inputs, (rows, cols), tuple(scan.split(",")), scale)
+
+            return *_composed_gradients(compose, ctx, dout, q, log_decay, v, k), None, None, None, None
         dq, dg, dv, dk = torch.ops.metala.scan_backward(dout, q, log_decay, v, k, *ctx.problem)
         return dq, dg, dv, None if k is None else dk, None, None, None, None
 
@@ -102,7 +129,7 @@ def _mixer_backward(dy, o, projected, gate_bias, aug_weight, num_heads, rows, co
 
 
 class Mixer(torch.autograd.Function):
-    """`mixer_forward`, differentiable once; arguments as its schema, less `keep`."""
+    """`mixer_forward`, with gradients; arguments as its schema, less `keep`."""
 
     @staticmethod
     def forward(ctx, projected, gate_bias, aug_weight, *problem):
@@ -113,10 +140,16 @@ class Mixer(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         """Gradients of projected, gate_bias and aug_weight."""
         projected, gate_bias, aug_weight, o = ctx.saved_tensors
+        if _is_recorded():
+            num_heads, rows, cols, scan = ctx.problem
+
+            def compose(*inputs):
+                return unfused.mixer(chunked, *inputs, num_heads, (rows, cols), tuple(scan.split(",")))
+
+            return *_composed_gradients(compose, ctx, dy, projected, gate_bias, aug_weight), None, None, None, None
         gradients = torch.ops.metala.mixer_backward(dy, o, projected, gate_bias, aug_weight, *ctx.problem)
         return *gradients, None, None, None, None
 
@@ -134,7 +167,7 @@ def _conv_silu_backward(dout, x, weight, rows, cols):
 
 
 class ConvSiLU(torch.autograd.Function):
-    """`conv_silu_forward`, differentiable once; arguments as its schema."""
+    """`conv_silu_forward`, with gradients; arguments as its schema."""
 
     @staticmethod
     def forward(ctx, x, weight, rows, cols, out_dtype):
@@ -144,14 +177,19 @@ class ConvSiLU(torch.autograd.Function):
         return torch.ops.metala.conv_silu_forward(x, weight, rows, cols, out_dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dout):
         """Gradients of x and weight."""
+        if _is_recorded():
+
+            def compose(x, weight):  # the kernel computes in float32
+                return unfused.conv_silu(x.float(), weight.float(), *ctx.grid).to(dout.dtype)
+
+            return *_composed_gradients(compose, ctx, dout, *ctx.saved_tensors), None, None, None
         return *torch.ops.metala.conv_silu_backward(dout, *ctx.saved_tensors, *ctx.grid), None, None, None
 
 
 class SwiGLU(torch.autograd.Function):
-    """`swiglu_forward`, differentiable once."""
+    """`swiglu_forward`, with gradients."""
 
     @staticmethod
     def forward(ctx, x):
@@ -160,9 +198,11 @@ class SwiGLU(torch.autograd.Function):
         return torch.ops.metala.swiglu_forward(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dout):
         """Gradient of x."""
+        if _is_recorded():
+            (x,) = ctx.saved_tensors
+            return _composed_gradients(lambda x: unfused.swiglu(x.float()).to(x.dtype), ctx, dout, x)[0]
         return torch.ops.metala.swiglu_backward(dout, *ctx.saved_tensors)
 
 

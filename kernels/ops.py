@@ -4,46 +4,15 @@ Each operator is CompositeImplicitAutograd: TorchScript, FX, jit.trace and torch
 choice below is made where it is decomposed, by device, dtype and what runs on this machine.
 """
 
-import importlib.util
-import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from . import library, native, unfused
+from . import library, unfused
+from .backends import C_DTYPES, COMPOSED, choose, is_transformed, needs_gradient, runs_in_c, without_autocast
 from .checks import check_attention, check_conv, check_device, check_mixer, check_mlp, check_norm
-from .chunked import chunked
-from .reference import clamp_log_decay, recurrence
-
-# Plain PyTorch, for any device and dtype: (q, log_decay, v, k, grid, scan, scale), all checked and of one dtype.
-COMPOSED: dict[str, Callable[..., Tensor]] = {"chunked": chunked, "reference": recurrence}
-
-C_DTYPES = (torch.float32, torch.bfloat16)  # of element-wise operators; scans take any, and sum in float32
-MAX_TRITON_WIDTH = 64  # K and V of a head; beyond it the kernels would spill
-
-_logger = logging.getLogger(__name__)
-_announced: set[str] = set()
-
-
-def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
-    """Names that `gated_linear_attention(backend=...)` takes for tensors on `device`, the automatic choice first.
-
-    On the CPU the first call of a process may compile the C kernel, a few seconds.
-    """
-    kind = torch.device(device).type
-    if kind == "cpu" and native.available():
-        return "cpu", *COMPOSED
-    if kind == "cuda" and _has_triton():
-        return "triton", *COMPOSED
-    return tuple(COMPOSED)
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def gated_linear_attention(
@@ -70,8 +39,9 @@ def gated_linear_attention(
         grid: (rows, cols) with rows * cols == N, tokens row-major; None is (1, N).
         scan: non-empty, out of "row", "row_reverse", "column" and "column_reverse", none twice.
         scale: None is K ** -0.5.
-        backend: None for the best one available, or a name: "cpu" (C) and "triton" on their devices, in float32 or
-            lower, differentiable once; "chunked" and "reference" anywhere. See `available_backends`.
+        backend: None for the best one available, or for that of `backends.backend`; or a name: "cpu" (C) and "triton"
+            on their devices, in float32 or lower; "chunked" and "reference" anywhere. See `available_backends`. A
+            backward pass that is itself recorded, and the transforms of torch.func, take the chunked form.
 
     Returns:
         [B, N, H, V] in the dtype of `v`. State and sums are float32, or float64 where an input is float64.
@@ -110,16 +80,14 @@ def _gated_linear_attention(
     compute = torch.float32
     for x in (q, log_decay, v, v if k is None else k):
         compute = torch.promote_types(compute, x.dtype)
-    name = _choose(backend, v.device, compute, max(q.shape[-1], v.shape[-1]))
+    transformed = is_transformed((q, log_decay, v, k))
+    name = choose(backend, v.device, compute, max(q.shape[-1], v.shape[-1]), transformed)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    with _without_autocast(v.device):
+    with without_autocast(v.device):
         if name not in COMPOSED:
             arguments = (q, log_decay, v, k, rows, cols, scan, scale)
             return _differentiable(library.Scan, torch.ops.metala.scan_forward, arguments)
-        gate = clamp_log_decay(log_decay.to(compute))
-        # -expm1 and not 1 - exp: near zero the difference would keep no digits.
-        key = -torch.expm1(gate) if k is None else k.to(compute)
-        return COMPOSED[name](q.to(compute), gate, v.to(compute), key, (rows, cols), orders, scale).to(v.dtype)
+        return unfused.attention(COMPOSED[name], q, log_decay, v, k, (rows, cols), orders, scale)
 
 
 def mixer(
@@ -157,13 +125,14 @@ def mixer(
         raise ValueError(f"projected: got shape {tuple(projected.shape)}, expected [B, N, 3 C]")
     dim = projected.shape[2] // 3
     orders = check_mixer(projected, dim, gate_bias, aug_weight, num_heads, rows, cols, scan)
-    name = _choose(backend, projected.device, projected.dtype, dim // num_heads)
-    with _without_autocast(projected.device):
+    transformed = is_transformed((projected, gate_bias, aug_weight))
+    name = choose(backend, projected.device, projected.dtype, dim // num_heads, transformed)
+    with without_autocast(projected.device):
         if name in COMPOSED:
             grid = (rows, cols)
             return unfused.mixer(COMPOSED[name], projected, gate_bias, aug_weight, num_heads, grid, orders)
         arguments = (projected, gate_bias, aug_weight, num_heads, rows, cols, scan)
-        if _needs_gradient(arguments):
+        if needs_gradient(arguments):
             return library.Mixer.apply(*arguments)
         return torch.ops.metala.mixer_forward(*arguments, False)[0]
 
@@ -175,13 +144,13 @@ def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
     where it is on. ValueError for shapes that do not fit.
     """
     check_conv(x, weight, rows, cols)
-    if not _runs_in_c(x):
+    if not runs_in_c(x, weight):
         return unfused.conv_silu(x, weight, rows, cols)
     lowers = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
     out_dtype = torch.get_autocast_dtype("cpu") if lowers else x.dtype
     if out_dtype not in C_DTYPES:
         return unfused.conv_silu(x, weight, rows, cols)
-    with _without_autocast(x.device):
+    with without_autocast(x.device):
         arguments = (x, weight, rows, cols, out_dtype)
         return _differentiable(library.ConvSiLU, torch.ops.metala.conv_silu_forward, arguments)
 
@@ -195,7 +164,7 @@ def patches(x: Tensor, height: int, width: int) -> Tensor:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, chans, H, W]")
     if height < 1 or width < 1:
         raise ValueError(f"height, width: got {height}, {width}, expected at least 1")
-    if _needs_gradient((x,)) or not _runs_in_c(x):
+    if needs_gradient((x,)) or not runs_in_c(x):
         return unfused.patches(x, height, width)
     return torch.ops.metala.patches_forward(x, height, width)
 
@@ -207,7 +176,7 @@ def swiglu(x: Tensor) -> Tensor:
     """
     if x.dim() == 0 or x.shape[-1] % 2:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected an even number of channels, gate and value")
-    if not _runs_in_c(x):
+    if not runs_in_c(x):
         return unfused.swiglu(x)
     return _differentiable(library.SwiGLU, torch.ops.metala.swiglu_forward, (x,))
 
@@ -222,7 +191,7 @@ def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
     dtype = _fused_dtype(x, weight_in, weight_out)
     if dtype is None:
         return F.linear(swiglu(F.linear(x, weight_in)), weight_out)
-    with _without_autocast(x.device):
+    with without_autocast(x.device):
         weights = weight_in.to(dtype), weight_out.to(dtype)
         return torch.ops.metala.swiglu_mlp_forward(x.to(dtype), *weights, None, None, 0.0)
 
@@ -245,7 +214,7 @@ def add_swiglu_mlp(
     if dtype is None:
         normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
         return x + swiglu_mlp(normed, weight_in, weight_out)
-    with _without_autocast(x.device):
+    with without_autocast(x.device):
         weights = weight_in.to(dtype), weight_out.to(dtype)
         return torch.ops.metala.swiglu_mlp_forward(x, *weights, norm_weight, norm_bias, eps)
 
@@ -287,7 +256,7 @@ def add_mixer(
         normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
         projected = F.linear(conv_silu(normed, conv_weight, rows, cols), weight_in)
         return x + F.linear(mixer(projected, gate_bias, aug_weight, num_heads, rows, cols, scan), weight_out)
-    with _without_autocast(x.device):
+    with without_autocast(x.device):
         norm = norm_weight, norm_bias, eps
         weights = conv_weight, weight_in.to(dtype), gate_bias, aug_weight, weight_out.to(dtype)
         return torch.ops.metala.add_mixer_forward(x, *norm, *weights, num_heads, rows, cols, scan)
@@ -298,7 +267,8 @@ def _fused_dtype(x: Tensor, weight_in: Tensor, weight_out: Tensor, *others: Tens
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     fits = dtype in C_DTYPES and (autocast or weight_in.dtype == weight_out.dtype == dtype)
-    if not fits or _needs_gradient((x, weight_in, weight_out, *others)) or not _runs_in_c(x):
+    tensors = x, weight_in, weight_out, *others
+    if not fits or needs_gradient(tensors) or not runs_in_c(*tensors):
         return None
     return dtype
 
@@ -321,72 +291,11 @@ _OPERATORS = {
 for _schema, _run in _OPERATORS.items():
     library.LIBRARY.define(_schema)
     library.LIBRARY.impl(_schema.split("(")[0], _run, "CompositeImplicitAutograd")
+    # Under torch.func.vmap too it is taken apart: PyTorch would otherwise run it for each element, and warn
+    library.LIBRARY.impl(_schema.split("(")[0], _run, "FuncTorchBatched")
 
 
 def _differentiable(
     function: type[torch.autograd.Function], operator: Callable[..., Tensor], arguments: tuple
 ) -> Tensor:
-    return function.apply(*arguments) if _needs_gradient(arguments) else operator(*arguments)
-
-
-def _needs_gradient(arguments: tuple) -> bool:
-    tensors = [x for x in arguments if isinstance(x, Tensor)]
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-        return True  # in forward mode: the composed operators know it, and ours say that they do not
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager:
-    """Autocast would turn products of rescaled q and k into half precision, where their range does not fit."""
-    kind = device.type
-    # Only "meta" has no autocast of its own. To ask torch which devices have one would break the graph of torch 2.11.
-    on = kind != "meta" and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if on else nullcontext()
-
-
-def _runs_in_c(x: Tensor) -> bool:
-    """Whether the C kernels take an element-wise operator; on a GPU they are composed, or fused by torch.compile."""
-    return x.dtype in C_DTYPES and _choose(None, x.device, x.dtype, 0) == "cpu"
-
-
-def _choose(backend: str | None, device: torch.device, dtype: torch.dtype, width: int) -> str:
-    """The name of the backend for tensors of a device and (promoted) dtype, with heads of at most `width` channels.
-
-    Only the automatic choice falls back, and says so once.
-    """
-    if backend in COMPOSED:
-        return backend
-    kernel = {"cpu": "cpu", "meta": "cpu", "cuda": "triton"}.get(device.type, "chunked")
-    reason = ""  # why the kernel of this device does not run
-    if dtype == torch.float64:
-        reason = "kernels compute in float32, the input is float64"
-    elif device.type == "cuda" and not _has_triton():
-        reason = "Triton is not installed"
-    elif device.type == "cuda" and width > MAX_TRITON_WIDTH:
-        reason = f"the Triton kernels take heads of up to {MAX_TRITON_WIDTH} channels, the input has {width}"
-    elif device.type == "cpu":
-        try:
-            native.library()
-        except native.NativeError as error:
-            reason = str(error)
-    if backend is not None:
-        known = ("cpu", "triton", "chunked", "reference")
-        if backend not in known:
-            raise ValueError(f"backend: got {backend!r}, expected None or one of {known}")
-        if backend != kernel or reason:
-            reason = reason if backend == kernel else f"it does not run on {device.type}"
-            expected = f"expected None or one of {tuple(COMPOSED)}"
-            raise ValueError(f"backend: got {backend!r}, which cannot run here: {reason}; {expected}")
-        return backend
-    if torch.onnx.is_in_onnx_export():
-        return "chunked"
-    if reason and dtype != torch.float64 and kernel not in _announced:
-        _announced.add(kernel)
-        _logger.warning(
-            "%s: the chunked PyTorch form runs instead of the kernel (on a CPU 5 to 11 times slower)", reason
-        )
-    chosen = "chunked" if reason else kernel
-    if chosen not in _announced:
-        _announced.add(chosen)
-        _logger.info("gated_linear_attention: backend %r", chosen)
-    return chosen
+    return function.apply(*arguments) if needs_gradient(arguments) else operator(*arguments)

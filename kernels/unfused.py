@@ -17,8 +17,28 @@ def gate_log_decay(logits: Tensor) -> Tensor:
     return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / GATE_TEMPERATURE
 
 
+def attention(
+    run: Callable[..., Tensor],
+    q: Tensor,
+    log_decay: Tensor,
+    v: Tensor,
+    k: Tensor | None,
+    grid: tuple[int, int],
+    scan: tuple[str, ...],
+    scale: float,
+) -> Tensor:
+    """`ops.gated_linear_attention` by a composed form: (q, log_decay, v, k, grid, scan, scale) of one dtype."""
+    compute = torch.float32
+    for x in (q, log_decay, v, v if k is None else k):
+        compute = torch.promote_types(compute, x.dtype)
+    gate = clamp_log_decay(log_decay.to(compute))
+    # -expm1 and not 1 - exp: near zero the difference would keep no digits.
+    key = -torch.expm1(gate) if k is None else k.to(compute)
+    return run(q.to(compute), gate, v.to(compute), key, grid, scan, scale).to(v.dtype)
+
+
 def mixer(
-    attention: Callable[..., Tensor],
+    run: Callable[..., Tensor],
     projected: Tensor,
     gate_bias: Tensor,
     aug_weight: Tensor,
@@ -28,7 +48,7 @@ def mixer(
 ) -> Tensor:
     """SiLU(z + bias) * LayerNorm_per_head(o), o = attention(q, g, v) + self-augmentation; see `ops.mixer`.
 
-    `attention` is a backend of the operator: (q, log_decay, v, k, grid, scan, scale) -> [B, N, H, V].
+    `run` is a composed form of the operator: (q, log_decay, v, k, grid, scan, scale) -> [B, N, H, V].
     """
     batch, tokens, width = projected.shape
     dim = width // 3
@@ -38,7 +58,7 @@ def mixer(
     )
     log_decay = clamp_log_decay(gate_log_decay(logits))
     k = -torch.expm1(log_decay)
-    o = attention(q, log_decay, v, k, grid, scan, q.shape[-1] ** -0.5)
+    o = run(q, log_decay, v, k, grid, scan, q.shape[-1] ** -0.5)
     # The self-augmentation sigmoid(y), less the constant 1/2 that the LayerNorm takes away: beside it, the small output
     # of a young scan would be rounded.
     y = (q * (aug_weight.to(compute).view(num_heads, -1) * k)).sum(-1, keepdim=True) * v

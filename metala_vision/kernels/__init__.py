@@ -9,10 +9,10 @@ if not Path(__file__).with_name("ops.py").exists() and (_folder / "ops.py").exis
     __path__.append(str(_folder))
 
 from . import flops  # noqa: E402  (after the package path is complete)
+from .backends import available_backends, backend  # noqa: E402
 from .ops import (  # noqa: E402
     add_mixer,
     add_swiglu_mlp,
-    available_backends,
     conv_silu,
     gated_linear_attention,
     mixer,
@@ -30,6 +30,7 @@ __all__ = [
     "add_swiglu_mlp",
     "attention_map",
     "available_backends",
+    "backend",
     "conv_silu",
     "flops",
     "gated_linear_attention",

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from metala_vision.kernels import conv_silu, gated_linear_attention, mixer, native, ops, swiglu
 from tolerances import FLOAT32, relative_rms
 from torch import Tensor
+
+from metala_vision import kernels
+from metala_vision.kernels import backends, conv_silu, gated_linear_attention, mixer, native, swiglu
 
 ALL = ("row", "row_reverse", "column", "column_reverse")
 GRID = (7, 9)
@@ -86,11 +88,11 @@ def differences(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> list[
 
 def start(function: Callable, *arguments: object, **environment: str) -> subprocess.Popen:
     """Calls a function of a test file in a new interpreter, with arguments as strings."""
-    kernels = Path(native.__file__).resolve().parent
+    package = Path(kernels.__file__).resolve().parents[1]
     program = (
         "import sys, types\n"
         "sys.modules['metala_vision'] = package = types.ModuleType('metala_vision')\n"
-        f"package.__path__ = [{str(kernels.parent)!r}]\n"
+        f"package.__path__ = [{str(package)!r}]\n"
         f"sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\n"
         f"import {function.__module__}\n"
         f"{function.__module__}.{function.__name__}(*sys.argv[1:])\n"
@@ -117,7 +119,7 @@ def finish(process: subprocess.Popen) -> str:
 
 def restart(monkeypatch) -> None:
     monkeypatch.setattr(native, "_loader", native._Loader())
-    monkeypatch.setattr(ops, "_announced", set())
+    monkeypatch.setattr(backends, "_announced", set())
 
 
 class Compiler:

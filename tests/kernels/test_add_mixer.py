@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 from fused_inputs import ALL, conv_formula, double, errors, mixer_formula, run
-from metala_vision.kernels import add_mixer, available_backends
 from tolerances import FLOAT32, FLOAT64, relative_rms
 from torch import Tensor, nn
+
+from metala_vision.kernels import add_mixer, available_backends
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C kernels do not run here")
 
@@ -134,16 +135,6 @@ def test_tensors_of_another_device(name):
     inputs = half_block()
     with pytest.raises((ValueError, RuntimeError), match="device"):
         fused({**inputs, name: inputs[name].to("meta")})
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit")  # torch itself scripts functions when forward mode begins
-def test_forward_mode_is_refused():
-    """Catches a tangent that is silently lost."""
-    inputs = half_block()
-    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
-        inputs["x"] = torch.autograd.forward_ad.make_dual(inputs["x"], torch.ones_like(inputs["x"]))
-        with pytest.raises((RuntimeError, NotImplementedError), match="forward"):
-            fused(inputs)
 
 
 BAD = {

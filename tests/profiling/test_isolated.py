@@ -87,7 +87,7 @@ def test_a_script_without_a_main_guard(tmp_path):
     """Catches a child that runs the user's script again; and what a child prints is not on standard output."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from metala_vision.profiling.isolated import stream\n"
+        "from metala_vision.profiling.speed.isolated import stream\n"
         "import json\n"
         "print('begun')\n"
         "print([m for m in stream(json.dump, {'obj': 1, 'fp': None}, 60, None)])\n"
