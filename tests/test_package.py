@@ -152,6 +152,8 @@ def test_wheel(tmp_path):
         archive.extractall(target)
     for needed in ("__init__.py", "kernels/__init__.py", "kernels/ops.py", "layers/metala.py", "models/metala_vit.py"):
         assert f"metala_vision/{needed}" in names
+    packages = {p.relative_to(ROOT).as_posix() for p in (ROOT / "metala_vision").rglob("__init__.py")}
+    assert packages <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"metala_vision"}
     assert not [name for name in names if "test" in name]
     sources = {p.relative_to(ROOT / "kernels").as_posix() for p in (ROOT / "kernels").rglob("*.[pc]*") if p.is_file()}

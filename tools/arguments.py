@@ -17,6 +17,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """The config, and what overrides it."""
     parser.add_argument("config", help="a config file, see configs/")
     parser.add_argument("--data-root", metavar="FOLDER", help="where the images are (default: the config's)")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="classes of the data (default: the config's)")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override parts of the config")
 
 

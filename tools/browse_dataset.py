@@ -33,12 +33,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    from metala_vision.engine import apply_train_options, load_config, set_data_root
+    from metala_vision.engine import apply_train_options, load_config, set_data_root, set_num_classes
     from metala_vision.engine.browse import browse
 
     config = load_config(args.config, args.cfg_options)
     if args.data_root is not None:
         set_data_root(config, args.data_root)
+    if args.num_classes is not None:
+        set_num_classes(config, args.num_classes)
     with tempfile.TemporaryDirectory() as folder:
         apply_train_options(config, work_dir=folder, seed=args.seed)
         config.visualizer = None

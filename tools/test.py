@@ -42,13 +42,15 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict | list[dict]:
     from metala_vision.command_line import check_device
-    from metala_vision.engine import join_processes, leave_processes, load_config, set_data_root
+    from metala_vision.engine import join_processes, leave_processes, load_config, set_data_root, set_num_classes
     from metala_vision.engine.cli import say
     from metala_vision.engine.evaluation import evaluate_checkpoints, render
 
     config = load_config(args.config, args.cfg_options)
     if args.data_root is not None:
         set_data_root(config, args.data_root)
+    if args.num_classes is not None:
+        set_num_classes(config, args.num_classes)
     config.device = check_device(args.device)
     join_processes(config, args.launcher)
     resolutions = args.resolutions or [args.img_size]

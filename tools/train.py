@@ -18,8 +18,8 @@ EXAMPLES = """examples:
   python tools/train.py configs/digits/metala_vit_digits.py --seed 1 --work-dir work_dirs/digits_seed1
   python tools/train.py configs/digits/metala_vit_digits.py --resume auto
   python tools/train.py configs/shapes/mask_rcnn_metala_vit_nano_p8_128_shapes_6e.py
-  python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py --data-root FOLDER --dry-run \\
-      --cfg-options model.backbone.num_classes=3
+  python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py --data-root FOLDER --num-classes 3 \\
+      --dry-run
   torchrun --nproc-per-node 8 tools/train.py configs/imagenet/metala_vit_tiny_224_imagenet_300e_paper.py \\
       --launcher pytorch --amp
   srun --kill-on-bad-exit=1 --ntasks-per-node 8 --gpus-per-node 8 python tools/train.py CONFIG --launcher slurm --amp
@@ -69,6 +69,7 @@ def main(args: argparse.Namespace) -> dict:
         leave_processes,
         load_config,
         set_data_root,
+        set_num_classes,
     )
     from metala_vision.engine.cli import say, write_result
     from metala_vision.engine.dry_run import describe, dry_run
@@ -79,6 +80,8 @@ def main(args: argparse.Namespace) -> dict:
         config = load_config(args.config, args.cfg_options)
         if args.data_root is not None:
             set_data_root(config, args.data_root)
+        if args.num_classes is not None:
+            set_num_classes(config, args.num_classes)
         apply_train_options(
             config,
             work_dir=args.work_dir,

@@ -1,7 +1,7 @@
 """MetaLA-ViT tiny at 224 pixels from scratch on a folder of images with one subfolder per class.
 
 Command: python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py \\
-             --data-root FOLDER --cfg-options model.backbone.num_classes=N
+             --data-root FOLDER --num-classes N
 Cost and accuracy: those of your folder; add --dry-run for an estimate
 """
 

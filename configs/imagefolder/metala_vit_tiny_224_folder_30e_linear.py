@@ -1,7 +1,7 @@
 """A linear probe: only the classifier of MetaLA-ViT tiny is trained on a folder of images, from a checkpoint.
 
 Command: python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_30e_linear.py \\
-             --data-root FOLDER --cfg-options model.backbone.num_classes=N model.init_from=CHECKPOINT
+             --data-root FOLDER --num-classes N --cfg-options model.init_from=CHECKPOINT
 Cost and accuracy: those of your folder; add --dry-run for an estimate
 """
 

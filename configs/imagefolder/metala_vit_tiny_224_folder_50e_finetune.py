@@ -1,7 +1,7 @@
 """MetaLA-ViT tiny fine-tuned on a folder of images, from a checkpoint of other classes, by layer-wise rate decay.
 
 Command: python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_50e_finetune.py \\
-             --data-root FOLDER --cfg-options model.backbone.num_classes=N model.init_from=CHECKPOINT
+             --data-root FOLDER --num-classes N --cfg-options model.init_from=CHECKPOINT
 Cost and accuracy: those of your folder; add --dry-run for an estimate
 """
 

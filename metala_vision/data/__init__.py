@@ -4,6 +4,7 @@ from .base import LabelledImages, UnreadableImageError, collate_images
 from .boxes import BoxDataset, collate_boxes
 from .coco import CocoDetection
 from .dense_transforms import BoxTransform, MaskTransform
+from .detection_folder import detection_folder
 from .digits import Digits
 from .fashion_mnist import FashionMNIST
 from .image_folder import ImageFolder
@@ -37,6 +38,7 @@ __all__ = [
     "collate_boxes",
     "collate_images",
     "collate_masks",
+    "detection_folder",
     "stratified_split",
     "stratified_subset",
 ]

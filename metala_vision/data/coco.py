@@ -1,23 +1,22 @@
 """Boxes and masks in COCO's form: one JSON file for all images."""
 
-import json
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from metala_vision.errors import InputError
 
 from .base import check_split
-from .boxes import BoxDataset, Objects, Troubles, sound_boxes
+from .boxes import BoxDataset, Troubles
+from .coco_file import read_coco
+from .coco_objects import UNUSABLE, objects_of, size_of_codes
 from .image_folder import read_image
 from .rle import decode_any
-
-MASKLESS = "objects without a mask ignored"
+from .sizes import check_sizes, size_of_picture, stated_size
+from .splits import held_out
 
 
 @DATASETS.register_module()
@@ -33,9 +32,15 @@ class CocoDetection(BoxDataset):
         masks: read the masks too.
         classes: names of the categories to use, in this order; None is all of them in the order of their ids. Those
             of one name are one class.
+        holdout: where one file holds all splits, the share of its images that is validation, and test too.
+        orientation: turn pictures as cameras note it beside them (EXIF), where the width and height of an image entry,
+            or the size of a run-length code, do not decide; see `orientation`.
+        max_share: of pictures that may be of another size than the file states. Such pictures are refused; some are
+            looked at here, all when they are loaded.
 
     Raises:
-        InputError: a missing or broken file, an annotation of an unknown image or category, masks asked for and absent.
+        InputError: a missing or broken file, an annotation of an unknown image or category, masks asked for and absent,
+            two images of one id, too many pictures of another size.
     """
 
     def __init__(
@@ -47,13 +52,17 @@ class CocoDetection(BoxDataset):
         images: str = "{split}2017",
         masks: bool = False,
         classes: Sequence[str] | None = None,
+        holdout: float | None = None,
+        orientation: bool = True,
+        max_share: float = 0.01,
     ):
         check_split(split)
         self.file = Path(root) / annotations.format(split=split)
         folder = Path(root) / images.format(split=split)
         if not folder.is_dir():
             raise InputError(f"images: no folder {folder}")
-        content = _read(self.file)
+        troubles = Troubles()
+        content = read_coco(self.file, troubles)
         categories = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
         names = tuple(dict.fromkeys(categories.values() if classes is None else classes))
         if missing := [name for name in names if name not in categories.values()]:
@@ -76,19 +85,30 @@ class CocoDetection(BoxDataset):
                 )
             if annotation["category_id"] in label_of:
                 of_image[annotation["image_id"]].append(annotation)
-        troubles = Troubles()
-        self.ids, self.paths, found = [], [], []
-        for image in content["images"]:
+        images_of_split = content["images"]
+        if holdout is not None:
+            chosen = held_out(len(images_of_split), split, holdout)
+            images_of_split = [images_of_split[i] for i in chosen]
+        self.orientation = orientation
+        self.ids, self.paths, self.sizes, found = [], [], [], []
+        for image in images_of_split:
+            name, path, annotated = image["file_name"], folder / image["file_name"], of_image[image["id"]]
+            stated = stated_size(image.get("height"), image.get("width"), name, troubles) or size_of_codes(annotated)
+            size = stated or size_of_picture(path, orientation)
             self.ids.append(image["id"])
-            self.paths.append(folder / image["file_name"])
-            found.append(_objects(of_image[image["id"]], label_of, image, masks, troubles))
-        objects = sum(map(len, of_image.values()))
-        if objects and troubles.counts().get(MASKLESS) == objects:
-            raise InputError(f"masks: none of the objects in {self.file} has a segmentation")
+            self.paths.append(path)
+            self.sizes.append(stated)
+            found.append(objects_of(annotated, label_of, name, size, masks, troubles))
+        check_sizes("annotations", self.paths, self.sizes.__getitem__, troubles, max_share)
+        objects = sum(len(of_image[image["id"]]) for image in images_of_split)
+        unusable = {kind: count for kind, count in troubles.counts().items() if kind in UNUSABLE}
+        if objects and sum(unusable.values()) == objects:
+            kinds = "; ".join(f"{count} {kind}, as {troubles.files[kind][0]}" for kind, count in unusable.items())
+            raise InputError(f"masks: none of the objects in {self.file} has a mask that can be used: {kinds}")
         super().__init__(split, names, [path.name for path in self.paths], found, transform, troubles)
 
     def load(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index], 3)
+        return read_image(self.paths[index], 3, self.orientation, self.sizes[index])
 
     def decode(self, mask: object, height: int, width: int) -> np.ndarray:
         """Polygons or a run-length code, as pycocotools decodes them."""
@@ -96,64 +116,3 @@ class CocoDetection(BoxDataset):
 
     def image_id(self, index: int) -> int:
         return self.ids[index]
-
-
-def _read(file: Path) -> dict:
-    if not file.is_file():
-        raise InputError(f"annotations: no file {file}")
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise InputError(f"annotations: {file} is no whole JSON file: {error}") from error
-    wanted = {"images": ("id", "file_name"), "annotations": ("bbox",), "categories": ("id", "name")}
-    for part, keys in wanted.items():
-        entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(e, dict) and all(k in e for k in keys) for e in entries):
-            raise InputError(f"annotations: {file}: {part!r} is no list of objects with {', '.join(keys)}")
-    if not content["images"]:
-        raise InputError(f"annotations: {file} has no images")
-    print_log(
-        f"{file}: {len(content['images'])} images, {len(content['annotations'])} objects",
-        logger="current",
-        level=logging.INFO,
-    )
-    return content
-
-
-def _objects(
-    annotations: list[dict], label_of: dict[int, int], image: dict, masks: bool, troubles: Troubles
-) -> Objects:
-    """Those of one image. Where masks are asked for, one without is taken for a crowd with its box as mask."""
-    try:
-        boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
-        areas = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], np.float32)
-    except (TypeError, ValueError, IndexError) as error:
-        raise InputError(f"annotations: {image['file_name']} has a bbox that is no list of four numbers") from error
-    boxes[:, 2:] += boxes[:, :2]
-    labels = np.array([label_of[a["category_id"]] for a in annotations], np.int64)
-    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
-    segmentations = None
-    if masks:
-        segmentations = [_mask(a, image["file_name"], troubles) for a in annotations]
-        for i, mask in enumerate(segmentations):
-            if not mask:
-                troubles.add(MASKLESS, image["file_name"])
-                left, top, right, bottom = boxes[i].tolist()
-                segmentations[i], crowd[i] = [[left, top, right, top, right, bottom, left, bottom]], True
-        segmentations = tuple(segmentations)
-    size = (image["height"], image["width"]) if image.get("height") and image.get("width") else None
-    keep = sound_boxes(boxes, size, image["file_name"], troubles)
-    return Objects(boxes, labels, crowd, segmentations, areas).only(keep)
-
-
-def _mask(annotation: dict, file: str, troubles: Troubles) -> list | dict | None:
-    """Its polygons of at least three points, or its run-length code; None for neither."""
-    found = annotation.get("segmentation")
-    if isinstance(found, dict):
-        return found if "counts" in found and "size" in found else None
-    if not isinstance(found, list):
-        return None
-    whole = [part for part in found if isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0]
-    for _ in range(len(found) - len(whole) if whole else 0):
-        troubles.add("polygons of fewer than three points dropped", file)
-    return whole

@@ -1,7 +1,6 @@
 """A folder of images with a subfolder per class, in any of the three layouts people keep them in."""
 
 import logging
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from metala_vision.errors import InputError
 
 from .base import LabelledImages, UnreadableImageError, check_holdout, check_split
 from .folder_index import class_names, has_classes, list_images
+from .orientation import Size, WrongSizeError, needed_turn, opened
 from .packed import PackedStrings
 from .splits import SPLITS, stratified_split
 
@@ -37,6 +37,8 @@ class ImageFolder(LabelledImages):
             `train`: val and test are then both the `val` folder, and nothing may be chosen by it.
         channels: 3 for RGB, 1 for grey; every image is converted.
         cache: remember the list of files under the user's cache folder, see `folder_index`.
+        orientation: turn pictures as cameras note it beside them (EXIF). False reads as timm and torchvision do, which
+            leave all but TIFF files as they are stored.
 
     Raises:
         InputError: missing or empty folder, a class without images, classes that differ between splits.
@@ -50,12 +52,14 @@ class ImageFolder(LabelledImages):
         holdout: float = 0.1,
         channels: int = 3,
         cache: bool = True,
+        orientation: bool = True,
     ):
         check_split(split)
         if channels not in (1, 3):
             raise InputError(f"channels: got {channels!r}, expected 3 (RGB) or 1 (grey)")
         check_holdout(holdout)
         self.channels = channels
+        self.orientation = orientation
         folder = Path(root)
         if not folder.is_dir():
             raise InputError(f"root: no folder {folder}; expected {folder}/train/CLASS/IMAGE or {folder}/CLASS/IMAGE")
@@ -99,40 +103,48 @@ class ImageFolder(LabelledImages):
         super().__init__(split, classes, labels, transform)
 
     def load(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index], self.channels)
+        return read_image(self.paths[index], self.channels, self.orientation)
 
 
-def read_image(path: str | Path, channels: int) -> np.ndarray:
-    """An image file as [height, width, channels] uint8, of any mode.
+def read_image(path: str | Path, channels: int, orientation: bool = True, stated: Size | None = None) -> np.ndarray:
+    """An image file as [height, width, channels] uint8, of any mode. What is transparent is white.
 
-    As it is stored: a note of orientation that cameras leave (EXIF) is not followed, as in timm and torchvision. What
-    is transparent is white.
+    Args:
+        path: of the file.
+        channels: 3 for RGB, 1 for grey.
+        orientation: turn it as its camera noted (EXIF), where `stated` does not decide; see `orientation`.
+        stated: height and width that its annotations are for.
 
     Raises:
-        UnreadableImageError: it is no image, not whole, or so large that a few bytes ask for gigabytes of memory.
+        UnreadableImageError: it is no image, not whole, of another size than stated, or so large that a few bytes ask
+            for gigabytes of memory.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _pixels(image, channels)
+        with opened(path) as image:
+            return _pixels(image, channels, needed_turn(image, orientation, stated))
+    except WrongSizeError as error:
+        raise UnreadableImageError(f"{path}: {error}") from error
     # PIL raises almost anything on broken files: SyntaxError for PNG chunks, ValueError, struct.error, ...
     except Exception as error:
         raise UnreadableImageError(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+def _pixels(image: Image.Image, channels: int, turn: Image.Transpose | None) -> np.ndarray:
     """[height, width, channels] uint8, of any mode; 16-bit grey is scaled, where PIL would clip it to white."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PGM's too are of 16 bits
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {image.mode}) have no agreed range; save it with 8 or 16 bits")
     if image.has_transparency_data:  # the colours beneath are black in most files
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = "RGB" if channels == 3 else "L"
-    converted = np.asarray(image if image.mode == mode else image.convert(mode))
-    return converted.reshape(image.height, image.width, channels)
+    if image.mode != mode:
+        image = image.convert(mode)
+    if turn is not None:
+        image = image.transpose(turn)
+    pixels = np.asarray(image)  # loads what is still a file; Pillow turns a TIFF file, and changes its size, only then
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _part(

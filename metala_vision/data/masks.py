@@ -1,5 +1,6 @@
 """Images with a class for each pixel, from folders of images and of masks."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +9,17 @@ import numpy as np
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, FUNCTIONS, TRANSFORMS
-from PIL import Image
 from torch.utils.data import Dataset
 
 from metala_vision.errors import InputError
 
-from .base import UnreadableImageError, check_split
+from .base import UnreadableImageError, check_holdout, check_split
+from .boxes import Troubles
 from .image_folder import SUFFIXES, read_image
+from .orientation import Size, opened
 from .sampling import SampleKey
+from .sizes import check_sizes
+from .splits import SPLITS, held_out
 
 IGNORE = 255  # the label of pixels that nobody is asked about
 
@@ -87,7 +91,8 @@ class MaskFolder(MaskDataset):
     """A folder of images, and one of masks with the same names, as PNG files whose values are the classes.
 
     ADE20K's is images="images/training", masks="annotations/training", zero_is_ignored=True; other sets have
-    "{split}" in theirs.
+    "{split}" in theirs, or no splits at all: then a share is held out. Where there is no test split, it is that of
+    validation.
 
     Args:
         root: the folder of both.
@@ -97,10 +102,14 @@ class MaskFolder(MaskDataset):
         images: folder of the images, with {split}.
         masks: folder of the masks, with {split}.
         zero_is_ignored: the label 0 is ignored, and 1 is the first class.
-        max_share: of images that may have no mask: they are left out.
+        max_share: of images that may have no mask, they are left out; and of those that may be of another size than
+            their mask. Such images are refused; some are looked at here, all when they are loaded.
+        holdout: where there are no folders of splits, the share of all images that is validation, and test too.
+        orientation: turn images as cameras note it beside them (EXIF), where the size of the mask does not decide; see
+            `orientation`. Masks are taken as they are stored.
 
     Raises:
-        InputError: a missing folder, no images, or too many without a mask.
+        InputError: a missing folder, no images, two of one mask, or too many without one or with one of another size.
     """
 
     def __init__(
@@ -113,9 +122,17 @@ class MaskFolder(MaskDataset):
         masks: str = "masks/{split}",
         zero_is_ignored: bool = False,
         max_share: float = 0.01,
+        holdout: float = 0.15,
+        orientation: bool = True,
     ):
         check_split(split)
-        folders = [Path(root) / part.format(split=split) for part in (images, masks)]
+        check_holdout(holdout)
+        called = "val" if split == "test" and not (Path(root) / images.format(split="test")).is_dir() else split
+        folders = [Path(root) / part.format(split=called) for part in (images, masks)]
+        whole = [folder.parent for folder in folders]
+        is_split = "{split}" not in images or any((whole[0] / name).is_dir() for name in SPLITS)
+        if not is_split:
+            folders = whole
         for name, folder in zip(("images", "masks"), folders):
             if not folder.is_dir():
                 raise InputError(f"{name}: no folder {folder}")
@@ -123,8 +140,14 @@ class MaskFolder(MaskDataset):
         if not paths:
             raise InputError(f"images: no image in {folders[0]}")
         self.paths, missing = [], []
+        image_of: dict[Path, Path] = {}
         for path in paths:
             mask = folders[1] / path.relative_to(folders[0]).with_suffix(".png")
+            if image_of.setdefault(mask, path) != path:
+                raise InputError(
+                    f"images: {image_of[mask]} and {path.name} would both have the mask {mask}; remove or rename one, "
+                    f"and keep masks in a folder of their own"
+                )
             if mask.is_file():
                 self.paths.append((path, mask))
             else:
@@ -134,18 +157,29 @@ class MaskFolder(MaskDataset):
             if len(missing) > max_share * len(paths):
                 raise InputError(f"masks: {said}; more than max_share={max_share:g}")
             print_log(f"masks: {said}; they are left out", logger="current", level=logging.WARNING)
+        if not is_split:
+            self.paths = [self.paths[i] for i in held_out(len(self.paths), split, holdout)]
         self.zero_is_ignored = zero_is_ignored
+        self.orientation = orientation
+        self.troubles = Troubles()
+        for mask in sorted(set(folders[1].rglob("*.png")) - set(image_of)):
+            self.troubles.add("masks without an image left out", mask.name)
+        check_sizes(
+            "masks", [path for path, _ in self.paths], lambda i: _size(self.paths[i][1]), self.troubles, max_share
+        )
+        self.troubles.log(f"{type(self).__name__} ({split})")
         if isinstance(classes, int):
             classes = [str(i) for i in range(classes)]
         super().__init__(split, classes, [str(path) for path, _ in self.paths], transform)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = self.paths[index]
-        return read_image(image, 3), self._classes(mask)
+        image, path = self.paths[index]
+        mask = self._classes(path)
+        return read_image(image, 3, self.orientation, mask.shape), mask
 
     def _classes(self, path: Path) -> np.ndarray:
         try:
-            with Image.open(path) as file:
+            with opened(path) as file:
                 if file.mode not in ("L", "P", "1", "I", "I;16"):
                     raise ValueError(f"it has mode {file.mode}, expected grey or palette values that are the classes")
                 mask = np.asarray(file).astype(np.int64)
@@ -156,6 +190,13 @@ class MaskFolder(MaskDataset):
         if mask.max(initial=0) > IGNORE:
             raise UnreadableImageError(f"{path}: its labels run up to {mask.max()}, expected at most {IGNORE}")
         return mask.astype(np.uint8)
+
+
+def _size(mask: Path) -> Size | None:
+    """Height and width of a mask by its header; None for what is no image, which loading it says."""
+    with contextlib.suppress(Exception), opened(mask) as file:  # PIL raises almost anything on broken files
+        return file.height, file.width
+    return None
 
 
 @FUNCTIONS.register_module()

@@ -34,6 +34,35 @@ def decode_any(mask: list | dict, height: int, width: int) -> np.ndarray:
         return coder.decode(mask)
 
 
+def runs(counts: list | str) -> np.ndarray | None:
+    """Lengths of the runs of a code, zeros first, whose counts are numbers or text; None for what is no code.
+
+    pycocotools checks little: where runs do not fill a mask, the rest of it is what was in memory.
+    """
+    try:
+        if isinstance(counts, list):
+            lengths = np.array(counts)
+            whole = lengths.ndim == 1 and lengths.dtype.kind in "iu" and (lengths >= 0).all()
+            return lengths if whole else None
+        digits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    except (ValueError, AttributeError, OverflowError):
+        return None
+    # Each number is in digits of five bits, the lowest first, and a sixth bit that says whether another one follows.
+    follows = digits & 32 > 0
+    if len(digits) == 0 or digits.min() < 0 or digits.max() > 63 or follows[-1]:
+        return None
+    ends = np.flatnonzero(~follows)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:  # more than 32 bits
+        return None
+    values = np.add.reduceat((digits & 31) << (5 * place), starts)
+    values -= np.where(digits[ends] & 16, 1 << (5 * (place[ends] + 1)), 0)
+    # From the fourth on, a number is what a run is longer than the last but one.
+    values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
+    return values if values.min() >= 0 else None
+
+
 def area(code: dict) -> float:
     """Pixels of a mask."""
     with _coder() as coder:

@@ -129,7 +129,10 @@ class ShapesSegmentation(MaskDataset):
     """The same drawings with a class for each pixel: background, disc, rectangle or triangle.
 
     Args:
-        split, images, size, most: as for `ShapesDetection`.
+        split: as for `ShapesDetection`.
+        images: as for `ShapesDetection`.
+        size: as for `ShapesDetection`.
+        most: as for `ShapesDetection`.
         transform: see `MaskDataset`.
 
     Raises:

@@ -26,6 +26,13 @@ def stratified_split(labels: np.ndarray, fractions: tuple[float, ...], seed: int
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
+def held_out(count: int, split: str, share: float, seed: int = 0) -> np.ndarray:
+    """Sorted indices of a split of `count` things: "val" and "test" are the same share of them, "train" is the rest."""
+    order = np.random.default_rng(seed).permutation(count)
+    cut = max(1, round(share * count)) if share > 0 and count > 1 else 0
+    return np.sort(order[cut:] if split == "train" else order[:cut])
+
+
 def stratified_subset(labels: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
     """Sorted indices of about `size` samples with the class proportions of the whole."""
     return stratified_split(labels, (size / len(labels), 1 - size / len(labels)), seed)[0]

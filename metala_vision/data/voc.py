@@ -1,5 +1,6 @@
 """Boxes in VOC's form: an XML file beside each image."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +13,8 @@ from metala_vision.errors import InputError, near_matches
 from .base import check_split
 from .boxes import BoxDataset, Objects, Troubles, sound_boxes
 from .image_folder import SUFFIXES, read_image
+from .orientation import Size
+from .sizes import check_sizes, size_of_picture, stated_size
 
 
 @DATASETS.register_module()
@@ -23,16 +26,20 @@ class VOCDetection(BoxDataset):
         split: "train", "val" or "test".
         classes: their names; objects of others are an error.
         transform: see `BoxDataset`.
-        names: the text file with a name a line, with {split}; None looks for `{split}.txt` and
+        names: of the images, or the text file with a name a line, with {split}; None looks for `{split}.txt` and
             `ImageSets/Main/{split}.txt`.
         difficult: "ignore" neither trains on difficult objects nor counts them: in evaluation each is what COCO calls a
             crowd, in which any detection is forgiven. "use" takes them as all others.
         one_based: whether pixels are counted from 1 and the last one belongs to the box, as VOC has it; False for files
             of tools that write corners as they are.
-        max_share: of annotation files that may be unreadable or missing: their images are left out.
+        max_share: of annotation files that may be unreadable or missing, their images are left out; and of pictures
+            that may be of another size than their files state. Such pictures are refused; some are looked at here, all
+            when they are loaded.
+        orientation: turn pictures as cameras note it beside them (EXIF), where the size of an annotation file does not
+            decide; see `orientation`.
 
     Raises:
-        InputError: a missing folder or file, an unknown class, or too many broken annotations.
+        InputError: a missing folder or file, an unknown class, too many broken annotations or pictures of another size.
     """
 
     def __init__(
@@ -41,10 +48,11 @@ class VOCDetection(BoxDataset):
         split: str,
         classes: Sequence[str],
         transform: dict | None = None,
-        names: str | None = None,
+        names: str | Sequence[str] | None = None,
         difficult: str = "ignore",
         one_based: bool = True,
         max_share: float = 0.01,
+        orientation: bool = True,
     ):
         check_split(split)
         if difficult not in ("ignore", "use"):
@@ -55,34 +63,45 @@ class VOCDetection(BoxDataset):
         for part in ("JPEGImages", "Annotations"):
             if not (folder / part).is_dir():
                 raise InputError(f"root: no folder {folder / part}; expected VOC's JPEGImages and Annotations there")
-        self.paths, found, troubles, broken = [], [], Troubles(), []
-        listed = _names(folder, split, names)
+        self.orientation = orientation
+        self.paths, self.sizes, found, troubles, broken = [], [], [], Troubles(), []
+        listed = _once(_names(folder, split, names), troubles)
+        pictures = _pictures(folder / "JPEGImages")
         for name in listed:
             file = folder / "Annotations" / f"{name}.xml"
+            path = _picture(folder, name, pictures, troubles)
             try:
-                objects = _read(file, classes, difficult == "ignore", one_based, troubles)
+                root_of_file = ElementTree.parse(file).getroot()
+                stated = _stated(root_of_file, name, str(file), troubles)
+                size = stated or size_of_picture(path, orientation)
+                objects = _objects(root_of_file, file, classes, difficult == "ignore", one_based, size, troubles)
             except (OSError, ElementTree.ParseError, _BrokenError) as error:
                 broken.append(f"{file}: {error}")
                 troubles.add("annotation files that cannot be read, their images left out", str(file))
                 continue
             found.append(objects)
-            self.paths.append(_image(folder, name))
+            self.paths.append(path)
+            self.sizes.append(stated)
         if len(broken) > max_share * len(listed):
             raise InputError(
                 f"root: {len(broken)} of the {len(listed)} annotation files of the {split} split cannot be read, more "
                 f"than max_share={max_share:g}; the first: {broken[0]}"
             )
+        check_sizes("root", self.paths, self.sizes.__getitem__, troubles, max_share)
         super().__init__(split, classes, [path.stem for path in self.paths], found, transform, troubles)
 
     def load(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index], 3)
+        return read_image(self.paths[index], 3, self.orientation, self.sizes[index])
 
 
 class _BrokenError(Exception):
     """An annotation that is XML and no annotation."""
 
 
-def _names(folder: Path, split: str, names: str | None) -> list[str]:
+def _names(folder: Path, split: str, names: str | Sequence[str] | None) -> list[str]:
+    """The names of a split's images, see `VOCDetection`."""
+    if names is not None and not isinstance(names, str):
+        return list(names)
     places = [names.format(split=split)] if names else [f"{split}.txt", f"ImageSets/Main/{split}.txt"]
     for place in places:
         file = folder / place
@@ -94,17 +113,46 @@ def _names(folder: Path, split: str, names: str | None) -> list[str]:
     raise InputError(f"names: no file {' or '.join(str(folder / place) for place in places)} for the {split} split")
 
 
-def _image(folder: Path, name: str) -> Path:
+def _once(listed: Sequence[str], troubles: Troubles) -> list[str]:
+    for name in (name for name, times in Counter(listed).items() if times > 1):
+        troubles.add("names listed more than once, taken once", name)
+    return list(dict.fromkeys(listed))
+
+
+def _pictures(folder: Path) -> dict[str, list[Path]]:
+    """Name -> its files, those of the first suffix first."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES:
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    return {name: sorted(paths, key=lambda path: SUFFIXES.index(path.suffix.lower())) for name, paths in found.items()}
+
+
+def _picture(folder: Path, name: str, pictures: dict[str, list[Path]], troubles: Troubles) -> Path:
     """The image of a name; a missing one is met, and counted, when it is read."""
-    for suffix in SUFFIXES:
-        for path in (folder / "JPEGImages" / f"{name}{suffix}", folder / "JPEGImages" / f"{name}{suffix.upper()}"):
-            if path.is_file():
-                return path
-    return folder / "JPEGImages" / f"{name}.jpg"
+    paths = pictures.get(name, [folder / "JPEGImages" / f"{name}.jpg"])
+    if len(paths) > 1:
+        troubles.add("names with several pictures, of which the first is used", ", ".join(map(str, paths)))
+    return paths[0]
 
 
-def _read(file: Path, classes: Sequence[str], ignore: bool, one_based: bool, troubles: Troubles) -> Objects:
-    root = ElementTree.parse(file).getroot()
+def _stated(root: ElementTree.Element, name: str, file: str, troubles: Troubles) -> Size | None:
+    """Height and width, where the file has them: some have zeros. Whether it is of this picture is looked at too."""
+    picture = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+    if picture and Path(name).name not in (picture, Path(picture).stem):
+        troubles.add("annotation files that name another picture", file)
+    return stated_size(root.findtext("size/height"), root.findtext("size/width"), file, troubles)
+
+
+def _objects(
+    root: ElementTree.Element,
+    file: Path,
+    classes: Sequence[str],
+    ignore: bool,
+    one_based: bool,
+    size: Size | None,
+    troubles: Troubles,
+) -> Objects:
     boxes, labels, crowd = [], [], []
     for element in root.iter("object"):
         name = (element.findtext("name") or "").strip()
@@ -119,14 +167,5 @@ def _read(file: Path, classes: Sequence[str], ignore: bool, one_based: bool, tro
     arrays = np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(crowd, bool)
     if one_based:
         arrays[0][:, :2] -= 1
-    keep = sound_boxes(arrays[0], _size(root), str(file), troubles)
+    keep = sound_boxes(arrays[0], size, str(file), troubles)
     return Objects(*arrays).only(keep)
-
-
-def _size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """Height and width, where the file has them: some have zeros."""
-    try:
-        height, width = int(root.findtext("size/height")), int(root.findtext("size/width"))
-    except (TypeError, ValueError):
-        return None
-    return (height, width) if height > 0 and width > 0 else None

@@ -7,7 +7,7 @@ from .run.distributed import DistributedTask, join_processes, leave_processes
 from .run.ema import ModelEmaHook
 from .run.hooks import HistoryHook, StepSeedHook, UnreadableImagesHook
 from .run.optim import AutocastOptimWrapper, TimmOptimConstructor
-from .run.options import apply_test_options, apply_train_options, set_data_root
+from .run.options import apply_test_options, apply_train_options, set_data_root, set_num_classes
 from .run.runner import VisionRunner
 from .run.work_dir import held
 from .tasks.classifier import ImageClassifier, ImagePreprocessor
@@ -32,4 +32,5 @@ __all__ = [
     "leave_processes",
     "load_config",
     "set_data_root",
+    "set_num_classes",
 ]

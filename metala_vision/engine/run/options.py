@@ -40,6 +40,24 @@ def set_data_root(config: Config, root: str) -> None:
         dataset.root = root
 
 
+def set_num_classes(config: Config, num_classes: int) -> None:
+    """The number of classes, wherever a config has it: of the model, and of masks, whose files do not name theirs.
+
+    Raises:
+        InputError: none or fewer.
+    """
+    if num_classes < 1:
+        raise InputError(f"--num-classes: got {num_classes}, expected at least 1")
+    if config.model.type == "ImageClassifier":
+        config.model.backbone.num_classes = num_classes
+    else:
+        config.model.num_classes = num_classes
+    for part in ("train", "val", "test"):
+        dataset = config[f"{part}_dataloader"].dataset
+        if isinstance(dataset.get("classes"), int):
+            dataset.classes = num_classes
+
+
 def apply_train_options(
     config: Config,
     work_dir: str | None = None,

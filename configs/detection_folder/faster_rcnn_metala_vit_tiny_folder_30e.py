@@ -1,0 +1,18 @@
+"""Faster R-CNN on MetaLA-ViT tiny, on boxes of one's own at COCO's size: shorter sides of 480 to 800 pixels.
+
+Command: python tools/train.py configs/detection_folder/faster_rcnn_metala_vit_tiny_folder_30e.py \\
+             --data-root FOLDER --num-classes N
+From other weights, which so few images need: --cfg-options model.init_from=CHECKPOINT
+Cost and accuracy: those of your folder; add --dry-run for an estimate
+"""
+
+_base_ = ["../_base_/detection.py", "../_base_/detection_folder.py"]
+
+model = dict(
+    type="ImageDetector",
+    kind="faster_rcnn",
+    backbone=dict(model_name="metala_vit_tiny", drop_path_rate=0.1),
+    num_classes=1,
+    min_size=(480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+    max_size=1333,
+)

@@ -1,0 +1,82 @@
+"""The sizes that annotations state, against those of the pictures."""
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from metala_vision.errors import InputError
+
+from .boxes import Troubles
+from .orientation import Size, WrongSizeError, check_size, shown_size
+
+# A header takes 0.03 to 0.1 ms from memory, and milliseconds on a network disk: minutes for all of COCO at each start.
+LOOKED_AT = 100
+REFUSED = "pictures refused that are not of the size they were annotated at"
+
+
+def stated_size(height: object, width: object, file: str, troubles: Troubles) -> Size | None:
+    """The size that a file states, as numbers or text; None where it states none, or zeros as some tools do.
+
+    What is no size is counted.
+    """
+    if all(value in (None, "", 0, "0") for value in (height, width)):
+        return None
+    try:
+        size = float(height), float(width)
+    except (TypeError, ValueError):
+        size = math.nan, math.nan
+    if all(value.is_integer() and value > 0 for value in size):
+        return int(size[0]), int(size[1])
+    troubles.add("sizes that are none", file)
+    return None
+
+
+def size_of_picture(path: Path, follow: bool) -> Size | None:
+    """The size of a picture that nothing is stated about; None for one that cannot be opened, which loading it says."""
+    with contextlib.suppress(Exception):  # Pillow raises almost anything on broken files
+        return shown_size(path, follow)
+    return None
+
+
+def check_sizes(
+    argument: str, paths: Sequence[Path], stated: Callable[[int], Size | None], troubles: Troubles, max_share: float
+) -> None:
+    """Looks at the headers of some pictures from all over a set, before any is needed.
+
+    Each that does not fit is counted. All others are held against their sizes when they are loaded.
+
+    Args:
+        argument: the one that names the pictures.
+        paths: of all pictures.
+        stated: the size that the picture of an index was annotated at.
+        troubles: what is counted.
+        max_share: of the pictures that may not fit.
+
+    Raises:
+        InputError: more do not fit.
+    """
+    looked_at = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), LOOKED_AT)).astype(int)).tolist()
+    wrong = []
+    for i in looked_at:
+        size = stated(i)
+        if size is None:
+            continue
+        try:
+            check_size(paths[i], size)
+        except WrongSizeError as error:
+            wrong.append(f"{paths[i]}: {error}")
+            troubles.add(REFUSED, str(paths[i]))
+        except Exception:  # no image: loading it says so, with all that is wrong
+            continue
+    allowed = max_share * len(looked_at)
+    if len(looked_at) < len(paths):
+        allowed += 3 * math.sqrt(allowed)  # a few more may be met by chance
+    if len(wrong) > allowed:
+        raise InputError(
+            f"{argument}: {len(wrong)} of {len(looked_at)} pictures looked at are not of the size they were annotated "
+            f"at, more than max_share={max_share:g}; the first: {wrong[0]}. Resize the annotations as the pictures "
+            f"were, or give the pictures that were annotated"
+        )
