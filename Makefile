@@ -3,16 +3,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test lint timm-suite demo compat gpu clean
+PACKAGE := build/package
+
+.PHONY: test lint types docs timm-suite demo compat gpu clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# An installed copy: there the modules of kernels/ are where their name says, and tools that do not import find them.
+$(PACKAGE): $(VENV)/.installed $(shell find metala_vision kernels -name '*.py')
+	rm -rf $@ build/lib
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $@ .
+	touch $@
+
+types: $(PACKAGE)
+	$(BIN)/mypy $(PACKAGE)/metala_vision
+
+docs: $(PACKAGE)
+	$(BIN)/mkdocs build --quiet --strict
 
 # The Triton kernels run in their interpreter, which is chosen when Triton is imported: a process of its own.
 test: lint
@@ -35,4 +49,4 @@ gpu:
 	$(PYTHON) tools/gpu_report.py --minutes 9
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -111,7 +111,8 @@ def mixer(
         gate_bias: [C].
         aug_weight: [C / 2].
         num_heads: heads H.
-        rows, cols: the grid of the N tokens, row-major.
+        rows: of the grid of the N tokens, row-major.
+        cols: of the same.
         scan: orders joined by commas.
         backend: as `gated_linear_attention`.
 

@@ -29,7 +29,7 @@ def detector(
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
     backbone_arguments: dict | None = None,
-    **options,
+    **options: Any,
 ) -> nn.Module:
     """One of torchvision's detectors, with its interface: images and targets in, losses or detections out.
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ class SimpleFeaturePyramid(nn.Module):
         out_channels: int = 256,
         strides: Sequence[int] = STRIDES,
         index: int = -1,
-        **arguments,
+        **arguments: Any,
     ):
         super().__init__()
         self.body = FeatureMap(create_trunk(backbone, **arguments), index)

@@ -1,6 +1,7 @@
 """segmentation_models_pytorch's decoders: on a pyramid over any timm model, and DPT on the blocks of a plain one."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ def segmenter(
     num_classes: int,
     out_channels: int = 256,
     backbone_arguments: dict | None = None,
-    **options,
+    **options: Any,
 ) -> nn.Module:
     """A segmenter: images [B, in_chans, height, width] of any size in, logits [B, num_classes, height, width] out.
 

@@ -4,6 +4,7 @@ A config brings them in by `custom_imports = dict(imports=["metala_vision.engine
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -45,7 +46,7 @@ class MetaLAViT(metala_vit.MetaLAViT):
         frozen_stages: int = -1,
         init_cfg: dict | None = None,
         with_cp: bool = False,
-        **options,
+        **options: Any,
     ):
         if isinstance(arch, str) and arch not in ARCHS:
             raise InputError(f"arch: got {arch!r}, expected one of {ARCHS}, or a dict")

@@ -14,8 +14,12 @@ class MetaLABlock(nn.Module):
 
     Args:
         dim: channels C of a token.
-        num_heads, scan, causal, local_conv, self_aug: those of `MetaLA`.
+        num_heads: as for `MetaLA`.
         mlp_ratio: hidden channels of the SwiGLU over `dim`.
+        scan: as for `MetaLA`.
+        causal: as for `MetaLA`.
+        local_conv: as for `MetaLA`.
+        self_aug: as for `MetaLA`.
         proj_drop: dropout after the projections of both.
         drop_path: rate of stochastic depth of both.
 

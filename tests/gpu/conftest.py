@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from metala_vision.kernels import library
 from tolerances import for_dtype, relative_rms
 from torch import Tensor
+
+from metala_vision.kernels import library
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from metala_vision.kernels import gated_linear_attention, mixer
 from tolerances import FLOAT32, relative_rms
+
+from metala_vision.kernels import gated_linear_attention, mixer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))
 from gla_inputs import ALL_ORDERS, GATES, cast, make, run  # noqa: E402

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from gla_inputs import ALL_ORDERS
-from metala_vision.kernels import gpu
-from metala_vision.kernels.reference import clamp_log_decay, recurrence
 from poison import arena, poisoned_memory
 from tolerances import for_dtype, relative_rms
 from torch.nn import functional as F
+
+from metala_vision.kernels import gpu
+from metala_vision.kernels.reference import clamp_log_decay, recurrence
 
 NAMES = ("projected", "gate_bias", "aug_weight")
 

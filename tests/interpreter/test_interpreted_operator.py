@@ -10,10 +10,11 @@ import torch
 import triton
 import triton.language as tl
 from gla_inputs import ALL_ORDERS, GATES, cast, make
-from metala_vision.kernels import GATE_FLOOR, GATE_TEMPERATURE, gpu, gpu_backward, gpu_common, gpu_forward
-from metala_vision.kernels.reference import clamp_log_decay, recurrence
 from poison import arena, poisoned_memory
 from tolerances import for_dtype, relative_rms
+
+from metala_vision.kernels import GATE_FLOOR, GATE_TEMPERATURE, gpu, gpu_backward, gpu_common, gpu_forward
+from metala_vision.kernels.reference import clamp_log_decay, recurrence
 
 SCANS = [
     ("row", "row_reverse"),

@@ -4,8 +4,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from metala_vision.kernels import available_backends, native
 from native_runs import OUTPUT, Compiler, restart
+
+from metala_vision.kernels import available_backends, native
 
 
 @pytest.fixture

@@ -2,9 +2,10 @@
 
 import torch
 from gla_inputs import ALL_ORDERS
-from metala_vision.kernels import mixer
 from tolerances import relative_rms
 from torch import Tensor, nn
+
+from metala_vision.kernels import mixer
 
 GRIDS = [(1, 1), (1, 7), (7, 9), (14, 14), (15, 17), (40, 40)]
 WIDTHS = [(48, 3), (20, 2), (192, 3), (64, 1)]  # channels and heads: K, V of 8, 16; 5, 10; 32, 64; 32, 64

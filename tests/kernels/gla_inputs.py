@@ -1,9 +1,10 @@
 """Inputs for the tests of the operator, and one way to run it."""
 
 import torch
-from metala_vision.kernels import gated_linear_attention
 from torch import Tensor
 from torch.nn import functional as F
+
+from metala_vision.kernels import gated_linear_attention
 
 ALL_ORDERS = ("row", "row_reverse", "column", "column_reverse")
 

@@ -9,10 +9,11 @@ from collections import Counter
 import pytest
 import torch
 from gla_inputs import ALL_ORDERS, cast, make, run
-from metala_vision.kernels import available_backends, gated_linear_attention
 from tolerances import FLOAT64, relative_rms
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from metala_vision.kernels import available_backends, gated_linear_attention
 
 chunked = importlib.import_module("metala_vision.kernels.chunked")
 

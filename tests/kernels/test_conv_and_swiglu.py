@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 from fused_inputs import GRIDS, conv_formula, conv_inputs, double, errors, name_of, permuted, run, swiglu_formula
-from metala_vision.kernels import available_backends, conv_silu, swiglu
 from tolerances import FLOAT32, FLOAT64, HALF, relative_rms
 from torch import Tensor
+
+from metala_vision.kernels import available_backends, conv_silu, swiglu
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C kernels do not run here")
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import pytest
 import torch
 from gla_inputs import ALL_ORDERS, GATES, cast, make, run
-from metala_vision.kernels import available_backends, gated_linear_attention
 from tolerances import FLOAT32, FLOAT64, for_dtype, relative_rms
+
+from metala_vision.kernels import available_backends, gated_linear_attention
 
 BACKENDS = [name for name in available_backends() if name != "reference"]
 RUNS = [("chunked", torch.float64), *((name, torch.float32) for name in BACKENDS)]

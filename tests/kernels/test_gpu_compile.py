@@ -14,6 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 is set: kernels are interpreted, not compiled", allow_module_level=True)
 
 from gpu_builds import SHARED_LIMITS, TARGETS, build, bytes_per_token, record  # noqa: E402
+
 from metala_vision.kernels import gpu  # noqa: E402
 
 GRID = (16, 16)

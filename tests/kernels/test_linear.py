@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from metala_vision.kernels.linear import linear, takes_onednn
 from tolerances import FLOAT32, HALF, relative_rms
+
+from metala_vision.kernels.linear import linear, takes_onednn
 
 
 @pytest.fixture(params=["onednn", "torch"])

@@ -20,8 +20,9 @@ from fused_inputs import (
     run,
     run_mixer,
 )
-from metala_vision.kernels import available_backends, mixer
 from tolerances import FLOAT32, FLOAT64, HALF, relative_rms
+
+from metala_vision.kernels import available_backends, mixer
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C kernels do not run here")
 

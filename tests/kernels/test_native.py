@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 import torch
-from metala_vision.kernels import available_backends, native
 from native_runs import (
     OUTPUT,
     Compiler,
@@ -23,6 +22,8 @@ from native_runs import (
     warnings_of,
 )
 from tolerances import FLOAT32, relative_rms
+
+from metala_vision.kernels import available_backends, native
 
 # --- building and keeping
 

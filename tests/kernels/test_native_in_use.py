@@ -11,9 +11,10 @@ import time
 
 import pytest
 import torch
-from metala_vision.kernels import available_backends, gated_linear_attention, mixer, native
 from native_runs import ALL, GRID, SECONDS, differences, finish, make, results, start
 from tolerances import for_dtype, relative_rms
+
+from metala_vision.kernels import available_backends, gated_linear_attention, mixer, native
 
 
 @pytest.fixture

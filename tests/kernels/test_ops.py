@@ -6,11 +6,12 @@ import re
 import pytest
 import torch
 from gla_inputs import ALL_ORDERS, cast, make, run
-from metala_vision.kernels import GATE_FLOOR, SCAN_ORDERS, available_backends, gated_linear_attention
 from tolerances import FLOAT32, FLOAT64, for_dtype, relative_rms
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchscript import save_and_load, script
+
+from metala_vision.kernels import GATE_FLOOR, SCAN_ORDERS, available_backends, gated_linear_attention
 
 GRID = (7, 9)
 KWARGS = dict(grid=GRID, scan=ALL_ORDERS)

@@ -4,9 +4,10 @@ import re
 
 import pytest
 import torch
-from metala_vision.kernels import available_backends, patches
 from torch import Tensor
 from torch.nn import functional as F
+
+from metala_vision.kernels import available_backends, patches
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C kernels do not run here")
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from gla_inputs import ALL_ORDERS, cast, make, run
-from metala_vision.kernels import GATE_FLOOR, available_backends, gated_linear_attention
 from tolerances import FLOAT32, FLOAT64, relative_rms
+
+from metala_vision.kernels import GATE_FLOOR, available_backends, gated_linear_attention
 
 BACKENDS = [name for name in available_backends() if name != "reference"]
 TOLERANCE = {torch.float32: FLOAT32, torch.float64: FLOAT64}

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from gla_inputs import ALL_ORDERS, cast, make
+from tolerances import FLOAT64, relative_rms
+
 from metala_vision.kernels import attention_map, gated_linear_attention, scan_order
 from metala_vision.kernels.reference import recurrence
-from tolerances import FLOAT64, relative_rms
 
 ORDER_SETS = [c for size in range(1, 5) for c in itertools.combinations(ALL_ORDERS, size)]
 # The token visited first has the smallest key; row-major token i sits at (i // cols, i % cols).

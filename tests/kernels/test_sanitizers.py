@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from metala_vision.kernels import native
 
 DRIVER = Path(__file__).with_name("sanitizer_driver.c")

@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 from fused_inputs import double, errors, run, swiglu_formula
-from metala_vision.kernels import add_swiglu_mlp, available_backends, cpu_blocks, swiglu, swiglu_mlp
 from tolerances import FLOAT32, FLOAT64, HALF, relative_rms
 from torch import Tensor, nn
+
+from metala_vision.kernels import add_swiglu_mlp, available_backends, cpu_blocks, swiglu, swiglu_mlp
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C kernels do not run here")
 

@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
-from metala_vision.kernels.unfused import gate_log_decay
 from tolerances import relative_rms
 from torch import Tensor
 
+from metala_vision.kernels.unfused import gate_log_decay
 from metala_vision.layers import MetaLA
 
 EXACT = 1e-10  # a whole layer in float64

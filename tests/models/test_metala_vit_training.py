@@ -5,7 +5,6 @@ import warnings
 import pytest
 import timm
 import torch
-from metala_vision.kernels import flops
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from tolerances import relative_rms
@@ -16,6 +15,7 @@ from torchscript import script, trace
 from vit_model import CLOSE, nano
 
 from metala_vision import MetaLAViT
+from metala_vision.kernels import flops
 
 # --- training
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from metala_vision.kernels.linear import takes_onednn
 
 from metala_vision.errors import InputError
+from metala_vision.kernels.linear import takes_onednn
 from metala_vision.profiling import Spread, interleaved, matrix_products, replay
 from metala_vision.profiling.speed.bench import bench_models, parse_cell, render
 from metala_vision.profiling.speed.steps import Cell, create, make_step

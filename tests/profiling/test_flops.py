@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from metala_vision.kernels.flops import chunkwise_scan_macs, fvcore_handles, scan_macs
 from torch import nn
 
 from metala_vision.errors import InputError
+from metala_vision.kernels.flops import chunkwise_scan_macs, fvcore_handles, scan_macs
 from metala_vision.profiling.macs.count import count
 from metala_vision.profiling.macs.report import count_models, parse_size, render, save
 

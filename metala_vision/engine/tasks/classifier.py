@@ -45,7 +45,8 @@ class ImageClassifier(TaskModel):
 
     Args:
         backbone: arguments of `timm.create_model`, such as dict(model_name="metala_vit_tiny", num_classes=10).
-        mean, std: normalisation of the images, see `ImagePreprocessor`.
+        mean: of the images' channels in [0, 1], see `ImagePreprocessor`.
+        std: of the same.
         label_smoothing: share of the target spread over all classes.
         mixup: arguments of `timm.data.Mixup`, such as dict(mixup_alpha=0.8, cutmix_alpha=1.0); None for none.
         distillation: arguments of `Distillation`, such as dict(teacher=dict(model_name=...), kind="hard").

@@ -1,6 +1,7 @@
 """A detector for mmengine's Runner around any timm model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mmengine.registry import MODELS
@@ -23,7 +24,8 @@ class ImageDetector(TaskModel):
         kind: "faster_rcnn", "mask_rcnn", "retinanet" or "fcos".
         backbone: arguments of `timm.create_model`, such as dict(model_name="metala_vit_tiny", drop_path_rate=0.1).
         num_classes: of objects.
-        mean, std: of the images in [0, 1] that the backbone expects.
+        mean: of the images' channels in [0, 1] that the backbone expects.
+        std: of the same.
         init_from: checkpoint that the backbone starts from, see `create_backbone`.
         grad_checkpointing: recompute the activations of the backbone in the backward pass, for less memory.
         compile: run the backbone with its pyramid through torch.compile.
@@ -46,7 +48,7 @@ class ImageDetector(TaskModel):
         grad_checkpointing: bool = False,
         compile: bool = False,
         data_preprocessor: dict | None = None,
-        **options,
+        **options: Any,
     ):
         super().__init__(data_preprocessor or DensePreprocessor())
         if kind not in DETECTORS:

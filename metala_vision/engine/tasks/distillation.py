@@ -22,8 +22,9 @@ class Distillation:
         weight: share of the distillation in the loss, in (0, 1].
         temperature: of both distributions in soft distillation.
         img_size: side that images are resized to for the teacher; None leaves them.
-        teacher_mean, teacher_std: normalisation that the teacher was trained with. None is timm's for this teacher, or
-            the model's own where timm's is for another number of channels.
+        teacher_mean: of the images' channels that the teacher was trained with. None is timm's for this teacher, or the
+            model's own where timm's is for another number of channels.
+        teacher_std: of the same.
 
     Raises:
         InputError: an unknown kind, a number out of range, a teacher without weights or of other classes.

@@ -1,6 +1,7 @@
 """A segmenter for mmengine's Runner around any timm model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ class ImageSegmenter(TaskModel):
         kind: "unet", "fpn", "upernet", "segformer" or "dpt".
         backbone: arguments of `timm.create_model`, such as dict(model_name="metala_vit_tiny", drop_path_rate=0.1).
         num_classes: of pixels.
-        mean, std: of the images in [0, 1] that the backbone expects.
+        mean: of the images' channels in [0, 1] that the backbone expects.
+        std: of the same.
         init_from: checkpoint that the backbone starts from, see `create_backbone`.
         short_side: pixels that the shorter side of test images is resized to; None leaves them as they are. The classes
             are those of the pixels of the image as it was.
@@ -57,7 +59,7 @@ class ImageSegmenter(TaskModel):
         grad_checkpointing: bool = False,
         compile: bool = False,
         data_preprocessor: dict | None = None,
-        **options,
+        **options: Any,
     ):
         super().__init__(data_preprocessor or DensePreprocessor())
         if kind not in SEGMENTERS:
