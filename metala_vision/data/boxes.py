@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class Objects(NamedTuple):
     boxes: np.ndarray  # [K, 4] float32
     labels: np.ndarray  # [K] int64, 1 to the number of classes
     crowd: np.ndarray  # [K] bool: a crowd, or too difficult: neither trained on nor counted against a detector
-    masks: tuple[object, ...] | None = None  # K, as `BoxDataset.decode` takes them; None where the set has none
+    masks: tuple[Any, ...] | None = None  # K, as `BoxDataset.decode` takes them; None where the set has none
     areas: np.ndarray | None = None  # [K] float32, pixels as the set counts them; None where it does not
 
     def only(self, keep: np.ndarray) -> "Objects":
@@ -119,7 +119,7 @@ class BoxDataset(Dataset):
         """
         raise NotImplementedError
 
-    def decode(self, mask: object, height: int, width: int) -> np.ndarray:
+    def decode(self, mask: Any, height: int, width: int) -> np.ndarray:
         """One of `Objects.masks` as [height, width] uint8, 0 or 1."""
         raise NotImplementedError
 

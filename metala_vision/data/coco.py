@@ -110,7 +110,7 @@ class CocoDetection(BoxDataset):
     def load(self, index: int) -> np.ndarray:
         return read_image(self.paths[index], 3, self.orientation, self.sizes[index])
 
-    def decode(self, mask: object, height: int, width: int) -> np.ndarray:
+    def decode(self, mask: list | dict, height: int, width: int) -> np.ndarray:
         """Polygons or a run-length code, as pycocotools decodes them."""
         return decode_any(mask, height, width)
 

@@ -35,7 +35,7 @@ def read_coco(file: Path, troubles: Troubles) -> dict[str, list[dict]]:
     images = _images(content["images"], file, troubles)
     files = {image["id"]: image["file_name"] for image in images}
     annotations = _annotations(content["annotations"], files, troubles)
-    categories = {}
+    categories: dict[int, str] = {}
     for category in content["categories"]:
         former = categories.setdefault(category["id"], category["name"])
         if former != category["name"]:

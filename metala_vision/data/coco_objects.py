@@ -47,14 +47,16 @@ def objects_of(
     boxes[:, 2:] += boxes[:, :2]
     labels = np.array([label_of[a["category_id"]] for a in annotations], np.int64)
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
-    segmentations = None
+    segmentations: tuple[list | dict, ...] | None = None
     if masks:
-        segmentations = [_mask(a.get("segmentation"), size, file, troubles) for a in annotations]
-        for i, mask in enumerate(segmentations):
+        found: list[list | dict] = []
+        for i, annotation in enumerate(annotations):
+            mask = _mask(annotation.get("segmentation"), size, file, troubles)
             if mask is None:
                 left, top, right, bottom = boxes[i].tolist()
-                segmentations[i], crowd[i] = [[left, top, right, top, right, bottom, left, bottom]], True
-        segmentations = tuple(segmentations)
+                mask, crowd[i] = [[left, top, right, top, right, bottom, left, bottom]], True
+            found.append(mask)
+        segmentations = tuple(found)
     keep = sound_boxes(boxes, size, file, troubles)
     return Objects(boxes, labels, crowd, segmentations, areas).only(keep)
 

@@ -85,7 +85,7 @@ class MaskTransform:
 
 def spanned(masks: np.ndarray) -> np.ndarray:
     """The boxes [K, 4] float32 that masks [K, height, width], none of them empty, span."""
-    columns, rows = masks.any(1), masks.any(2)
+    columns, rows = np.any(masks, 1), np.any(masks, 2)
     left, top = columns.argmax(1), rows.argmax(1)
     right = masks.shape[2] - columns[:, ::-1].argmax(1)
     bottom = masks.shape[1] - rows[:, ::-1].argmax(1)

@@ -138,7 +138,7 @@ def _list_of_validation(folder: Path) -> str:
 
 def _classes(folder: Path) -> list[str]:
     """The names of all objects of all splits, by the alphabet; files that are broken are met when they are read."""
-    found = set()
+    found: set[str] = set()
     for file in (folder / "Annotations").glob("*.xml"):
         try:
             found.update((x.findtext("name") or "").strip() for x in ElementTree.parse(file).getroot().iter("object"))

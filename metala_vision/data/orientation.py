@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 Size = tuple[int, int]  # height and width
 
-TURNS = {
+TURNS: dict[object, Image.Transpose] = {  # by what a note says, which may be anything
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -67,7 +68,7 @@ def needed_turn(image: Image.Image, follow: bool, stated: Size | None) -> Image.
     if stated == shown:
         return None if by_pillow else noted
     if stated == stored:
-        return BACK.get(noted, noted) if by_pillow else None
+        return BACK.get(noted, noted) if by_pillow and noted is not None else None
     also = f" ({_text(stored)} as stored)" if stored != shown else ""
     raise WrongSizeError(f"it is {_text(shown)} pixels{also} and was annotated as {_text(stated)}")
 
@@ -93,7 +94,7 @@ def check_size(path: str | Path, stated: Size) -> None:
 
 def _noted(image: Image.Image) -> tuple[Image.Transpose | None, Size]:
     """How a picture is to be turned by its own note, and its stored size."""
-    if image.format == "TIFF":  # before its pixels are loaded, as Pillow then drops the note
+    if isinstance(image, TiffImageFile):  # before its pixels are loaded, as Pillow then drops the note
         tags = image.tag_v2
         noted = tags.get(ExifTags.Base.Orientation)
         return TURNS.get(noted), (tags[ExifTags.Base.ImageLength], tags[ExifTags.Base.ImageWidth])

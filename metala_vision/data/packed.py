@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
@@ -21,8 +22,12 @@ class PackedStrings(Sequence):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        index = range(len(self))[index]  # negative ones from the end; IndexError past it
-        if isinstance(index, range):
-            return [self[i] for i in index]
-        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        place = range(len(self))[index]  # negative ones from the end; IndexError past it
+        return os.fsdecode(self._bytes[self._ends[place] : self._ends[place + 1]].tobytes())

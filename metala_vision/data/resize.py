@@ -57,4 +57,5 @@ class ResizedCrop(A.RandomResizedCrop):
 
     def apply(self, img: np.ndarray, crop_coords: tuple[int, int, int, int], **params) -> np.ndarray:
         left, top, right, bottom = crop_coords
-        return resize(img[top:bottom, left:right], *self.size, self.interpolation)
+        height, width = self.size
+        return resize(img[top:bottom, left:right], height, width, self.interpolation)

@@ -4,13 +4,13 @@ The sampler hands every sample a seed of its own, so that augmentation does not 
 which worker draws a sample, or on where an interrupted run was resumed; and differs between samples, epochs and ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import NamedTuple
 
 import numpy as np
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from metala_vision.errors import InputError
 
@@ -18,7 +18,7 @@ from metala_vision.errors import InputError
 class SampleKey(NamedTuple):
     """What the sampler yields and a dataset's `__getitem__` takes: which sample, and the seed of its augmentation."""
 
-    index: int
+    sample: int
     seed: int
 
 
@@ -41,7 +41,7 @@ class EpochSampler(Sampler):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Sized,
         shuffle: bool = True,
         seed: int | None = None,
         round_up: bool | None = None,

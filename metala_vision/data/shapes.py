@@ -120,7 +120,7 @@ class ShapesDetection(BoxDataset):
     def load(self, index: int) -> np.ndarray:
         return self.drawings[index].image
 
-    def decode(self, mask: object, height: int, width: int) -> np.ndarray:
+    def decode(self, mask: np.ndarray, height: int, width: int) -> np.ndarray:
         return mask
 
 

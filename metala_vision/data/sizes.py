@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ LOOKED_AT = 100
 REFUSED = "pictures refused that are not of the size they were annotated at"
 
 
-def stated_size(height: object, width: object, file: str, troubles: Troubles) -> Size | None:
+def stated_size(height: Any, width: Any, file: str, troubles: Troubles) -> Size | None:
     """The size that a file states, as numbers or text; None where it states none, or zeros as some tools do.
 
     What is no size is counted.

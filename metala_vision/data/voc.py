@@ -159,7 +159,7 @@ def _objects(
         if name not in classes:
             raise InputError(f"classes: {file} has an object {name!r}, none of them{near_matches(name, classes)}")
         try:
-            boxes.append([float(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")])
+            boxes.append([float(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")])
         except (TypeError, ValueError) as error:
             raise _BrokenError(f"an object without a whole bndbox ({error})") from error
         labels.append(1 + list(classes).index(name))

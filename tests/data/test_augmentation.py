@@ -222,13 +222,13 @@ def test_repeats_are_drawn_side_by_side_with_other_seeds(monkeypatch):
     sampler = EpochSampler(range(10), seed=1, repeats=3)
     keys = list(sampler)
     assert len(keys) == len(sampler) == 10
-    assert [key.index for key in keys[:9]] == [keys[3 * i].index for i in range(3) for _ in range(3)]
-    assert len({key.index for key in keys}) == 4
+    assert [key.sample for key in keys[:9]] == [keys[3 * i].sample for i in range(3) for _ in range(3)]
+    assert len({key.sample for key in keys}) == 4
     assert len({key.seed for key in keys}) == 10
     ranks = []
     for rank in range(3):
         monkeypatch.setattr("metala_vision.data.sampling.get_dist_info", lambda rank=rank: (rank, 3))
-        ranks.append([key.index for key in EpochSampler(range(10), seed=1, repeats=3)])
+        ranks.append([key.sample for key in EpochSampler(range(10), seed=1, repeats=3)])
     assert ranks[0][:3] == ranks[1][:3] == ranks[2][:3], "each rank has a copy"
     with pytest.raises(InputError, match="repeats is 2 with shuffle=False"):
         EpochSampler(range(10), shuffle=False, repeats=2)
@@ -238,7 +238,7 @@ def test_evaluation_draws_no_image_twice(monkeypatch):
     drawn = []
     for rank in range(3):
         monkeypatch.setattr("metala_vision.data.sampling.get_dist_info", lambda rank=rank: (rank, 3))
-        drawn += [key.index for key in EpochSampler(range(10), shuffle=False)]
+        drawn += [key.sample for key in EpochSampler(range(10), shuffle=False)]
     assert sorted(drawn) == list(range(10))
 
 

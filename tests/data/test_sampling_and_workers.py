@@ -100,7 +100,7 @@ def test_sampler_is_a_function_of_seed_and_epoch():
     first = list(sampler)
     for epoch in range(3):
         sampler.set_epoch(epoch)
-        assert sorted(key.index for key in sampler) == list(range(100))
+        assert sorted(key.sample for key in sampler) == list(range(100))
         assert list(sampler) != first
     resumed = EpochSampler(range(100), seed=5)
     resumed.set_epoch(7)
@@ -119,7 +119,7 @@ def test_ranks_share_the_samples(monkeypatch, size):
             keys = list(sampler)
             assert len(keys) == len(sampler)
             drawn.append(keys)
-        flat = [key.index for keys in drawn for key in keys]
+        flat = [key.sample for keys in drawn for key in keys]
         assert set(flat) == set(range(size))
         if round_up:
             assert len({len(keys) for keys in drawn}) == 1
@@ -128,7 +128,7 @@ def test_ranks_share_the_samples(monkeypatch, size):
 
 
 def test_evaluation_order_is_the_dataset_order():
-    assert [key.index for key in EpochSampler(range(9), shuffle=False)] == list(range(9))
+    assert [key.sample for key in EpochSampler(range(9), shuffle=False)] == list(range(9))
 
 
 def test_same_key_same_image():
