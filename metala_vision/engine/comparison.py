@@ -4,8 +4,11 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from metala_vision.errors import InputError
+
+Kind = TypeVar("Kind", dict, list)
 
 
 def gather(groups: dict[str, Sequence[str | Path]]) -> list[dict]:
@@ -32,8 +35,8 @@ def _row(name: str, folders: list[Path]) -> dict:
         raise InputError(f"{name}: no such folder")
     results, epochs, logs = [], [], []
     for folder in sorted(folders):
-        results.append(_read(folder / "result.json"))
-        records = _read(folder / "history.json")
+        results.append(_read(folder / "result.json", dict))
+        records = _read(folder / "history.json", list)
         steps = [b["iter"] - a["iter"] for a, b in zip([{"iter": 0}, *records], records)]
         epochs += [(record["seconds"], count) for record, count in zip(records, steps)]
         keys = {"train_loss": "train/loss", "seconds": "seconds", "val_top1": "val/top1"}
@@ -73,13 +76,16 @@ def _median(values: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(values), 1), "low": round(min(values), 1), "high": round(max(values), 1)}
 
 
-def _read(path: Path) -> dict | list:
+def _read(path: Path, kind: type[Kind]) -> Kind:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise InputError(f"{path.parent}: no finished run there, {path.name} is missing") from error
     except ValueError as error:
         raise InputError(f"{path}: no JSON: {error}") from error
+    if not isinstance(content, kind):
+        raise InputError(f"{path}: a {type(content).__name__} is in it, expected the {kind.__name__} that a run leaves")
+    return content
 
 
 def render(rows: Sequence[dict]) -> str:

@@ -129,9 +129,9 @@ def render(results: Sequence[dict]) -> str:
         texts = ["" if r[key] is None else str(r[key]) for key in settings]
         numbers = [f"{r[key]:.{score.digits}f}" if key in r else "" for key, score in scores.items()]
         table.add_row(r["checkpoint"], r["weights"], *texts, str(r["images"]), *numbers)
-    console = Console(file=io.StringIO(), width=140)
-    console.print(table)
-    return console.file.getvalue().rstrip()
+    text = io.StringIO()
+    Console(file=text, width=140).print(table)
+    return text.getvalue().rstrip()
 
 
 def _short_names(checkpoints: Sequence[str]) -> list[str]:

@@ -1,11 +1,15 @@
 """What the metrics of all tasks share."""
 
+from typing import Generic, TypeVar
+
 from mmengine.dist import all_gather_object
 from mmengine.evaluator import BaseMetric
 from torch.utils.data import Dataset
 
+OfTask = TypeVar("OfTask", bound=Dataset)  # the datasets of a task
 
-class GatheredMetric(BaseMetric):
+
+class GatheredMetric(BaseMetric, Generic[OfTask]):
     """A metric of what all processes have seen together, in every process.
 
     mmengine's own way cuts all parts to the shortest: images would be lost where a process skipped unreadable ones.
@@ -13,7 +17,7 @@ class GatheredMetric(BaseMetric):
 
     default_prefix = ""  # names as they are; mmengine warns in every run where none is set
 
-    def names(self, dataset: Dataset) -> tuple[str, ...] | None:
+    def names(self, dataset: OfTask) -> tuple[str, ...] | None:
         """What the metrics of a dataset are called; one may be left out where it means nothing. None: not known."""
         return None
 

@@ -17,13 +17,13 @@ from .plots import plot_confusion
 
 
 @METRICS.register_module()
-class ClassificationMetric(GatheredMetric):
+class ClassificationMetric(GatheredMetric[LabelledImages]):
     """top1 and top5 (percent), mean cross-entropy, and the confusion matrix of the last evaluation.
 
     top5 is left out where there are fewer than six classes. `confusion[i, j]` counts images of class i taken for j.
     """
 
-    confusion: np.ndarray | None = None
+    confusion: np.ndarray
 
     def names(self, dataset: LabelledImages) -> tuple[str, ...]:
         return ("top1", *(["top5"] if len(dataset.classes) > 5 else []), "loss")

@@ -60,11 +60,11 @@ def draw_classes(sample: dict, found: np.ndarray, classes: Sequence[str]) -> byt
 def classes_on(image: torch.Tensor, labels: np.ndarray, classes: int) -> torch.Tensor:
     """[3, height, width] uint8 of an image with classes laid over it, enlarged where it is small."""
     image = _enlarged(_rgb(image))
-    labels = _nearest(labels, image)
-    present = [label for label in range(classes) if label != IGNORE and (labels == label).any()]
+    enlarged = _nearest(labels, image)
+    present = [label for label in range(classes) if label != IGNORE and (enlarged == label).any()]
     if not present:
         return image
-    masks = torch.stack([labels == label for label in present])
+    masks = torch.stack([enlarged == label for label in present])
     return draw_segmentation_masks(image, masks, alpha=0.55, colors=[_colour(label) for label in present])
 
 

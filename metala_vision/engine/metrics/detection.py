@@ -21,7 +21,7 @@ NAMES = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large")
 
 
 @METRICS.register_module()
-class CocoMetric(GatheredMetric):
+class CocoMetric(GatheredMetric[BoxDataset]):
     """mAP (0.5 to 0.95), mAP50, mAP75 and those of small, medium and large objects, as pycocotools has them, in [0, 1].
 
     With masks also mask_mAP and so on. A number that no object of the split has a part in is left out.
@@ -61,10 +61,11 @@ class CocoMetric(GatheredMetric):
         self.seen = sorted(results, key=lambda result: result["index"])
         labels = sorted({label for r in results for part in ("found", "truth") for label in r[part]["labels"]})
         self.per_class: dict[str, dict[int, float]] = {}
-        metrics = {}
+        metrics: dict[str, float] = {}
         kinds = ["bbox"] + (["segm"] if any("masks" in r["found"] and "masks" in r["truth"] for r in results) else [])
         for kind in kinds:
-            numbers, self.per_class[kind] = _coco_eval(*_as_coco(self.seen, labels, kind), kind)
+            truth, found = _as_coco(self.seen, labels, kind)
+            numbers, self.per_class[kind] = _coco_eval(truth, found, kind)
             prefix = "mask_" if kind == "segm" else ""
             metrics |= {f"{prefix}{name}": value for name, value in zip(NAMES, numbers) if value >= 0}
         return metrics or {"mAP": 0.0, "mAP50": 0.0}
@@ -128,7 +129,7 @@ def _as_coco(results: list[dict], labels: list[int], kind: str):
     truth, found = COCO(), COCO()
     images = [dict(id=r["index"], height=r["size"][0], width=r["size"][1]) for r in results]
     for coco, part in ((truth, "truth"), (found, "found")):
-        annotations = []
+        annotations: list[dict] = []
         for result in results:
             objects = result[part]
             for i, (left, top, right, bottom) in enumerate(objects["boxes"]):

@@ -17,7 +17,7 @@ from .dense_plots import draw_classes
 
 
 @METRICS.register_module()
-class SegmentationMetric(GatheredMetric):
+class SegmentationMetric(GatheredMetric[MaskDataset]):
     """mIoU over the classes that occur, and the share of the pixels that are right (`accuracy`), both in [0, 1].
 
     Args:

@@ -10,6 +10,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMI
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from metala_vision.engine.tasks.base import task_of
 from metala_vision.errors import InputError, near_matches
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,7 +43,7 @@ class TimmOptimConstructor:
         self.optimizer = dict(self.wrapper.pop("optimizer"))
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        task = getattr(model, "module", model)
+        task = task_of(model)
         trunk = task.trunk
         no_decay = trunk.no_weight_decay() if hasattr(trunk, "no_weight_decay") else ()
         weight_decay = self.optimizer.get("weight_decay", self._default("weight_decay"))

@@ -18,7 +18,7 @@ def limit_workers(config: Config) -> None:
 
     The processes that torchrun starts on a machine share them.
     """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processors = max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     for part in ("train", "val", "test"):
         loader = config.get(f"{part}_dataloader")

@@ -15,7 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
-from metala_vision.engine.tasks.base import TaskModel
+from metala_vision.engine.tasks.base import TaskModel, task_of
 from metala_vision.errors import InputError
 from metala_vision.files import write_atomic
 
@@ -59,7 +59,7 @@ class VisionRunner(Runner):
     @property
     def task(self) -> TaskModel:
         """The model without the wrapper of distributed training."""
-        return getattr(self.model, "module", self.model)
+        return task_of(self.model)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         super().register_default_hooks({**DEFAULT_HOOKS, **(hooks or {})})

@@ -61,6 +61,18 @@ class TaskModel(BaseModel):
         return dict(loss=sum(p.sum() for p in self.net.parameters() if p.requires_grad) * 0.0)
 
 
+def task_of(model: nn.Module) -> TaskModel:
+    """The task model in what may be a wrapper of distributed training.
+
+    Raises:
+        TypeError: there is none.
+    """
+    found = getattr(model, "module", model)
+    if not isinstance(found, TaskModel):
+        raise TypeError(f"model: got {type(found).__name__}, expected a TaskModel")
+    return found
+
+
 def check_classes(datasets: Sequence, num_classes: int, setting: str) -> None:
     """Whether all splits have the same classes, and as many as the model has; `setting` is what sets its number.
 
