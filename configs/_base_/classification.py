@@ -2,7 +2,7 @@
 custom_imports = dict(imports=["metala_vision", "metala_vision.data", "metala_vision.engine"])
 
 default_hooks = dict(
-    logger=dict(type="LoggerHook", interval=20),
+    logger=dict(type="StepLoggerHook", interval=20),
     unreadable=dict(type="UnreadableImagesHook", max_share=0.01),
     checkpoint=dict(type="LastBestCheckpointHook", interval=1, save_best="top1"),
 )

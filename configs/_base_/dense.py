@@ -9,7 +9,7 @@ custom_imports = dict(
     ]
 )
 default_hooks = dict(
-    logger=dict(type="LoggerHook", interval=20),
+    logger=dict(type="StepLoggerHook", interval=20),
     unreadable=dict(type="UnreadableImagesHook", max_share=0.01),
 )
 visualizer = dict(

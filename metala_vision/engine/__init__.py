@@ -8,6 +8,7 @@ from .run.ema import ModelEmaHook
 from .run.hooks import HistoryHook, StepSeedHook, UnreadableImagesHook
 from .run.optim import AutocastOptimWrapper, TimmOptimConstructor
 from .run.options import apply_test_options, apply_train_options, set_data_root, set_num_classes
+from .run.progress import RunLogProcessor, StepLoggerHook
 from .run.runner import VisionRunner
 from .run.work_dir import held
 from .tasks.classifier import ImageClassifier, ImagePreprocessor
@@ -18,6 +19,8 @@ __all__ = [
     "VisionRunner",
     "DistributedTask",
     "StepSeedHook",
+    "RunLogProcessor",
+    "StepLoggerHook",
     "HistoryHook",
     "ImageClassifier",
     "ImagePreprocessor",

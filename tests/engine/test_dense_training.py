@@ -9,6 +9,7 @@ import timm
 import torch
 from mmengine.config import Config
 from PIL import Image
+from sinks import check_sinks
 from small_runs import ROOT, assert_same_checkpoint
 
 from metala_vision.engine import VisionRunner, apply_test_options, apply_train_options, load_config
@@ -63,11 +64,12 @@ def config_of(tmp_path, request):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_run_leaves_its_results(task, config_of, tmp_path):
+def test_a_run_leaves_its_results(task, config_of, tmp_path, capsys):
     config = config_of(task)
     runner = VisionRunner.from_cfg(config)
     result = runner.train_and_test()
     folder = tmp_path / "run"
+    check_sinks(folder, capsys.readouterr().out)
     assert result["images"] == 5
     score = "mAP50" if task == "detection" else "mIoU"
     assert 0 <= result[score] <= 1

@@ -67,7 +67,8 @@ class AccumulationHook(Hook):
 class HistoryHook(Hook):
     """Writes `history.json`, one record per epoch, and draws it as `curves.png`.
 
-    The records travel in the checkpoint, so that the curves of a resumed run are whole.
+    The records travel in the checkpoint, so that the curves of a resumed run are whole. TensorBoard and mmengine's JSON
+    lines get the same numbers by the same names, at the step that ends the epoch.
 
     Args:
         check_interval: steps after which the losses so far are looked at: a loss that is not finite ends the run, and
@@ -122,16 +123,19 @@ class HistoryHook(Hook):
             "train/loss": loss.mean().item(),
             "seconds": round(time.perf_counter() - self.start, 3),
         }
-        self._update(runner, [*history(runner), record])
+        self._update(runner, [*history(runner), record], record)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         records = history(runner)
         if getattr(runner, "is_training", False) and records:
-            last = {**records[-1], **{f"val/{key}": value for key, value in metrics.items()}}
-            self._update(runner, [*records[:-1], last])
+            scores = {f"val/{key}": value for key, value in metrics.items()}
+            self._update(runner, [*records[:-1], {**records[-1], **scores}], scores)
 
-    def _update(self, runner: Runner, records: list[dict]) -> None:
+    def _update(self, runner: Runner, records: list[dict], new: dict) -> None:
+        """Keeps the records, and shows what is new of the last one in TensorBoard and the JSON lines."""
         runner.message_hub.update_info("history", records)
+        scalars = {key: value for key, value in new.items() if key != "iter"}
+        runner.visualizer.add_scalars(scalars, step=runner.iter, file_path=f"{runner.timestamp}.json")
         if is_main_process():
             try:
                 write_json(f"{runner.work_dir}/history.json", records)

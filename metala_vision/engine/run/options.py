@@ -11,6 +11,7 @@ from metala_vision.errors import InputError
 
 from .checkpoint import BEST, LAST, read_checkpoint
 from .optim import DTYPES
+from .settings import check_model
 
 
 def limit_workers(config: Config) -> None:
@@ -153,6 +154,7 @@ def _same_run(config: Config, source: Path, seed: int | None, amp: str | None) -
     if ema is not None and ema != former_ema:
         was = "no moving average" if former_ema is None else f"one with {former_ema}"
         raise InputError(f"--ema: got a moving average with {ema}, but the run of {source} has {was}; leave it out")
+    check_model(config, source, checkpoint, "python tools/train.py", f"--resume {source}")
     if former_ema is not None:
         _set_ema(config, dict(former_ema))
     return former_seed, former_amp

@@ -1,6 +1,8 @@
 """mmengine's Runner with our defaults: a device by name, whole checkpoints, and every check before the first step."""
 
+import functools
 import logging
+import shutil
 import warnings
 from pathlib import Path
 
@@ -8,25 +10,31 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_main_process
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
 from torch import nn
+from torch.utils.data import Dataset
 
-from metala_vision.engine.tasks.base import TaskModel, task_of
+from metala_vision.description import KEY, read_description
+from metala_vision.engine.tasks.base import TaskModel, names_of, task_of
 from metala_vision.errors import InputError
 from metala_vision.files import write_atomic
 
+from .agreement import check_goes_on
 from .checkpoint import BEST, LAST, LastBestCheckpointHook, from_portable, read_checkpoint, to_portable
 from .config import config_errors
 from .distributed import DistributedTask
 from .hooks import UnreadableImagesHook, history
+from .progress import keep_console_short
+from .settings import warn_of_changes
 from .schedule import check_same_plan, plan, warn_of_end
 from .work_dir import check_shared
 
 DEFAULT_HOOKS = dict(
+    logger=dict(type="StepLoggerHook", interval=20),
     step_seed=dict(type="StepSeedHook"),
     accumulation=dict(type="AccumulationHook"),
     unreadable=dict(type="UnreadableImagesHook"),
@@ -63,6 +71,16 @@ class VisionRunner(Runner):
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         super().register_default_hooks({**DEFAULT_HOOKS, **(hooks or {})})
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        keep_console_short(logger)
+        return logger
+
+    def build_log_processor(self, log_processor: dict) -> LogProcessor:
+        if isinstance(log_processor, dict):
+            log_processor = {"type": "RunLogProcessor", **log_processor}
+        return super().build_log_processor(log_processor)
 
     def _log_env(self, env_cfg: dict) -> None:
         """A run keeps what it ran on; a test would bury its table under it."""
@@ -116,11 +134,33 @@ class VisionRunner(Runner):
         device_ids = [torch.device(device)] if device.startswith("cuda") else None
         return DistributedTask(model, device_ids=device_ids)
 
-    def prepare(self) -> None:
-        """Builds loops, data and optimiser and checks that they fit the model.
+    @functools.cached_property
+    def description(self) -> dict:
+        """What checkpoints say of the model and its images."""
+        parts = ((self._test_loop, "test_loop"), (self._val_loop, "val_loop"), (self._train_loop, "train_loop"))
+        datasets = [getattr(self, name).dataloader.dataset for config, name in parts if config is not None]
+        return self.task.describe(train=datasets[-1], evaluation=datasets[0])
+
+    def dump_config(self) -> None:
+        """A run keeps the config that it began with: one that resumes it does not start anew from its weights."""
+        if not self._resume:
+            super().dump_config()
+        elif is_main_process():
+            own = Path(self.work_dir) / Path(self.cfg.filename or f"{self.timestamp}.py").name
+            beside = Path(self._load_from).parent / own.name if self._load_from else own
+            if own.exists():
+                return
+            if beside.exists():
+                shutil.copyfile(beside, own)
+            else:
+                first = {key: value for key, value in self.cfg.items() if key not in ("resume", "load_from")}
+                Config(first).dump(own)
+
+    def build_parts(self) -> list[Dataset]:
+        """Loops, data and optimiser; returns the datasets of the loops there are.
 
         Raises:
-            InputError: what does not fit.
+            InputError: what cannot be built.
         """
         if not is_main_process():
             barrier()  # one process downloads and unpacks what is not there
@@ -131,9 +171,20 @@ class VisionRunner(Runner):
             barrier()
         if self.optim_wrapper is not None:
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
-        self.task.check([loop.dataloader.dataset for loop in loops])
+        return [loop.dataloader.dataset for loop in loops]
+
+    def prepare(self) -> None:
+        """Builds loops, data and optimiser and checks that they fit the model.
+
+        Raises:
+            InputError: what does not fit.
+        """
+        self.task.check(self.build_parts())
         if self._train_loop is not None:
             self._check_training()
+            if not self._resume:
+                self.task.start(names_of(self.train_dataloader.dataset))
+            _ = self.description  # what cannot be written shows now
 
     def _check_training(self) -> None:
         """What would be noticed hours later: no checkpoints of ours, or a best one by a score that there is not."""
@@ -166,7 +217,10 @@ class VisionRunner(Runner):
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         super().call_hook(fn_name, **kwargs)
+        if fn_name == "before_train":  # the last that is said before the first step
+            warn_of_end(self.cfg.get("param_scheduler"), self.max_epochs)
         if fn_name == "before_save_checkpoint":  # after every hook has added what is its own
+            kwargs["checkpoint"][KEY] = self.description
             to_portable(kwargs["checkpoint"], self.task.prefix)
 
     def load_checkpoint(self, filename: str, *args, weights: str = "raw", **kwargs) -> dict:
@@ -179,6 +233,8 @@ class VisionRunner(Runner):
             InputError: no such file, no checkpoint, no average in it, or one of another model, with the keys.
         """
         checkpoint = read_checkpoint(filename)
+        if self.is_training:
+            check_goes_on(read_description(checkpoint), self.train_dataloader.dataset, filename, self._resume)
         used = from_portable(checkpoint, self.task, weights)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         self.task.load_state_dict(checkpoint["state_dict"])
@@ -203,6 +259,7 @@ class VisionRunner(Runner):
                 f"--resume: the run of {filename} took {former[0]} images x {former[1]} processes x {former[2]} "
                 f"accumulated a step, and this one would take {batch} x {processes} x {sums}; make them alike"
             )
+        warn_of_changes(self.cfg, self.resumed_meta, filename)
         wanted["param_schedulers"] = len(self.param_schedulers or ())
         check_same_plan(wanted, plan(self) | {"param_schedulers": self.resumed_schedulers}, filename)
         best, beside = Path(self.work_dir) / BEST, Path(filename).parent / BEST
@@ -234,8 +291,9 @@ class VisionRunner(Runner):
     def train_and_test(self) -> dict:
         """Trains, then tests the best weights; returns the result as plain values."""
         self.prepare()
-        warn_of_end(self.cfg.get("param_scheduler"), self.max_epochs)
         check_shared(self.work_dir)
+        where = f"the run is kept in {self.work_dir}, its whole log in {Path(self.log_dir).name}"
+        print_log(where, logger="current", level=logging.INFO)
         self.train()
         barrier()  # one process writes the checkpoints that all read
         info = self.message_hub.runtime_info

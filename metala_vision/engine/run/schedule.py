@@ -54,15 +54,38 @@ def check_same_plan(wanted: dict[str, object], resumed: dict[str, object], filen
 
 
 def warn_of_end(schedulers: dict | list | None, max_epochs: int) -> None:
-    """Logs a warning where the last scheduler ends with another epoch than the training."""
+    """Logs a warning where the last scheduler ends with another epoch than the training, with what to set instead."""
     several = not isinstance(schedulers, dict)
-    schedulers = (schedulers or []) if several else [schedulers]
-    last = f"param_scheduler.{len(schedulers) - 1}" if several else "param_scheduler"
-    ends = [s["end"] for s in schedulers if s.get("by_epoch", True) and "end" in s]
-    if ends and max(ends) != max_epochs:
+    by_epoch = {
+        f"param_scheduler.{i}" if several else "param_scheduler": scheduler
+        for i, scheduler in enumerate((schedulers or []) if several else [schedulers])
+        if scheduler.get("by_epoch", True) and "end" in scheduler
+    }
+    end = max((scheduler["end"] for scheduler in by_epoch.values()), default=max_epochs)
+    if end != max_epochs:
         print_log(
-            f"the schedule ends with epoch {max(ends)} and training with epoch {max_epochs}: if that is not meant, set "
-            f"{last}.end={max_epochs}, from the start of a run",
+            f"the schedule ends with epoch {end} and training with epoch {max_epochs}: if that is not meant, "
+            f"{_advice(by_epoch, end, max_epochs)}",
             logger="current",
             level=logging.WARNING,
         )
+
+
+def _advice(schedulers: dict[str, dict], end: int, max_epochs: int) -> str:
+    """The settings by which a schedule fits the training: its parts stay as they are where the last one has room then.
+
+    A warm-up of more than half of the training is shortened as the whole is.
+    """
+    stated = {
+        f"{name}.{key}": scheduler[key]
+        for name, scheduler in schedulers.items()
+        for key in ("begin", "end")
+        if scheduler.get(key)
+    }
+    inner = [value for value in stated.values() if value != end]
+    scale = max_epochs / end if inner and 2 * max(inner) > max_epochs else 1.0
+    fitted = {key: max_epochs if value == end else max(1, round(scale * value)) for key, value in stated.items()}
+    if inner and max(fitted[key] for key, value in stated.items() if value != end) >= max_epochs:
+        return "give the config a schedule without a warm-up by epochs, from the start of a run"
+    changed = [f"{key}={value}" for key, value in fitted.items() if value != stated[key]]
+    return f"set {' '.join(changed)}, from the start of a run"

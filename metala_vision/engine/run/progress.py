@@ -1,0 +1,66 @@
+"""What is said of a run while it goes on: one value of a number in every place, and few lines on the console."""
+
+import logging
+
+from mmengine.hooks import LoggerHook
+from mmengine.registry import HOOKS, LOG_PROCESSORS
+from mmengine.runner import LogProcessor, Runner
+
+MOST_LINES = 3  # of a message on the console; the environment, the config and the list of hooks have hundreds
+# What mmengine says of its own calls, and nobody who trains can change
+OF_NO_USE = ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
+
+
+@LOG_PROCESSORS.register_module()
+class RunLogProcessor(LogProcessor):
+    """mmengine's, but for validation and test, whose values are those of that evaluation.
+
+    mmengine shows the mean over the last ten evaluations of whatever has "loss" in its name.
+    """
+
+    def _collect_scalars(self, custom_cfg: list[dict], runner: Runner, mode: str, reserve_prefix: bool = False) -> dict:
+        found = super()._collect_scalars(custom_cfg, runner, mode, reserve_prefix)
+        if mode == "train":
+            return found
+        for key, buffer in runner.message_hub.log_scalars.items():
+            name = key.removeprefix(f"{mode}/")
+            if key.startswith(f"{mode}/") and name not in ("time", "data_time"):
+                found[key if reserve_prefix else name] = buffer.current()
+        return found
+
+
+@HOOKS.register_module()
+class StepLoggerHook(LoggerHook):
+    """Writes the means of the last steps, named steps/loss and so on, to the log, TensorBoard and the JSON lines.
+
+    What belongs to an epoch is written there by `HistoryHook`, under the names of history.json. Every number has the
+    steps since the start of the run as its axis.
+    """
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        ends = self.end_of_epoch(runner.train_dataloader, batch_idx)
+        short = len(runner.train_dataloader) <= self.interval
+        if not self.every_n_inner_iters(batch_idx, self.interval) and not (ends and (short or not self.ignore_last)):
+            return
+        tag, text = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
+        runner.logger.info(text)
+        tag = {f"steps/{key}": value for key, value in tag.items() if key != "iter"}
+        runner.visualizer.add_scalars(tag, step=runner.iter + 1, file_path=self.json_log_path)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        _, text = runner.log_processor.get_log_after_epoch(runner, len(runner.val_dataloader), "val")
+        runner.logger.info(text)
+
+
+def keep_console_short(logger: logging.Logger) -> None:
+    """Long messages go to the log file alone, and what is of no use to anybody nowhere."""
+    logger.addFilter(lambda record: not record.getMessage().startswith(OF_NO_USE))
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_is_short)
+
+
+def _is_short(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or record.getMessage().count("\n") < MOST_LINES

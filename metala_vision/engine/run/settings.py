@@ -1,0 +1,158 @@
+"""The settings that weights were trained with, as their checkpoint and its folder keep them, against those given now."""
+
+import ast
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmengine.logging import print_log
+
+from metala_vision.description import plain
+from metala_vision.errors import InputError
+
+# Of a model: what changes how it computes, or where weights come from, and not what it is.
+HOW = re.compile(
+    r"compile|grad_checkpointing|channels_last|init_from|checkpoint_path|(pretrained|distillation).*"
+)
+# And what changes its training, or its test by intent. mean and std are compared with the description.
+FREE = re.compile(
+    HOW.pattern + r"|img_size|mean|std|mixup.*|label_smoothing|train_only_head|min_size|max_size|short_side|window"
+    r"|stride|\w*(drop|thresh|_test|_train|per_img|per_image|fraction|topk)\w*"
+)
+PLACE = re.compile(r"dataset\.root|num_workers|persistent_workers|pin_memory|batch_size")  # of a loader
+SHOWN = 10  # settings in one message
+
+
+def trained_settings(checkpoint: dict) -> dict:
+    """The config of the run that wrote a checkpoint; empty where there is none that can be read.
+
+    It is the text of Python assignments, which is parsed and not run: a checkpoint comes from anybody.
+    """
+    meta = checkpoint.get("meta")
+    return _parsed(meta.get("cfg")) if isinstance(meta, dict) else {}
+
+
+def config_beside(file: str | Path, checkpoint: dict) -> Path | None:
+    """The config that a run has left beside a checkpoint: of several, the newest that has the same model."""
+    model = trained_settings(checkpoint).get("model")
+    found = sorted(Path(file).parent.glob("*.py"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found:
+        left = _parsed(path.read_text(errors="replace")).get("model")
+        if model is not None and left is not None and not differences(model, left, HOW):
+            return path
+    return None
+
+
+def differences(then: Mapping, now: Mapping, ignored: re.Pattern, prefix: str = "model") -> dict[str, str]:
+    """What differs between two parts of configs: for each key a text with both values.
+
+    Args:
+        then: that of the run.
+        now: the one given now.
+        ignored: what a key, after the last of its parents that is no list, may be without being compared.
+        prefix: what the keys begin with.
+    """
+    flat = [_flattened(plain(part, prefix), prefix) for part in (then, now)]
+    keys = [key for key in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(key, "") != flat[1].get(key, "")]
+    texts = [{key: repr(part[key]) if key in part else "not set" for key in keys} for part in flat]
+    return {
+        key: f"{key}: {texts[0][key]} in the run, {texts[1][key]} now"
+        for key in keys
+        if not ignored.fullmatch(_within(key, prefix))
+    }
+
+
+def as_lines(found: Sequence[str]) -> str:
+    """Differences as the end of a message, no more than a screen of them."""
+    more = [f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return "\n".join([*(f"  {text}" for text in found[:SHOWN]), *more])
+
+
+def check_model(config: Mapping, file: str | Path, checkpoint: dict, command: str, more: str = "") -> None:
+    """Whether a config's model is the one that a checkpoint was trained as. Weights alone do not tell: a scan has none.
+
+    Args:
+        config: the one given.
+        file: of the checkpoint.
+        checkpoint: what is in it.
+        command: the tool that was called, such as "python tools/test.py".
+        more: what follows the config in its command line.
+
+    Raises:
+        InputError: it is not; the message has the differences, and what to write.
+    """
+    model = trained_settings(checkpoint).get("model")
+    found = differences(model, config["model"], FREE) if model is not None else {}
+    if not found:
+        return
+    left = config_beside(file, checkpoint)
+    if left is None:
+        what = f"its config is not beside {file}; give these settings by --cfg-options"
+    else:
+        what = f"its run has left {left}; write `{command} {left} {more}`"
+    raise InputError(
+        f"config: {file} was trained with another model:\n{as_lines(list(found.values()))}\n{what}"
+    )
+
+
+def warn_of_changes(config: Mapping, meta: dict, file: str) -> None:
+    """Says which settings of model and training data are others than those of the run that goes on.
+
+    Args:
+        config: the one given now.
+        meta: that of the run's checkpoint.
+        file: of the checkpoint.
+    """
+    then = trained_settings({"meta": meta})
+    found = [
+        text
+        for part, ignored in (("model", HOW), ("train_dataloader", PLACE))
+        if part in then
+        for text in differences(then[part], config[part], ignored, part).values()
+    ]
+    if found:
+        text = f"the run of {file} goes on with other settings:\n{as_lines(found)}"
+        print_log(text, logger="current", level=logging.WARNING)
+
+
+def _within(key: str, prefix: str) -> str:
+    """A key without what a model is known by: `model.backbone.scan` and `model.scan` are both `scan`."""
+    return key.removeprefix(f"{prefix}.").removeprefix("backbone.")
+
+
+def _flattened(value: object, key: str) -> dict[str, object]:
+    if isinstance(value, dict) and value:
+        return {k: v for name, item in value.items() for k, v in _flattened(item, f"{key}.{name}").items()}
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return {k: v for i, item in enumerate(value) for k, v in _flattened(item, f"{key}.{i}").items()}
+    return {key: value}
+
+
+def _parsed(text: object) -> dict:
+    """The assignments of a config as mmengine writes it; empty for what is none."""
+    if not isinstance(text, str):
+        return {}
+    try:
+        statements = ast.parse(text).body
+        return {
+            statement.targets[0].id: _value(statement.value)
+            for statement in statements
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+        }
+    except (SyntaxError, ValueError):  # a config by hand, or no config at all
+        return {}
+
+
+def _value(node: ast.expr) -> object:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError("a dict of dicts")
+        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {ast.literal_eval(key): _value(value) for key, value in zip(node.keys, node.values)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item) for item in node.elts]
+    if isinstance(node, ast.Name) and node.id in ("inf", "nan"):
+        return float(node.id)
+    return ast.literal_eval(node)
