@@ -3,10 +3,14 @@
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 
+from metala_vision.data.masks import IGNORE
 from metala_vision.errors import InputError
 
 from .metrics.plots import plot_images
+from .run.config import config_errors
+from .run.options import set_num_classes
 from .run.runner import VisionRunner
 
 SPLITS = ("train", "val", "test")
@@ -32,6 +36,7 @@ def browse(config: Config, split: str, path: str | Path, images: int = 32, epoch
         raise InputError(f"--split: got {split!r}, expected one of {SPLITS}")
     if images < 1:
         raise InputError(f"--images: got {images}, expected at least 1")
+    _fit_classes(config, split)
     runner = VisionRunner.from_cfg(config)
     runner.prepare()
     loader = {"train": runner.train_loop, "val": runner.val_loop, "test": runner.test_loop}[split].dataloader
@@ -57,3 +62,13 @@ def browse(config: Config, split: str, path: str | Path, images: int = 32, epoch
         "shape": list(seen[0].shape),
         "pixels": [round(min(x.min().item() for x in seen), 3), round(max(x.max().item() for x in seen), 3)],
     }
+
+
+def _fit_classes(config: Config, split: str) -> None:
+    """Gives the model, of which no weight is looked at, as many classes as the data have: nobody has to count them."""
+    for part in SPLITS:
+        dataset = config[f"{part}_dataloader"].dataset
+        if isinstance(dataset.get("classes"), int):  # of masks, whose files do not say how many
+            dataset.classes = IGNORE
+    with config_errors():
+        set_num_classes(config, len(DATASETS.build(config[f"{split}_dataloader"].dataset).classes))

@@ -10,12 +10,14 @@ from mmengine.dist import all_gather_object
 
 from metala_vision.errors import InputError
 
+from .busy import Others
 from .run.ema import ModelEmaHook
 from .run.runner import VisionRunner
 from .run.schedule import warn_of_end
 
 STEPS = 2
 SAMPLES = 16  # images whose loading is timed
+NOTABLE = 0.15  # share of the cores beyond which what others take is said
 
 
 def dry_run(runner: VisionRunner) -> dict:
@@ -27,7 +29,7 @@ def dry_run(runner: VisionRunner) -> dict:
     Returns:
         A dict of plain values: `images_per_step`, `seconds_per_step`, `seconds_per_batch_model` and `_data`,
         `seconds_per_epoch` with its validation, `hours`, `peak_memory_gb` of the fullest process and what it is of (0
-        where the system does not say).
+        where the system does not say), `others_share` of the cores that other programs took meanwhile.
 
     Raises:
         InputError: what does not fit, as at the start of a real run.
@@ -48,6 +50,7 @@ def dry_run(runner: VisionRunner) -> dict:
         if isinstance(hook, ModelEmaHook):
             hook.start(runner)
     device = next(runner.model.parameters()).device
+    others = Others()
     per_image = _seconds_to_load(loader.dataset)
     try:
         step, batch = _train(runner, device)
@@ -57,6 +60,7 @@ def dry_run(runner: VisionRunner) -> dict:
             f"memory: a batch of {loader.batch_size} images does not fit {device}: {error}. Lower "
             f"train_dataloader.batch_size, or give --grad-checkpointing or --amp"
         ) from error
+    taken = max(all_gather_object(others.share()))
     data = _data_seconds(loader, per_image)
     # Without workers the model waits for the images.
     seconds = step + data if loader.num_workers == 0 else max(step, data)
@@ -77,6 +81,7 @@ def dry_run(runner: VisionRunner) -> dict:
         "epochs": loop.max_epochs,
         "hours": round(loop.max_epochs * epoch / 3600, 2),
         "peak_memory_gb": round(max(all_gather_object(_peak_memory(device))) / 1e9, 2),
+        "others_share": round(taken, 2),
         "memory_of": "GPU" if device.type == "cuda" else "process",
         "device": str(device),
         "processes": runner.world_size,
@@ -121,6 +126,11 @@ def describe(result: dict) -> str:
         else "peak memory: not known on this system",
         f"an epoch: {_span(result['seconds_per_epoch'])}; {result['epochs']} epochs: {_span(3600 * result['hours'])}",
     ]
+    if result["others_share"] > NOTABLE:
+        lines.append(
+            f"other programs took {result['others_share']:.0%} of the processor meanwhile: on an idle machine these "
+            f"times are shorter"
+        )
     return "\n".join(lines)
 
 

@@ -1,9 +1,12 @@
 """A run on the digits that takes a second or two: a small model, big batches, every real component."""
 
+import json
+
 import pytest
 import timm
 import torch
 from mmengine.config import Config
+from PIL import Image
 from small_runs import DIGITS, SMALL
 
 from metala_vision.engine import VisionRunner, apply_train_options, load_config
@@ -46,3 +49,28 @@ def teacher(tmp_path):
     torch.nn.init.normal_(model.head.weight)
     torch.save(model.state_dict(), tmp_path / "teacher.pth")
     return model, dict(model_name="vit_tiny_patch16_224", checkpoint_path=str(tmp_path / "teacher.pth"), **options)
+
+
+@pytest.fixture(scope="session")
+def own_folders(tmp_path_factory):
+    """Three small sets of two classes, as people have them: by the folder of the configs for them."""
+    root = tmp_path_factory.mktemp("own")
+    images, annotations = [], []
+    for i in range(20):
+        image, mask = Image.new("RGB", (64, 48), (10 * i, 90, 120)), Image.new("L", (64, 48), i % 2)
+        for folder, name in (
+            ("boxes", f"{i}.jpg"),
+            ("masks/images", f"{i}.jpg"),
+            (f"classes/{'ab'[i % 2]}", f"{i}.png"),
+        ):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            image.save(root / folder / name)
+        (root / "masks" / "masks").mkdir(exist_ok=True)
+        mask.save(root / "masks" / "masks" / f"{i}.png")
+        images.append(dict(id=i, file_name=f"{i}.jpg", width=64, height=48))
+        corners = [[5, 5, 35, 5, 35, 30, 5, 30]]
+        box = dict(bbox=[5, 5, 30, 25], area=750, iscrowd=0, segmentation=corners)
+        annotations.append(dict(id=i, image_id=i, category_id=1 + i % 2, **box))
+    content = dict(images=images, annotations=annotations, categories=[dict(id=1, name="a"), dict(id=2, name="b")])
+    (root / "boxes" / "_annotations.coco.json").write_text(json.dumps(content))
+    return {"imagefolder": root / "classes", "detection_folder": root / "boxes", "segmentation_folder": root / "masks"}

@@ -9,6 +9,12 @@ from metala_vision.engine import ImageClassifier, VisionRunner
 ROOT = Path(__file__).resolve().parents[2]
 # Those of tools/train.py: OpenMMLab's are models alone.
 OWN_CONFIGS = [path for path in sorted(ROOT.glob("configs/*/*.py")) if path.parent.name not in ("_base_", "openmmlab")]
+# For data of one's own
+OWN_DATA = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("imagefolder", "detection_folder", "segmentation_folder")
+    for path in (ROOT / "configs" / folder).glob("*.py")
+)
 DIGITS = ROOT / "configs" / "digits" / "metala_vit_digits.py"
 ARGS = dict(embed_dim=32, depth=2, num_heads=1, in_chans=1, img_size=8, patch_size=2)
 SMALL = {
