@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from .cache import cache_folder, check_trusted, make_private
+
 SOURCES = ("scan.c", "scan_backward.c", "tokens.c", "memory.c")
 HEADERS = ("simd.h", "scan.h")
 # No fast math: linked into a shared library it makes every thread of the process flush denormals to zero.
@@ -29,6 +31,11 @@ INSTRUCTIONS = {
     "AVX2": ("-mavx2", "-mfma"),
 }
 SECONDS_TO_COMPILE = 120
+FUNCTIONS = (
+    *("metala_forward", "metala_backward", "metala_forward_states", "metala_backward_states"),
+    *("metala_backward_blocks", "metala_conv", "metala_conv_backward", "metala_swiglu", "metala_swiglu_backward"),
+    *("metala_patches", "metala_let_malloc_keep_memory"),
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -85,7 +92,7 @@ def library() -> ctypes.CDLL:
         with _loader.lock:
             if _loader.library is None and _loader.error is None:
                 try:
-                    _loader.library = _load(cache_folder())
+                    _loader.library = _load()
                     _loader.library.metala_let_malloc_keep_memory()
                 except NativeError as error:
                     _loader.error = str(error)
@@ -114,13 +121,11 @@ def instruction_set() -> str:
     return capability if capability in INSTRUCTIONS else ""
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/metala_vision, by default ~/.cache/metala_vision."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(root if root else Path.home() / ".cache") / "metala_vision"
+def _load(cache: Path | None = None) -> ctypes.CDLL:
+    """The library out of a cache, by default the user's, where it is compiled into if need be.
 
-
-def _load(cache: Path) -> ctypes.CDLL:
+    A cache that does not take it, or that somebody else could have written to, is compiled around.
+    """
     compiler = _compiler()
     folder = Path(__file__).resolve().parent
     instructions = instruction_set()
@@ -129,26 +134,62 @@ def _load(cache: Path) -> ctypes.CDLL:
     key = hashlib.sha256(repr((flags, OPENMP, compiler, status.st_size, status.st_mtime_ns)).encode())
     for name in HEADERS + SOURCES:
         key.update((folder / name).read_bytes())
-    path = cache / f"metala-{platform.machine()}-{instructions or 'baseline'}-{key.hexdigest()[:16]}.so"
-    if _is_intact(path):
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError as error:
-            _logger.warning("%s does not load (%s): compiled anew", path, error)
+    name = f"metala-{platform.machine()}-{instructions or 'baseline'}-{key.hexdigest()[:16]}.so"
     sources = [str(folder / name) for name in SOURCES]
     try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _compile(compiler, flags, sources, path)
-        return ctypes.CDLL(str(path))
+        cache = cache_folder() if cache is None else cache
+        if found := _kept(cache / name):
+            return found
+        make_private(cache)
+        check_trusted(cache)
+        _compile(compiler, flags, sources, cache / name)
+        return _opened(cache / name)
     except OSError as error:
-        _logger.warning("kernels cannot be kept in %s (%s): compiled for this process alone", cache, error)
+        where = "" if cache is None else f" in {cache}"
+        _logger.warning("kernels cannot be kept%s (%s): compiled for this process alone", where, error)
     with tempfile.TemporaryDirectory(prefix="metala_vision-") as private:  # a loaded library outlives its file
-        path = Path(private) / path.name
         try:
-            _compile(compiler, flags, sources, path)
-            return ctypes.CDLL(str(path))
+            _compile(compiler, flags, sources, Path(private) / name)
+            return _opened(Path(private) / name)
         except OSError as error:
             raise NativeError(f"the C kernels do not load: {error}") from error
+
+
+def _kept(path: Path) -> ctypes.CDLL | None:
+    """The library of an earlier process, or None where it has to be compiled.
+
+    Raises:
+        CacheError: somebody else could have written it.
+        OSError: it does not hold what its name says, and is loaded now; the next process finds it gone.
+    """
+    try:
+        for part in (path.parent, path, _checksum(path)):
+            check_trusted(part)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not _is_intact(path):
+        return None
+    try:
+        found = _opened(path)
+    except _IncompleteError:
+        path.unlink()
+        raise
+    except OSError as error:
+        _logger.warning("%s does not load (%s): compiled anew", path, error)
+        return None
+    return found
+
+
+class _IncompleteError(OSError):
+    """A library that loads and lacks functions."""
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    """A loaded library with all of its functions."""
+    found = ctypes.CDLL(str(path))
+    if missing := [name for name in FUNCTIONS if not hasattr(found, name)]:
+        raise _IncompleteError(f"{path.name} has no {', '.join(missing)}")
+    return found
 
 
 def _compiler() -> tuple[str, ...]:
@@ -183,6 +224,7 @@ def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[st
             if without:
                 raise NativeError(f"{compiler[0]} failed: {error}")
             _logger.warning("%s has no OpenMP (%s): the C kernels run on one thread", compiler[0], error)
+        os.chmod(temporary, 0o700)  # linkers make the file anew, as the umask has it
         digest = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()
         os.replace(temporary, path)
     except BaseException:

@@ -5,6 +5,7 @@ the modification time of every folder in it; a folder in which a file came or we
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from mmengine.logging import print_log
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metala_vision.errors import InputError
+from metala_vision.kernels.cache import CacheError, cache_folder, check_trusted, make_private
 
 SETTLED = 2.0  # seconds: a folder changed more recently may change again within the same tick of its clock
 
@@ -94,21 +96,36 @@ def _listed(folder: Path) -> dict[str, tuple[int, list[str]]]:
     return folders
 
 
-def _cache_file(folder: Path) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
+def _cache_file(folder: Path) -> Path | None:
+    """Where the list of a folder is kept; None where the user has no place for it, which is said."""
     key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
-    return Path(root if root else Path.home() / ".cache") / "metala_vision" / "folders" / f"{key}.json"
+    try:
+        return cache_folder() / "folders" / f"{key}.json"
+    except CacheError as error:
+        _say_once(f"lists of files are not kept: {error}")
+        return None
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print_log(text, logger="current", level=logging.WARNING)
 
 
 def _remembered(folder: Path) -> dict[str, tuple[int, list[str]]] | None:
     """The listing of an earlier time, if every folder is as old as it was then."""
     path = _cache_file(folder)
+    if path is None:
+        return None
     try:
+        check_trusted(path)  # a list of somebody else's would be trained on
         kept = json.loads(path.read_bytes())
         folders = {name: (changed, files) for name, (changed, files) in kept["folders"].items()}
         if kept["folder"] != str(folder.resolve()):
             return None
         current = all(os.stat(folder / name).st_mtime_ns == changed for name, (changed, _) in folders.items())
+    except CacheError as error:
+        _say_once(f"the list of {folder} is made anew: {error}")
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, of another time, or half a file
         return None
     return folders if current else None
@@ -118,9 +135,11 @@ def _remember(folder: Path, folders: dict[str, tuple[int, list[str]]]) -> None:
     if max(changed for changed, _ in folders.values()) > (time.time() - SETTLED) * 1e9:
         return
     path = _cache_file(folder)
+    if path is None:
+        return
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         partial.write_text(json.dumps(dict(folder=str(folder.resolve()), folders=folders)))
         os.replace(partial, path)
     except OSError as error:  # a full or read-only home: the next start lists the folder again

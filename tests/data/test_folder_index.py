@@ -125,3 +125,33 @@ def test_links_to_folders_are_followed(folder):
     shutil.move(folder / "dog", elsewhere)
     (folder / "dog").symlink_to(elsewhere)
     assert names(folder) == ALL
+
+
+def test_a_user_without_a_home(folder, monkeypatch):
+    """Catches a training that cannot start in a container, for a list that is only kept to save time."""
+    said = []
+    monkeypatch.setattr(folder_index, "print_log", lambda text, **_: said.append(text))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    folder_index._say_once.cache_clear()
+    assert names(folder) == names(folder) == ALL
+    (text,) = said
+    assert text.startswith("lists of files are not kept: this user has no home")
+
+
+def test_a_list_that_others_could_have_written(folder, monkeypatch):
+    """Catches a training on files that somebody else has named."""
+    said = []
+    monkeypatch.setattr(folder_index, "print_log", lambda text, **_: said.append(text))
+    names(folder)
+    (kept,) = cached(folder)
+    kept.write_text(kept.read_text().replace("3.png", "9.png"))
+    assert "dog/9.png" in names(folder)
+    kept.chmod(0o666)
+    folder_index._say_once.cache_clear()
+    assert names(folder) == ALL
+    assert any("is made anew: others may write to" in text for text in said)

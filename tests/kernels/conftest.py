@@ -25,7 +25,7 @@ def fresh(monkeypatch, tmp_path):
     restart(monkeypatch)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Path:
     """A library from the compiler of this machine."""
     if "cpu" not in available_backends():
