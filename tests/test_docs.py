@@ -47,6 +47,19 @@ def test_the_site_builds_strictly(tmp_path):
     assert "log_decay" in (tmp_path / "site" / "api" / "kernels.html").read_text()
 
 
+def test_examples_run(tmp_path):
+    """Catches an example that nobody has tried since the code was changed. One process: imports take the time."""
+    pages = ["README.md", "docs/index.md", "docs/extending.md", "docs/kernels.md"]
+    blocks = {page: re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S) for page in pages}
+    assert all(blocks.values())
+    program = "\n".join(
+        f"exec(compile({chr(10).join(code)!r}, {page!r}, 'exec'), {{}})" for page, code in blocks.items()
+    )
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 def test_readme_is_short():
     """Catches a README that grows back: details have pages of their own."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
