@@ -28,34 +28,31 @@ def chunked(
             continue
         # [B, N, H, *] -> [B, H, N, *] along the axis; the reverse direction needs no flip, only the other triangle
         tokens = [_along(axis, x, grid) for x in (q, log_decay, k, v)]
-        chunks = [_split(x) for x in tokens]
+        chunks = [_split(x, grid[0] * grid[1]) for x in tokens]
         strict = sum(_strict_scan(*chunks, reverse=order.endswith("_reverse")) for order in directions)
-        strict = strict.flatten(2, 3)[:, :, : q.shape[1]]
+        strict = strict.flatten(2, 3)[:, :, : grid[0] * grid[1]]
         out = out + _back(axis, strict, grid)
     return scale * out
 
 
 def _along(axis: str, x: Tensor, grid: tuple[int, int]) -> Tensor:
     """[B, N, H, X] row-major -> [B, H, N, X] in the sequence of the axis."""
-    batch, _, heads, width = x.shape
-    x = x.reshape(batch, *grid, heads, width)
-    x = x.permute(0, 3, 1, 2, 4) if axis == "row" else x.permute(0, 3, 2, 1, 4)
-    return x.reshape(batch, heads, grid[0] * grid[1], width)
+    if axis == "row":
+        return x.transpose(1, 2)
+    return x.unflatten(1, grid).permute(0, 3, 2, 1, 4).flatten(2, 3)
 
 
 def _back(axis: str, x: Tensor, grid: tuple[int, int]) -> Tensor:
     """The inverse of `_along`."""
-    batch, heads, tokens, width = x.shape
     if axis == "row":
         return x.transpose(1, 2)
-    x = x.reshape(batch, heads, grid[1], grid[0], width).permute(0, 3, 2, 1, 4)
-    return x.reshape(batch, tokens, heads, width)
+    return x.unflatten(2, grid[::-1]).permute(0, 3, 2, 1, 4).flatten(1, 2)
 
 
-def _split(x: Tensor) -> Tensor:
+def _split(x: Tensor, tokens: int) -> Tensor:
     """[B, H, N, X] -> [B, H, C, T, X]; the padding tokens have k = v = q = 0 and decay 1, so they change nothing."""
-    padding = -x.shape[2] % CHUNK
-    if padding:
+    padding = -tokens % CHUNK
+    if _is_open(padding) or padding:
         x = F.pad(x, (0, 0, 0, padding))
     return x.unflatten(2, (-1, CHUNK))
 
@@ -93,6 +90,8 @@ def _states(log_decay: Tensor, update: Tensor, reverse: bool) -> Tensor:
     chunks it is one masked product per key channel; more are grouped, and the groups are scanned by the same rule.
     """
     chunks = log_decay.shape[2]
+    if _is_open(chunks):  # then memory grows with the square of their number
+        return _states_within(log_decay, update, reverse)
     if chunks == 1:
         return torch.zeros_like(update)
     if chunks <= GROUP:
@@ -110,11 +109,23 @@ def _states(log_decay: Tensor, update: Tensor, reverse: bool) -> Tensor:
 
 def _states_within(log_decay: Tensor, update: Tensor, reverse: bool) -> Tensor:
     """`_states` for one group: [..., C, K] and [..., C, K, V], every pair of chunks explicit."""
-    chunks = log_decay.shape[-2]
-    pair = torch.ones(chunks, chunks, dtype=torch.bool, device=log_decay.device)  # [c, j]: j before c
-    pair = (pair.triu(1) if reverse else pair.tril(-1)).unsqueeze(-1)
+    pair = _pairs(log_decay, reverse).unsqueeze(-1)  # [c, j]: j before c
     # decay[c, j] sums the chunks strictly between j and c: run down column j over the rows that lie after j
     between = log_decay.unsqueeze(-2).where(pair, 0.0)
     decay = _running(between, -3, reverse) - between
     decay = decay.masked_fill(~pair, float("-inf")).exp()  # [..., c, j, K]
     return torch.einsum("...cjk,...jkv->...ckv", decay, update)
+
+
+def _pairs(x: Tensor, reverse: bool) -> Tensor:
+    """Mask [..., C, C] for x [..., C, K]: whether the chunk of the column comes before that of the row."""
+    if _is_open(x.shape[-2]):
+        place = (0 * x[..., :1] + 1).cumsum(-2)  # from numbers: an exporter would take ones for constants of one size
+        return place < place.transpose(-1, -2) if reverse else place > place.transpose(-1, -2)
+    pair = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device)
+    return pair.triu(1) if reverse else pair.tril(-1)
+
+
+def _is_open(size: int | torch.SymInt | Tensor) -> bool:
+    """Whether a file of ONNX is being written for any size: a branch would go into it as the size at hand takes it."""
+    return not isinstance(size, int) and torch.onnx.is_in_onnx_export()

@@ -17,6 +17,13 @@ def gate_log_decay(logits: Tensor) -> Tensor:
     return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / GATE_TEMPERATURE
 
 
+def key_of(log_decay: Tensor) -> Tensor:
+    """1 - exp(log_decay), which as a difference would keep no digits near zero."""
+    if torch.onnx.is_in_onnx_export():  # ONNX has no expm1, and torch puts the difference in its place
+        return -torch.tanh(0.5 * log_decay) * (log_decay.exp() + 1)
+    return -torch.expm1(log_decay)
+
+
 def attention(
     run: Callable[..., Tensor],
     q: Tensor,
@@ -32,8 +39,7 @@ def attention(
     for x in (q, log_decay, v, v if k is None else k):
         compute = torch.promote_types(compute, x.dtype)
     gate = clamp_log_decay(log_decay.to(compute))
-    # -expm1 and not 1 - exp: near zero the difference would keep no digits.
-    key = -torch.expm1(gate) if k is None else k.to(compute)
+    key = key_of(gate) if k is None else k.to(compute)
     return run(q.to(compute), gate, v.to(compute), key, grid, scan, scale).to(v.dtype)
 
 
@@ -50,22 +56,21 @@ def mixer(
 
     `run` is a composed form of the operator: (q, log_decay, v, k, grid, scan, scale) -> [B, N, H, V].
     """
-    batch, tokens, width = projected.shape
-    dim = width // 3
+    dim = gate_bias.shape[0]
     compute = torch.promote_types(projected.dtype, torch.float32)
     q, logits, v, z = (
         x.to(compute).unflatten(-1, (num_heads, -1)) for x in projected.split([dim // 2, dim // 2, dim, dim], dim=-1)
     )
     log_decay = clamp_log_decay(gate_log_decay(logits))
-    k = -torch.expm1(log_decay)
+    k = key_of(log_decay)
     o = run(q, log_decay, v, k, grid, scan, q.shape[-1] ** -0.5)
     # The self-augmentation sigmoid(y), less the constant 1/2 that the LayerNorm takes away: beside it, the small output
     # of a young scan would be rounded.
     y = (q * (aug_weight.to(compute).view(num_heads, -1) * k)).sum(-1, keepdim=True) * v
     o = o + 0.5 * torch.tanh(0.5 * y)
-    o = F.layer_norm(o, [o.shape[-1]], eps=NORM_EPS)
-    z = z + gate_bias.to(compute).view(num_heads, -1)
-    return (F.silu(z) * o).reshape(batch, tokens, dim).to(projected.dtype)
+    gate_bias = gate_bias.to(compute).view(num_heads, -1)
+    o = F.layer_norm(o, [gate_bias.shape[-1]], eps=NORM_EPS)
+    return (F.silu(z + gate_bias) * o).flatten(-2).to(projected.dtype)
 
 
 def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:

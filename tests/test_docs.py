@@ -53,7 +53,8 @@ def test_examples_run(tmp_path):
     blocks = {page: re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S) for page in pages}
     assert all(blocks.values())
     program = "\n".join(
-        f"exec(compile({chr(10).join(code)!r}, {page!r}, 'exec'), {{}})" for page, code in blocks.items()
+        f"exec(compile({chr(10).join(code)!r}, {page!r}, 'exec'), {{'__name__': '__main__'}})"
+        for page, code in blocks.items()
     )
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)

@@ -12,6 +12,9 @@ from .swiglu import SwiGLU
 class MetaLABlock(nn.Module):
     """Pre-norm block: x += MetaLA(LN(x)); x += SwiGLU(LN(x)).
 
+    Attributes:
+        grid: (rows, cols) of tokens that come without their grid, which the model sets to that of its `img_size`.
+
     Args:
         dim: channels C of a token.
         num_heads: as for `MetaLA`.
@@ -26,6 +29,8 @@ class MetaLABlock(nn.Module):
     Raises:
         ValueError: what `MetaLA` refuses.
     """
+
+    grid: tuple[int, int] | None
 
     def __init__(
         self,
@@ -43,6 +48,7 @@ class MetaLABlock(nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
+        self.grid = None
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.mixer = MetaLA(dim, num_heads, scan, causal, local_conv, self_aug, proj_drop, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -50,10 +56,25 @@ class MetaLABlock(nn.Module):
         self.mlp = SwiGLU(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, N, C] -> [B, N, C]."""
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """[B, N, C] -> [B, N, C]; without a `grid` the tokens are those of `self.grid`, all of them."""
+        if grid is None:
+            grid = self._nominal_grid(x.shape[1])
         if not torch.jit.is_scripting():
             x = mixer_branch(x, self.norm1, self.mixer, self.drop_path1, grid)
             return mlp_branch(x, self.norm2, self.mlp, self.drop_path2)
         x = x + self.drop_path1(self.mixer(self.norm1(x), grid))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    def _nominal_grid(self, tokens: int) -> tuple[int, int]:
+        grid = self.grid
+        if grid is None:
+            raise ValueError("grid: got None, expected (rows, cols) of the tokens: write block(x, grid)")
+        if grid[0] * grid[1] != tokens:
+            raise ValueError(
+                f"grid: got None for {tokens} tokens, expected the {grid[0]} * {grid[1]} patches of an image of"
+                " img_size: a scan needs the whole grid, so put a mask token in the place of each token that is dropped"
+                " (idx_mask instead of idx_keep), and for images of another size write block(x, grid), or call"
+                " set_input_size"
+            )
+        return grid

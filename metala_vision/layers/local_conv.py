@@ -1,8 +1,9 @@
 """Short depthwise convolutions on tokens, with SiLU: what gives a scan its sense of position and neighbourhood."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .operators import conv_silu
 
 
 class GridConv(nn.Conv2d):
@@ -13,7 +14,7 @@ class GridConv(nn.Conv2d):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
-        return torch.ops.metala.conv_silu(x, self.weight, grid[0], grid[1])
+        return conv_silu(x, self.weight, grid)
 
 
 class CausalConv(nn.Conv1d):

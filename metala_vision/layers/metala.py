@@ -9,6 +9,14 @@ from torch import Tensor, nn
 from metala_vision.kernels import SCAN_ORDERS
 
 from .local_conv import CausalConv, GridConv, NoConv
+from .operators import mixer
+
+
+def is_scan(scan: object) -> bool:
+    """Whether it is a tuple or list of scan orders, none twice."""
+    if not isinstance(scan, (tuple, list)) or not all(isinstance(order, str) for order in scan):
+        return False
+    return bool(scan) and len(set(scan)) == len(scan) and set(scan) <= set(SCAN_ORDERS)
 
 
 class MetaLA(nn.Module):
@@ -48,7 +56,7 @@ class MetaLA(nn.Module):
         super().__init__()
         if num_heads < 1 or dim % (2 * num_heads):
             raise ValueError(f"num_heads: got {num_heads} with dim {dim}, expected 2 * num_heads to divide dim")
-        if not scan or len(set(scan)) != len(scan) or not set(scan) <= set(SCAN_ORDERS):
+        if not is_scan(scan):
             raise ValueError(f"scan: got {scan!r}, expected a non-empty tuple out of {SCAN_ORDERS}, none twice")
         if causal and tuple(scan) != ("row",):
             raise ValueError(f"scan: got {scan!r} with causal=True, expected ('row',)")
@@ -70,10 +78,12 @@ class MetaLA(nn.Module):
         self.out_proj = nn.Linear(dim, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    def extra_repr(self) -> str:
+        """What its repr shows beside the modules."""
+        return f"num_heads={self.num_heads}, scan={self.scan}"
+
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
         x = self.in_proj(self.conv(x, grid))
-        x = torch.ops.metala.mixer(
-            x, self.gate_bias, self.aug_weight, self.num_heads, grid[0], grid[1], self.orders, None
-        )
+        x = mixer(x, self.gate_bias, self.aug_weight, self.num_heads, grid, self.orders)
         return self.proj_drop(self.out_proj(x))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from .local_conv import GridConv
 from .metala import MetaLA
+from .operators import add_mixer, is_traced_for_onnx
 from .swiglu import SwiGLU
 from .watched import is_plain, is_plain_product
 
@@ -20,9 +21,10 @@ def mixer_branch(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Mod
         and is_plain_product(mixer.out_proj)
         and _is_idle(mixer.proj_drop)
         and _is_idle(drop_path)
+        and not is_traced_for_onnx()
         and isinstance(x, Tensor)  # the symbols of FX go through the modules, which its users name
     ):
-        return torch.ops.metala.add_mixer(
+        return add_mixer(
             x,
             norm.weight,
             norm.bias,
@@ -33,7 +35,7 @@ def mixer_branch(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Mod
             mixer.aug_weight,
             mixer.out_proj.weight,
             mixer.num_heads,
-            *grid,
+            grid,
             mixer.orders,
         )
     return x + drop_path(mixer(norm(x), grid))
@@ -48,6 +50,7 @@ def mlp_branch(x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module)
         and is_plain_product(mlp.fc2)
         and _is_idle(mlp.drop)
         and _is_idle(drop_path)
+        and not is_traced_for_onnx()
         and isinstance(x, Tensor)
     ):
         return torch.ops.metala.add_swiglu_mlp(x, norm.weight, norm.bias, norm.eps, mlp.fc1.weight, mlp.fc2.weight)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-import metala_vision.kernels  # noqa: F401  (registers the operator)
-
+from .operators import is_traced_for_onnx, swiglu
 from .watched import is_plain_product
 
 
@@ -21,9 +20,7 @@ class SwiGLU(nn.Module):
         """[..., C] -> [..., C]."""
         plain = True
         if not torch.jit.is_scripting():
-            plain = is_plain_product(self.fc1) and is_plain_product(self.fc2)
+            plain = is_plain_product(self.fc1) and is_plain_product(self.fc2) and not is_traced_for_onnx()
         if plain:
-            x = torch.ops.metala.swiglu_mlp(x, self.fc1.weight, self.fc2.weight)
-        else:
-            x = self.fc2(torch.ops.metala.swiglu(self.fc1(x)))
-        return self.drop(x)
+            return self.drop(torch.ops.metala.swiglu_mlp(x, self.fc1.weight, self.fc2.weight))
+        return self.drop(self.fc2(swiglu(self.fc1(x))))

@@ -7,12 +7,7 @@ image model was not released. Linear in the number of tokens, for any height and
 from typing import Literal
 
 import torch
-from timm.layers import (
-    calculate_drop_path_rates,
-    global_pool_nlc,
-    resample_abs_pos_embed,
-    resample_patch_embed,
-)
+from timm.layers import calculate_drop_path_rates, global_pool_nlc
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
@@ -20,20 +15,15 @@ from timm.models._manipulate import named_apply
 from torch import Tensor, nn
 
 from metala_vision.layers import MetaLA, MetaLABlock, PatchEmbed
+from metala_vision.layers.pos_embed import resampled
+
+from .checkpoints import checkpoint_filter_fn
+from .scans import orders_of_blocks
 
 __all__ = ["MetaLAViT"]
 
-ROWS = ("row", "row_reverse")
-COLUMNS = ("column", "column_reverse")
-# Scan orders of the blocks, repeated over the depth.
-SCANS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "cycle": (("row",), ("column",), ("row_reverse",), ("column_reverse",)),
-    "alternate": (ROWS, COLUMNS),
-    "cross": (ROWS + COLUMNS,),
-    "row": (ROWS,),
-    "causal": (("row",),),
-}
 POOLS = ("", "avg", "max", "avgmax")
+torch.fx.wrap("resampled")  # it compares sizes, which FX does not know while it traces
 
 
 class MetaLAViT(nn.Module):
@@ -51,7 +41,8 @@ class MetaLAViT(nn.Module):
         mlp_ratio: hidden channels of the SwiGLU over `embed_dim`.
         scan: "cycle" (one order a block, the four in turns), "alternate" (rows both ways in even blocks, columns in
             odd ones), "cross" (all four orders in every block), "row" (rows both ways) or "causal" (one order and a
-            causal convolution: the paper's 1-D layer).
+            causal convolution: the paper's 1-D layer); or a tuple, the orders of every block, such as
+            ("row", "column"), as `gated_linear_attention` takes them.
         local_conv: False leaves the convolutions of the mixers out.
         self_aug: False leaves the self-augmentation of the mixers out.
         pos_embed: "none", or "learn" for a learned embedding added to the patches, resampled at other sizes.
@@ -74,7 +65,7 @@ class MetaLAViT(nn.Module):
         depth: int = 12,
         num_heads: int = 6,
         mlp_ratio: float = 3.0,
-        scan: str = "cycle",
+        scan: str | tuple[str, ...] | list[str] = "cycle",
         local_conv: bool = True,
         self_aug: bool = True,
         pos_embed: Literal["none", "learn"] = "none",
@@ -85,8 +76,7 @@ class MetaLAViT(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        if scan not in SCANS:
-            raise ValueError(f"scan: got {scan!r}, expected one of {tuple(SCANS)}")
+        orders = orders_of_blocks(scan, depth)
         if pos_embed not in ("none", "learn"):
             raise ValueError(f"pos_embed: got {pos_embed!r}, expected 'none' or 'learn'")
         _check_pool(global_pool)
@@ -95,22 +85,29 @@ class MetaLAViT(nn.Module):
         self.in_chans = in_chans
         self.global_pool = global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
-        self.num_prefix_tokens = 0
+        # What clients of timm's ViT ask for: there is no token but those of the patches, and any size is taken.
+        self.num_prefix_tokens = self.num_reg_tokens = 0
+        self.has_class_token = False
+        self.cls_token = self.reg_token = self.attn_pool = None
+        self.no_embed_class = True
+        self.dynamic_img_size = True
         self.grad_checkpointing = False
 
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, **dd)
         self.pos_embed: nn.Parameter | None = None
-        self.pos_grid = self._nominal_grid()
+        self.pos_grid = self.patch_embed.grid_size
         if pos_embed == "learn":
             self.pos_embed = nn.Parameter(torch.empty(1, self.pos_grid[0] * self.pos_grid[1], embed_dim, **dd))
+        self.pos_drop = nn.Identity()
+        self.patch_drop = nn.Identity()
+        self.norm_pre = nn.Identity()
         rates = calculate_drop_path_rates(drop_path_rate, depth)
-        orders = SCANS[scan]
-        self.blocks = nn.ModuleList(
+        blocks = [
             MetaLABlock(
                 embed_dim,
                 num_heads,
                 mlp_ratio,
-                scan=orders[i % len(orders)],
+                scan=orders[i],
                 causal=scan == "causal",
                 local_conv=local_conv,
                 self_aug=self_aug,
@@ -119,7 +116,9 @@ class MetaLAViT(nn.Module):
                 **dd,
             )
             for i in range(depth)
-        )
+        ]
+        self.blocks = nn.Sequential(*blocks)
+        self._set_grid_of_blocks()
         reduction = self.patch_embed.feat_ratio()
         self.feature_info = [dict(module=f"blocks.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)]
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
@@ -172,28 +171,34 @@ class MetaLAViT(nn.Module):
     ) -> None:
         """Changes the nominal input size, or the patch size by resampling the patch embedding."""
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
-        former, self.pos_grid = self.pos_grid, self._nominal_grid()
+        former, self.pos_grid = self.pos_grid, self.patch_embed.grid_size
+        self._set_grid_of_blocks()
         if self.pos_embed is not None:
-            self.pos_embed = nn.Parameter(_resampled(self.pos_embed.detach(), former, self.pos_grid))
+            self.pos_embed = nn.Parameter(resampled(self.pos_embed.detach(), former, self.pos_grid))
         reduction = self.patch_embed.feat_ratio()
         for info in self.feature_info:
             info["reduction"] = reduction
         update_model_input_size(self, self.patch_embed.img_size, patch_size=patch_size)
 
     @torch.jit.ignore
-    def _nominal_grid(self) -> tuple[int, int]:
-        rows, cols = self.patch_embed.dynamic_feat_size(self.patch_embed.img_size)
-        return rows, cols
+    def _set_grid_of_blocks(self) -> None:
+        for block in self.blocks:
+            block.grid = self.pos_grid
 
-    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Image [B, in_chans, height, width] -> tokens [B, N, C] and their grid."""
-        x = self.patch_embed(x)
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Patches [B, rows, cols, C] -> tokens [B, N, C], with the position embedding where there is one."""
         batch, rows, cols, dim = x.shape
         # The projection leaves channels first in memory: contiguous once here, not in every norm of every block.
         x = x.reshape(batch, rows * cols, dim).contiguous()
         if self.pos_embed is not None:
-            x = x + _resampled(self.pos_embed, self.pos_grid, (rows, cols))
-        return x, (rows, cols)
+            x = x + resampled(self.pos_embed, self.pos_grid, (rows, cols))
+        return self.pos_drop(x)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Image [B, in_chans, height, width] -> tokens [B, N, C] and their grid."""
+        x = self.patch_embed(x)
+        rows, cols = x.shape[1], x.shape[2]
+        return self.norm_pre(self.patch_drop(self._pos_embed(x))), (rows, cols)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Image [B, in_chans, height, width] -> normalised tokens [B, N, C]."""
@@ -262,6 +267,25 @@ class MetaLAViT(nn.Module):
             return intermediates
         return self.norm(x), intermediates
 
+    @torch.jit.ignore
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | list[int] | tuple[int, ...] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> list[Tensor]:
+        """`forward_intermediates` as DINO has it: of the last n blocks, or of these, NCHW with `reshape`, else NLC."""
+        return self.forward_intermediates(
+            x,
+            n if isinstance(n, int) else list(n),
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
+        )
+
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
@@ -273,13 +297,6 @@ class MetaLAViT(nn.Module):
         if prune_head:
             self.reset_classifier(0, "")
         return take
-
-
-def _resampled(pos_embed: Tensor, former: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """[1, former rows * cols, C] -> [1, rows * cols, C] of another grid."""
-    if former == grid:
-        return pos_embed
-    return resample_abs_pos_embed(pos_embed, list(grid), list(former), num_prefix_tokens=0)
 
 
 def _check_pool(global_pool: str) -> None:
@@ -298,19 +315,6 @@ def _init_weights(module: nn.Module, name: str = "") -> None:
         nn.init.zeros_(module.aug_weight)
     elif hasattr(module, "reset_parameters"):
         module.reset_parameters()
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: MetaLAViT) -> dict[str, Tensor]:
-    """Resamples the patch embedding of a checkpoint to the patch size of the model, position embeddings to its grid."""
-    key = "patch_embed.proj.weight"
-    if key in state_dict:
-        size = model.patch_embed.proj.weight.shape[-2:]
-        state_dict = {**state_dict, key: resample_patch_embed(state_dict[key], list(size))}
-    if model.pos_embed is not None and "pos_embed" in state_dict:
-        # Of a square image: a checkpoint does not say.
-        resampled = resample_abs_pos_embed(state_dict["pos_embed"], list(model.pos_grid), num_prefix_tokens=0)
-        state_dict = {**state_dict, "pos_embed": resampled}
-    return state_dict
 
 
 def _create_metala_vit(variant: str, pretrained: bool = False, **kwargs) -> MetaLAViT:

@@ -282,6 +282,8 @@ def test_dropout_is_on_in_training_alone():
         (dict(scan=("diagonal",)), r"scan: got \('diagonal',\), expected a non-empty tuple out of \('row', "),
         (dict(scan=("row", "row")), r"scan: got \('row', 'row'\), expected a non-empty tuple .* none twice"),
         (dict(scan="row"), "scan: got 'row', expected a non-empty tuple"),
+        (dict(scan=(["row"], ["column"])), r"scan: got \(\['row'\], \['column'\]\), expected a non-empty tuple"),
+        (dict(scan=3), "scan: got 3, expected a non-empty tuple"),
         (dict(causal=True), r"scan: got \('row', 'row_reverse'\) with causal=True, expected \('row',\)"),
         (dict(causal=True, scan=("column",)), r"scan: got \('column',\) with causal=True, expected \('row',\)"),
     ],

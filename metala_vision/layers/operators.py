@@ -1,0 +1,153 @@
+"""The operators under the layers, also for tracers that hand out the sides of a grid as tensors.
+
+An operator takes integers, and torch.jit.trace would record those of the one image that it sees, for images of every
+size. So while it traces a module, functions of TorchScript stand between, which read the sides at each call. The
+TorchScript exporter of ONNX, torch.onnx.export(dynamo=False), knows PyTorch's own operators alone, and gets those.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metala_vision.kernels import unfused
+from metala_vision.kernels.chunked import chunked
+
+
+def is_traced_for_onnx() -> bool:
+    """Whether torch.onnx.export(dynamo=False) is looking on."""
+    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
+
+
+def keeps_sizes_open() -> bool:
+    """Whether torch.jit.trace makes a module of what it sees, to be called with images of any size.
+
+    Otherwise it is a graph to be read, as fvcore reads it to count its operators, or a function, and one size is in it.
+    """
+    if torch.jit._trace._trace_module_map is not None:  # as torch.nn.Module itself asks
+        return True
+    warnings.warn(
+        "the grid of this one image is recorded: for images of any size trace the model itself, torch.jit.trace(model,"
+        " x), and no function around it",
+        torch.jit.TracerWarning,
+        stacklevel=3,
+    )
+    return False
+
+
+def conv_silu(x: Tensor, weight: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`metala_vision.kernels.conv_silu`."""
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():
+        if is_traced_for_onnx():
+            return unfused.conv_silu(x, weight, grid[0], grid[1])
+        if keeps_sizes_open():
+            return compiled(_traced_conv_silu)(x, weight, *as_tensors(grid))
+    return torch.ops.metala.conv_silu(x, weight, grid[0], grid[1])
+
+
+def mixer(
+    projected: Tensor, gate_bias: Tensor, aug_weight: Tensor, num_heads: int, grid: tuple[int, int], orders: str
+) -> Tensor:
+    """`metala_vision.kernels.mixer`."""
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():
+        if is_traced_for_onnx():
+            scan = tuple(orders.split(","))
+            return unfused.mixer(chunked, projected, gate_bias, aug_weight, num_heads, grid, scan)
+        if keeps_sizes_open():
+            return compiled(_traced_mixer)(projected, gate_bias, aug_weight, num_heads, *as_tensors(grid), orders)
+    return torch.ops.metala.mixer(projected, gate_bias, aug_weight, num_heads, grid[0], grid[1], orders, None)
+
+
+def add_mixer(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    conv_weight: Tensor,
+    weight_in: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    weight_out: Tensor,
+    num_heads: int,
+    grid: tuple[int, int],
+    orders: str,
+) -> Tensor:
+    """`metala_vision.kernels.add_mixer`; not for ONNX."""
+    norm = norm_weight, norm_bias, eps
+    weights = conv_weight, weight_in, gate_bias, aug_weight, weight_out
+    if torch.jit.is_tracing() and keeps_sizes_open():
+        return compiled(_traced_add_mixer)(x, *norm, *weights, num_heads, *as_tensors(grid), orders)
+    return torch.ops.metala.add_mixer(x, *norm, *weights, num_heads, *grid, orders)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """`metala_vision.kernels.swiglu`."""
+    if not torch.jit.is_scripting():
+        return unfused.swiglu(x) if is_traced_for_onnx() else torch.ops.metala.swiglu(x)
+    return torch.ops.metala.swiglu(x)
+
+
+# --- functions of TorchScript
+
+
+def as_tensors(grid: tuple[int | Tensor, int | Tensor]) -> list[Tensor]:
+    """Rows and columns as torch.jit.trace hands them on."""
+    return [side if isinstance(side, Tensor) else torch.scalar_tensor(side, dtype=torch.int64) for side in grid]
+
+
+@functools.cache
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that torch.jit.trace records as it is, with its conditions and integers."""
+    with warnings.catch_warnings():  # torch.jit.trace has just said the same
+        warnings.filterwarnings("ignore", ".torch.jit.* is deprecated")
+        return torch.jit.script(function)
+
+
+def _traced_conv_silu(x: Tensor, weight: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    return torch.ops.metala.conv_silu(x, weight, int(rows), int(cols))
+
+
+def _traced_mixer(
+    projected: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    num_heads: int,
+    rows: Tensor,
+    cols: Tensor,
+    orders: str,
+) -> Tensor:
+    return torch.ops.metala.mixer(projected, gate_bias, aug_weight, num_heads, int(rows), int(cols), orders, None)
+
+
+def _traced_add_mixer(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    conv_weight: Tensor,
+    weight_in: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    weight_out: Tensor,
+    num_heads: int,
+    rows: Tensor,
+    cols: Tensor,
+    orders: str,
+) -> Tensor:
+    return torch.ops.metala.add_mixer(
+        x,
+        norm_weight,
+        norm_bias,
+        eps,
+        conv_weight,
+        weight_in,
+        gate_bias,
+        aug_weight,
+        weight_out,
+        num_heads,
+        int(rows),
+        int(cols),
+        orders,
+    )
