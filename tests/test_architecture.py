@@ -11,7 +11,7 @@ PACKAGE = "metala_vision"
 # From the ground up. A file imports from its own room and from lower floors; rooms of one floor do not know each other.
 FLOORS = (
     ("errors",),
-    ("kernels", "files"),
+    ("kernels", "files", "description"),
     ("layers", "figures"),
     ("models", "command_line"),
     ("data", "dense"),

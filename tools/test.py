@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Test checkpoints on the test split of a config, at its own resolution or at others.
 
+The config is the one that the run left beside its checkpoint where none is named. Classes that a checkpoint names in
+another order than the test set are matched by name.
+
 Prints a table, and the results as JSON on the last line. Leaves in the out folder result.json, results.csv, and for
 each checkpoint and resolution per_class.csv and confusion_matrix.png; with several resolutions also resolutions.png.
 Of a detector it leaves predictions.json in COCO's result form, of detectors and segmenters a folder of pictures.
@@ -8,12 +11,15 @@ Of a detector it leaves predictions.json in COCO's result form, of detectors and
 
 import argparse
 import sys
+from pathlib import Path
 
 from arguments import add_config, add_device, add_json
 
+CONFIGS = (".py", ".json", ".yaml", ".yml")  # what mmengine reads
 EXAMPLES = """examples:
   python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth
   python tools/test.py configs/digits/metala_vit_digits.py work_dirs/metala_vit_digits/best.pth --resolutions 8 12 16
+  python tools/test.py work_dirs/metala_vit_digits/best.pth
   python tools/test.py CONFIG work_dirs/*/best.pth --weights raw --out work_dirs/all
   python tools/test.py CONFIG best.pth --img-size 288 --crop-ratio 1.0
 """
@@ -24,7 +30,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config(parser)
-    parser.add_argument("checkpoints", nargs="+", help="best.pth or last.pth of runs, or state_dicts of the timm model")
+    parser.add_argument("checkpoints", nargs="*", help="best.pth or last.pth of runs, or state_dicts of the timm model")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--img-size", type=int, metavar="N", help="test at N x N pixels instead of the config's size")
     sizes.add_argument(
@@ -37,7 +43,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", help="folder for the results (default: test, beside the first checkpoint)")
     add_device(parser)
     add_json(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if Path(args.config).suffix in CONFIGS and not args.checkpoints:
+        parser.error("the following arguments are required: checkpoints")
+    if Path(args.config).suffix not in CONFIGS:
+        args.checkpoints, args.config = [args.config, *args.checkpoints], None
+    return args
 
 
 def main(args: argparse.Namespace) -> dict | list[dict]:
@@ -45,8 +56,9 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     from metala_vision.engine import join_processes, leave_processes, load_config, set_data_root, set_num_classes
     from metala_vision.engine.cli import say
     from metala_vision.engine.evaluation import evaluate_checkpoints, render
+    from metala_vision.engine.run.settings import config_of_run
 
-    config = load_config(args.config, args.cfg_options)
+    config = load_config(args.config or str(config_of_run(args.checkpoints[0])), args.cfg_options)
     if args.data_root is not None:
         set_data_root(config, args.data_root)
     if args.num_classes is not None:

@@ -33,9 +33,14 @@ class MaskDataset(Dataset):
         names: what each image is called in messages.
         transform: a `MaskTransform`, or its config; None leaves images as they are.
 
+    Attributes:
+        named: False where the classes are mere numbers, which nothing can be held against.
+
     Raises:
         InputError: an unknown split, no images.
     """
+
+    named = True
 
     def __init__(self, split: str, classes: Sequence[str], names: Sequence[str], transform: dict | None = None):
         check_split(split)
@@ -169,7 +174,7 @@ class MaskFolder(MaskDataset):
         )
         self.troubles.log(f"{type(self).__name__} ({split})")
         if isinstance(classes, int):
-            classes = [str(i) for i in range(classes)]
+            self.named, classes = False, [str(i) for i in range(classes)]
         super().__init__(split, classes, [str(path) for path, _ in self.paths], transform)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -56,6 +56,7 @@ class EvalTransform(Albumentations):
         _check_size(img_size)
         if not 0 < crop_ratio <= 1:
             raise InputError(f"crop_ratio: got {crop_ratio!r}, expected a number in (0, 1]")
+        self.crop_ratio, self.interpolation = crop_ratio, interpolation
         side = max(img_size, round(img_size / crop_ratio))
         super().__init__(
             [

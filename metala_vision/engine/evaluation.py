@@ -14,15 +14,18 @@ from mmengine.registry import MODELS
 from rich.console import Console
 from rich.table import Table
 
+from metala_vision.description import read_description
 from metala_vision.errors import InputError
 from metala_vision.files import to_csv, write_atomic, write_json
 
 from .metrics.plots import plot_resolutions
 from .metrics.scores import SCORES
+from .run.agreement import class_order, warn_of_preprocessing
 from .run.checkpoint import from_portable, read_checkpoint
 from .run.config import config_errors
 from .run.options import apply_test_options
 from .run.runner import VisionRunner
+from .run.settings import check_model
 
 
 def evaluate_checkpoints(
@@ -38,7 +41,8 @@ def evaluate_checkpoints(
 
     Args:
         config: with the model and the test split.
-        checkpoints: files of the same model.
+        checkpoints: files of the same model. Classes that they name in another order than the test set are matched by
+            name.
         out: folder for the results; None is `test` beside the first checkpoint.
         resolutions: sides of the test images, None for the config's own.
         crop_ratio: share of the short side that the central crop keeps; None for the config's own.
@@ -68,10 +72,18 @@ def evaluate_checkpoints(
         cell.work_dir = str(place)
         cell.experiment_name = f"test {place}"  # mmengine keeps one message hub for each name
         cells.append((checkpoint, size, cell))
-    _check_weights(cells[0][2], checkpoints, weights)
+    described = _check_weights(cells[0][2], checkpoints, weights)
+    orders: dict[str, list[int] | None] = {}
     results = []
     for checkpoint, size, cell in cells:
-        results.append(_test(cell, checkpoint, size, weights))
+        runner = VisionRunner.from_cfg(cell)
+        if not orders:
+            (dataset,) = runner.build_parts()
+            orders = {file: class_order(one, dataset, file) for file, one in described.items()}
+            for file, one in described.items():
+                warn_of_preprocessing(one, runner.description, file)
+        results.append(_test(runner, checkpoint, size, weights, orders[checkpoint]))
+        del runner
         gc.collect()  # a runner is a circle of references: its workers and its model would stay
         if is_main_process():  # after each: whatever happens to the next one
             write_json(folder / "result.json", results if len(cells) > 1 else results[0])
@@ -81,32 +93,41 @@ def evaluate_checkpoints(
     return results
 
 
-def _check_weights(config: Config, checkpoints: Sequence[str], weights: str) -> None:
-    """Whether every checkpoint is of the config's model and has the weights asked for."""
+def _check_weights(config: Config, checkpoints: Sequence[str], weights: str) -> dict[str, dict]:
+    """Whether every checkpoint is of the config's model and has the weights asked for; what each says of itself."""
     with config_errors():
         model = MODELS.build(config.model)
-    for checkpoint in checkpoints:
+    described = {}
+    for file in checkpoints:
+        checkpoint = read_checkpoint(file)
+        check_model(config, file, checkpoint, "python tools/test.py", file)
         try:
-            from_portable(read_checkpoint(checkpoint), model, weights)
+            described[file] = read_description(checkpoint)
+            from_portable(checkpoint, model, weights)
         except InputError as error:
-            raise InputError(f"{checkpoint}: {error}") from error
+            raise InputError(f"{file}: {error}") from error
+    return described
 
 
-def _test(config: Config, checkpoint: str, size: int | None, weights: str) -> dict:
-    """One checkpoint at one image size; the model is resized where its position embedding asks for it."""
-    runner = VisionRunner.from_cfg(config)
+def _test(runner: VisionRunner, checkpoint: str, size: int | None, weights: str, order: Sequence[int] | None) -> dict:
+    """One checkpoint at one image size; the model is resized where its position embedding asks for it.
+
+    `order` is that of its classes, where it is known.
+    """
     runner.prepare()
+    if order is not None:
+        runner.task.take_order(order)
     used = runner.load_checkpoint(checkpoint, weights=weights)["weights"]
     if size is not None:
         runner.task.resize(size)
     try:
         result = runner.evaluate()
     except torch.OutOfMemoryError as error:
-        batch = config.test_dataloader.batch_size
+        batch = runner.cfg.test_dataloader.batch_size
         raise InputError(
             f"memory: {batch} images of this size do not fit: {error}. Lower test_dataloader.batch_size"
         ) from error
-    transform = config.test_dataloader.dataset.get("transform") or {}
+    transform = runner.cfg.test_dataloader.dataset.get("transform") or {}
     return {
         **result,
         "img_size": size,

@@ -78,7 +78,14 @@ def folder_config(images, small_config):
         ),
         ({"model.backbone.num_classes": 7}, "num_classes is 7, but Digits .train. has 10 classes"),
         ({"model.backbone.num_classes": 11}, "num_classes is 11.*set model.backbone.num_classes=10"),
-        ({"model.backbone.checkpoint_path": "none.pth"}, "model: metala_vit_nano: no file none.pth"),
+        (
+            {"model.distillation": dict(teacher=dict(model_name="metala_vit_nano", checkpoint_path="none.pth"))},
+            "model.distillation.teacher.checkpoint_path: no file none.pth",
+        ),
+        (
+            {"model.backbone.checkpoint_path": "none.pth"},
+            "model.backbone.checkpoint_path: no file none.pth; give another checkpoint of metala_vit_nano, or None",
+        ),
         ({TRANSFORMS: [dict(type="Normalize", mean=0.5, std=0.5)]}, "makes images of float32, expected uint8"),
         ({TRANSFORMS: [dict(type="CenterCrop", height=9, width=9)]}, "the transform of Digits .train. fails"),
         ({"train_dataloader.dataset.split": "training"}, "split: got 'training'"),

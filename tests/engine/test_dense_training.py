@@ -172,7 +172,7 @@ def test_layer_decay_leaves_what_stands_on_the_trunk_alone(task, config_of):
         ("segmentation", {"model.stride": 8}, "model.stride: got 8"),
         ("segmentation", {"model.short_side": 8}, "model.short_side: got 8"),
         ("detection", {"test_evaluator.pictures": -1}, "pictures: got -1"),
-        ("detection", {"model.init_from": "none.pth"}, "no file none.pth"),
+        ("detection", {"model.init_from": "none.pth"}, "model.init_from: no file none.pth; .*=None"),
         ("detection", {"train_dataloader.dataset.type": "ShapesSegmentation"}, "has no boxes; expected VOCDetection"),
         ("segmentation", {"train_dataloader.dataset.type": "ShapesDetection"}, "has no masks; expected MaskFolder"),
         (

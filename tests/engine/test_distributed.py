@@ -80,7 +80,7 @@ def train(tmp_path_factory):
 def step_losses(work_dir: Path) -> list[float]:
     (scalars,) = work_dir.glob("*/vis_data/scalars.json")
     records = [json.loads(line) for line in scalars.read_text().splitlines()]
-    return [record["loss"] for record in records if "lr" in record]
+    return [record["steps/loss"] for record in records if "steps/loss" in record]
 
 
 @pytest.fixture(scope="module")

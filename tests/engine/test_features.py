@@ -218,7 +218,7 @@ def test_init_from_prefers_the_average_and_refuses_another_model(tmp_path):
     model = classifier(init_from=str(tmp_path / "run.pth")).backbone
     assert torch.equal(model.norm.weight, average.norm.weight)
     assert torch.equal(model.blocks[0].mixer.in_proj.weight, average.blocks[0].mixer.in_proj.weight)
-    with pytest.raises(InputError, match="no file .*none.pth"):
+    with pytest.raises(InputError, match="model.init_from: no file .*none.pth; give another .*model.init_from=None"):
         classifier(init_from=str(tmp_path / "none.pth"))
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="init_from .*broken.pth cannot be read"):

@@ -63,7 +63,9 @@ def warn_of_preprocessing(trained: dict, now: dict, file: str) -> None:
         return
     pairs = {key: (trained[key], now[key]) for key in ("mean", "std", "interpolation")}
     pairs["channels"] = (trained["input_size"][0], now["input_size"][0])
-    found = [f"{key} is {there} in {file} and {here} in the config" for key, (there, here) in pairs.items() if there != here]
+    found = [
+        f"{key} is {there} in {file} and {here} in the config" for key, (there, here) in pairs.items() if there != here
+    ]
     if found:
         _say(f"the images are prepared otherwise than those of the training: {'; '.join(found)}", logging.WARNING)
 

@@ -29,8 +29,8 @@ from .config import config_errors
 from .distributed import DistributedTask
 from .hooks import UnreadableImagesHook, history
 from .progress import keep_console_short
-from .settings import warn_of_changes
 from .schedule import check_same_plan, plan, warn_of_end
+from .settings import warn_of_changes
 from .work_dir import check_shared
 
 DEFAULT_HOOKS = dict(

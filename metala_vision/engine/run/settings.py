@@ -1,4 +1,4 @@
-"""The settings that weights were trained with, as their checkpoint and its folder keep them, against those given now."""
+"""The settings that weights were trained with, as their checkpoint and folder keep them, against those given now."""
 
 import ast
 import logging
@@ -11,10 +11,10 @@ from mmengine.logging import print_log
 from metala_vision.description import plain
 from metala_vision.errors import InputError
 
+from .checkpoint import read_checkpoint
+
 # Of a model: what changes how it computes, or where weights come from, and not what it is.
-HOW = re.compile(
-    r"compile|grad_checkpointing|channels_last|init_from|checkpoint_path|(pretrained|distillation).*"
-)
+HOW = re.compile(r"compile|grad_checkpointing|channels_last|init_from|checkpoint_path|(pretrained|distillation).*")
 # And what changes its training, or its test by intent. mean and std are compared with the description.
 FREE = re.compile(
     HOW.pattern + r"|img_size|mean|std|mixup.*|label_smoothing|train_only_head|min_size|max_size|short_side|window"
@@ -42,6 +42,21 @@ def config_beside(file: str | Path, checkpoint: dict) -> Path | None:
         if model is not None and left is not None and not differences(model, left, HOW):
             return path
     return None
+
+
+def config_of_run(file: str | Path) -> Path:
+    """The config that a run has left beside a checkpoint.
+
+    Raises:
+        InputError: no such checkpoint, or no such config beside it.
+    """
+    found = config_beside(file, read_checkpoint(file))
+    if found is None:
+        raise InputError(
+            f"config: none was given, and that of the run is not beside {file}; "
+            f"write `python tools/test.py CONFIG {file}`"
+        )
+    return found
 
 
 def differences(then: Mapping, now: Mapping, ignored: re.Pattern, prefix: str = "model") -> dict[str, str]:
@@ -91,9 +106,7 @@ def check_model(config: Mapping, file: str | Path, checkpoint: dict, command: st
         what = f"its config is not beside {file}; give these settings by --cfg-options"
     else:
         what = f"its run has left {left}; write `{command} {left} {more}`"
-    raise InputError(
-        f"config: {file} was trained with another model:\n{as_lines(list(found.values()))}\n{what}"
-    )
+    raise InputError(f"config: {file} was trained with another model:\n{as_lines(list(found.values()))}\n{what}")
 
 
 def warn_of_changes(config: Mapping, meta: dict, file: str) -> None:
@@ -149,8 +162,8 @@ def _value(node: ast.expr) -> object:
         if any(keyword.arg is None for keyword in node.keywords):
             raise ValueError("a dict of dicts")
         return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {ast.literal_eval(key): _value(value) for key, value in zip(node.keys, node.values)}
+    if isinstance(node, ast.Dict):  # whose key is None where another dict is spread into it
+        return {ast.literal_eval(key or node): _value(value) for key, value in zip(node.keys, node.values)}
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item) for item in node.elts]
     if isinstance(node, ast.Name) and node.id in ("inf", "nan"):

@@ -1,15 +1,22 @@
 """timm models by name, from scratch or from a checkpoint of another head, image size or patch size."""
 
+import copy
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
+import torch
+from mmengine.dist import broadcast
+from mmengine.logging import print_log
 from timm.models import load_state_dict
 from torch import nn
 
+from metala_vision.description import description_in, match_classes
 from metala_vision.errors import InputError, near_matches
 
 
-def create_backbone(arguments: dict, init_from: str | None = None) -> nn.Module:
+def create_backbone(arguments: dict, init_from: str | None = None, setting: str = "model.backbone") -> nn.Module:
     """`timm.create_model(**arguments)`.
 
     Args:
@@ -17,6 +24,7 @@ def create_backbone(arguments: dict, init_from: str | None = None) -> nn.Module:
         init_from: a checkpoint to start from, of a run (its moving average where it has one) or of timm. The classifier
             is new where the number of classes differs; position embeddings are resampled, and what else timm adapts
             for the model. Anything else must fit.
+        setting: what a config calls the arguments, for messages.
 
     Raises:
         InputError: a model timm does not know, an argument the model does not take, a checkpoint that does not fit.
@@ -27,9 +35,14 @@ def create_backbone(arguments: dict, init_from: str | None = None) -> nn.Module:
     name = arguments.pop("model_name", None)
     if not isinstance(name, str) or not timm.is_model(name):
         raise InputError(f"model: unknown model_name {name!r}{near_matches(str(name), timm.list_models())}")
-    path = init_from or arguments.get("checkpoint_path")
+    if init_from is not None and not Path(init_from).is_file():
+        raise InputError(
+            f"model.init_from: no file {init_from}; give another checkpoint of {name}, or model.init_from=None to begin "
+            f"from scratch"
+        )
+    path = arguments.get("checkpoint_path")
     if path and not Path(path).is_file():
-        raise InputError(f"model: {name}: no file {path}")
+        raise InputError(f"{setting}.checkpoint_path: no file {path}; give another checkpoint of {name}, or None")
     try:
         return timm.create_model(name, **arguments) if init_from is None else _started(name, arguments, init_from)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
@@ -52,3 +65,61 @@ def _started(name: str, arguments: dict, path: str) -> nn.Module:
     if wanted != classes:
         model.reset_classifier(wanted)
     return model
+
+
+def heads_of(backbone: nn.Module) -> list[nn.Module]:
+    """The classifier, or the two of a distilled model."""
+    found = backbone.get_classifier()
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+@torch.no_grad()
+def start_heads(backbone: nn.Module, file: str, classes: Sequence[str] | None) -> None:
+    """Brings a head that comes from a file to the classes of the data, by name; in place, where optimisers know it.
+
+    The names in another order are put in order. Other names get a new head, and so did another number of classes when
+    the model was made. All of it is said.
+
+    Args:
+        backbone: a model that has been started from the file.
+        file: a checkpoint.
+        classes: of the data, or None where they are not named.
+
+    Raises:
+        InputError: another order, and a head whose classes are in no order that can be changed.
+    """
+    described = description_in(file)
+    names = described.get("label_names")
+    if described and described["num_classes"] != backbone.num_classes:
+        _say(f"{file} is of {described['num_classes']} classes, the data of {backbone.num_classes}: the head is new")
+        return
+    if names is None or classes is None:
+        whose = file if names is None else "the data"
+        _say(f"{whose} has no class names: a head of as many classes is taken as it is, in the order of the data")
+        return
+    try:
+        order = match_classes(names, classes, "other classes")
+    except InputError as error:
+        fresh = copy.deepcopy(backbone)
+        fresh.reset_classifier(backbone.num_classes)
+        for head, new in zip(heads_of(backbone), heads_of(fresh)):
+            head.load_state_dict(new.state_dict())
+            for parameter in head.parameters():  # every process has drawn one of its own
+                broadcast(parameter.data)
+        _say(f"{file} is of {error}: the head is new")
+        return
+    if order == list(range(len(order))):
+        return
+    for head in heads_of(backbone):
+        if not isinstance(head, nn.Linear | nn.Conv2d):
+            raise InputError(
+                f"model: {file} has the classes in another order, and a {type(head).__name__} as head, which cannot be "
+                f"put in order; give the data the order {', '.join(names)}"
+            )
+        for parameter in head.parameters():
+            parameter.copy_(parameter[order])
+    _say(f"{file} has the classes in another order: the rows of its head are put in that of the data")
+
+
+def _say(text: str) -> None:
+    print_log(f"init_from: {text}", logger="current", level=logging.INFO)

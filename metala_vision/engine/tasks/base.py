@@ -1,13 +1,19 @@
 """What the runner and its hooks ask of a model, whatever its task."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from mmengine.model import BaseModel
-from torch import nn
+from timm.models import FeatureInfo
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from metala_vision.description import match_classes, plain
 from metala_vision.errors import InputError
+
+START = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # arguments that bring weights in
 
 
 class TaskModel(BaseModel):
@@ -16,9 +22,20 @@ class TaskModel(BaseModel):
     Attributes:
         part: name of the attribute that is trained, averaged and saved: in checkpoints its parameters have the names
             that they have in it.
+        task: what it learns, as a `description` has it.
+        kind: of the model, likewise.
+        arguments: of `timm.create_model` for its trunk.
+        options: further ones of the model, as a `description` has them.
+        class_order: for each class of the data its index in what was trained; None where they have the same order.
+            Predictions are of the data's classes.
     """
 
     part: str
+    task: str
+    kind: str | None = None
+    arguments: dict
+    options: dict
+    class_order: Tensor | None = None
 
     @property
     def net(self) -> nn.Module:
@@ -53,6 +70,55 @@ class TaskModel(BaseModel):
         """
         raise NotImplementedError
 
+    def describe(self, train: Any, evaluation: Any) -> dict:
+        """What checkpoints say of the model and its images, see `metala_vision.description`."""
+        image, tested = (first_sample(data, place(data))["image"] for data in (train, evaluation))
+        trained = self.seen_size(image)
+        model_args = {key: value for key, value in self.arguments.items() if key not in ("model_name", *START)}
+        described = dict(
+            task=self.task,
+            kind=self.kind,
+            options=self.options,
+            architecture=self.arguments["model_name"],
+            model_args=model_args,
+            num_classes=len(train.classes),
+            label_names=names_of(train),
+            input_size=[len(image), *trained],
+            crop_pct=None,
+            interpolation=None,
+            mean=[],
+            std=[],
+            grid=_grid(self.trunk, trained),
+        )
+        return plain({**described, **self.preprocessing(evaluation, tested)}, "description")
+
+    def seen_size(self, image: Tensor) -> tuple[int, int]:
+        """Height and width that the trunk gets of an image of the data in evaluation."""
+        return image.shape[-2], image.shape[-1]
+
+    def preprocessing(self, evaluation: Any, image: Tensor) -> dict:
+        """mean and std of a `description`, and what else of `input_size`, `crop_pct` and `interpolation` is known.
+
+        `image` is the first one of the dataset.
+        """
+        raise NotImplementedError
+
+    def start(self, classes: Sequence[str] | None) -> None:
+        """Holds the classes of weights that training begins with against those of the data; None are not named.
+
+        Raises:
+            InputError: they cannot be brought together.
+        """
+
+    def take_order(self, order: Sequence[int]) -> None:
+        """Predictions are of classes in another order than that of the training: `order` is `match_classes`' result."""
+        same = list(order) == list(range(len(order)))
+        self.class_order = None if same else torch.tensor(order)
+
+    def in_order(self, found: Tensor) -> Tensor:
+        """Indices of classes of the training as those of the data."""
+        return found if self.class_order is None else self.class_order.argsort().to(found.device)[found]
+
     def resize(self, size: int) -> None:
         """Adapts the model to test images of `size` x `size` pixels, where it depends on that."""
 
@@ -79,15 +145,36 @@ def check_classes(datasets: Sequence, num_classes: int, setting: str) -> None:
     Raises:
         InputError: they have not.
     """
+    first = datasets[0]
     for dataset in datasets:
-        where = f"{type(dataset).__name__} ({dataset.split})"
-        if len(dataset.classes) != num_classes:
-            raise InputError(
-                f"model: num_classes is {num_classes}, but {where} has {len(dataset.classes)} classes; "
-                f"set {setting}={len(dataset.classes)}"
-            )
-        if tuple(dataset.classes) != tuple(datasets[0].classes):
-            raise InputError(f"data: the classes of {where} differ from those of {datasets[0].split}")
+        if tuple(dataset.classes) != tuple(first.classes):
+            which = f"data: the classes of {place(dataset)} differ from those of {first.split}"
+            match_classes(first.classes, dataset.classes, which)
+            raise InputError(f"{which}: they are the same in another order; give all splits one order")
+    if len(first.classes) != num_classes:
+        raise InputError(
+            f"model: num_classes is {num_classes}, but {place(first)} has {len(first.classes)} classes; "
+            f"set {setting}={len(first.classes)}"
+        )
+
+
+def names_of(dataset: Any) -> list[str] | None:
+    """What the classes of a dataset are called; None where they are mere numbers."""
+    return [str(name) for name in dataset.classes] if getattr(dataset, "named", True) else None
+
+
+def place(dataset: Any) -> str:
+    """A dataset and its split, for messages."""
+    return f"{type(dataset).__name__} ({dataset.split})"
+
+
+def _grid(trunk: nn.Module, size: tuple[int, int]) -> list[int] | None:
+    """Rows and columns of the last map of an image."""
+    info = getattr(trunk, "feature_info", None)
+    if not info:
+        return None
+    strides = info.reduction() if isinstance(info, FeatureInfo) else [stage["reduction"] for stage in info]
+    return [-(-side // strides[-1]) for side in size]
 
 
 def first_sample(dataset: Dataset, where: str) -> dict:

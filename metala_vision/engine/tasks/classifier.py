@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from metala_vision.data import LabelledImages
 from metala_vision.errors import InputError
 
-from .backbone import create_backbone
-from .base import TaskModel, check_classes, first_sample
+from .backbone import create_backbone, heads_of, start_heads
+from .base import TaskModel, check_classes, first_sample, place
 from .distillation import Distillation
 from .mixing import BatchMixup
 
@@ -61,6 +61,7 @@ class ImageClassifier(TaskModel):
     """
 
     part = "backbone"
+    task = "classification"
 
     def __init__(
         self,
@@ -81,6 +82,9 @@ class ImageClassifier(TaskModel):
         if not 0 <= label_smoothing < 1:
             raise InputError(f"model: label_smoothing is {label_smoothing!r}, expected a number in [0, 1)")
         self.backbone = create_backbone(backbone, init_from)
+        self.arguments, self.options = dict(backbone), {}
+        self.started_from = init_from or backbone.get("checkpoint_path")
+        self.mean, self.std = tuple(mean), tuple(std)
         self.label_smoothing = label_smoothing
         self.train_only_head = train_only_head
         in_chans = getattr(self.backbone, "in_chans", None)
@@ -95,7 +99,7 @@ class ImageClassifier(TaskModel):
             self.backbone.set_grad_checkpointing()
         if train_only_head:
             self.backbone.requires_grad_(False)
-            for head in self._heads():
+            for head in heads_of(self.backbone):
                 head.requires_grad_(True)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone.to(memory_format=self.memory_format)
@@ -111,13 +115,31 @@ class ImageClassifier(TaskModel):
         """Whether classes, channels and transforms of all splits fit the model and each other."""
         check_classes(datasets, self.backbone.num_classes, "model.backbone.num_classes")
         for dataset in datasets:
-            where = f"{type(dataset).__name__} ({dataset.split})"
+            where = place(dataset)
             image = first_sample(dataset, where)["image"]
             in_chans = getattr(self.backbone, "in_chans", image.shape[0])
             if image.shape[0] != in_chans:
                 raise InputError(
                     f"model: in_chans is {in_chans}, but the images of {where} have {image.shape[0]} channels"
                 )
+
+    def preprocessing(self, evaluation: LabelledImages, image: Tensor) -> dict:
+        """As the transform of a test and the preprocessor have it."""
+        transform = evaluation.transform
+        return dict(
+            input_size=list(image.shape),
+            crop_pct=getattr(transform, "crop_ratio", None),
+            interpolation=getattr(transform, "interpolation", None),
+            mean=self.mean,
+            std=self.std,
+        )
+
+    def start(self, classes: Sequence[str] | None) -> None:
+        """The rows of a head that came from a checkpoint, and the logits of a teacher, in the order of the data."""
+        if self.started_from:
+            start_heads(self.backbone, self.started_from, classes)
+        if self.distillation is not None:
+            self.distillation.take_classes(classes)
 
     def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
         """The images, mixed in training, with their classes."""
@@ -137,14 +159,9 @@ class ImageClassifier(TaskModel):
         super().train(mode)
         if self.train_only_head:
             self.backbone.eval()
-            for head in self._heads():
+            for head in heads_of(self.backbone):
                 head.train(mode)
         return self
-
-    def _heads(self) -> list[torch.nn.Module]:
-        """The classifier, or the two of a distilled model."""
-        found = self.backbone.get_classifier()
-        return list(found) if isinstance(found, tuple) else [found]
 
     def forward(
         self, inputs: Tensor, labels: Tensor | None = None, errors: list[str] | None = None, mode: str = "tensor"
@@ -161,6 +178,7 @@ class ImageClassifier(TaskModel):
             return dict(loss=self._loss(inputs, labels))
         logits = self.backbone(inputs.contiguous(memory_format=self.memory_format))
         if mode == "predict":
+            logits = logits if self.class_order is None else logits[:, self.class_order.to(logits.device)]
             return [dict(logits=logits.float(), labels=labels)]
         return logits
 

@@ -12,7 +12,7 @@ from metala_vision.dense import DETECTORS, detector
 from metala_vision.engine.metrics.dense_plots import objects_on
 from metala_vision.errors import InputError
 
-from .base import TaskModel, check_classes, first_sample
+from .base import TaskModel, check_classes, first_sample, place
 from .dense import IMAGENET_MEAN, IMAGENET_STD, DensePreprocessor, as_bytes, as_picture, check_types, create_trunk
 
 
@@ -36,6 +36,7 @@ class ImageDetector(TaskModel):
     """
 
     part = "detector"
+    task = "detection"
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class ImageDetector(TaskModel):
         normalisation = dict(image_mean=list(mean), image_std=list(std))
         self.detector = detector(kind, trunk, num_classes, **normalisation, **options)
         self.kind, self.num_classes = kind, num_classes
+        self.arguments, self.options, self.mean, self.std = dict(backbone), options, tuple(mean), tuple(std)
         if compile:
             self.detector.backbone.compile()
 
@@ -70,7 +72,7 @@ class ImageDetector(TaskModel):
         check_types(datasets, BoxDataset, "boxes; expected VOCDetection, CocoDetection or ShapesDetection")
         check_classes(datasets, self.num_classes, "model.num_classes")
         for dataset in datasets:
-            where = f"{type(dataset).__name__} ({dataset.split})"
+            where = place(dataset)
             if self.kind == "mask_rcnn" and not dataset.has_masks:
                 raise InputError(f"data: {where} has no masks, which mask_rcnn learns; for COCO set masks=True")
             first = first_sample(dataset, where)
@@ -80,6 +82,18 @@ class ImageDetector(TaskModel):
                     f"data: the transform of {where} makes {first['target']['size']} of {size} pixels, and boxes "
                     f"would be found in other pixels than those of the files; leave resizing to model.min_size"
                 )
+
+    def seen_size(self, image: Tensor) -> tuple[int, int]:
+        """As torchvision's transform resizes and pads it."""
+        transform = self.detector.transform
+        training = transform.training
+        images, _ = transform.eval()([image.float() / 255])
+        transform.train(training)
+        return images.tensors.shape[-2], images.tensors.shape[-1]
+
+    def preprocessing(self, evaluation: BoxDataset, image: Tensor) -> dict:
+        """As the detector itself normalises and resizes."""
+        return dict(interpolation="bilinear", mean=self.mean, std=self.std)
 
     def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
         """The images with their objects drawn into them."""
@@ -110,5 +124,6 @@ class ImageDetector(TaskModel):
             }
         found = self.detector(inputs) if inputs else []
         if mode == "predict":
+            found = [{**one, "labels": self.in_order(one["labels"] - 1) + 1} for one in found]
             return [dict(found=one, target=target) for one, target in zip(found, targets)]
         return found

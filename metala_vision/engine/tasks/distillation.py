@@ -1,11 +1,16 @@
 """Distillation from any timm model (DeiT, arXiv 2012.12877, section 4), without a distillation token."""
 
+import logging
+from collections.abc import Sequence
+
 import timm
 import torch
+from mmengine.logging import print_log
 from timm.models import resolve_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metala_vision.description import description_in, match_classes
 from metala_vision.errors import InputError
 
 from .backbone import create_backbone
@@ -54,6 +59,8 @@ class Distillation:
         if not teacher.get("pretrained") and not teacher.get("checkpoint_path"):
             raise InputError("model.distillation: the teacher has no weights; set its pretrained or checkpoint_path")
         self.kind, self.weight, self.temperature, self.img_size = kind, weight, temperature, img_size
+        self.checkpoint = teacher.get("checkpoint_path")
+        self.order: list[int] | None = None
         self.teacher = _create(teacher, num_classes).eval().requires_grad_(False)
         cfg = self.teacher.pretrained_cfg
         fits = len(cfg.get("mean") or ()) == len(mean)
@@ -67,6 +74,22 @@ class Distillation:
         self.scale = ours[1] / theirs[1]
         self.shift = (ours[0] - theirs[0]) / theirs[1]
 
+    def take_classes(self, classes: Sequence[str] | None) -> None:
+        """Puts the teacher's classes in the order of the data's, by name.
+
+        Raises:
+            InputError: it knows other classes.
+        """
+        names = description_in(self.checkpoint).get("label_names") if self.checkpoint else None
+        if names is not None and classes is not None:
+            order = match_classes(names, classes, "model.distillation: the teacher has other classes than the data")
+            self.order = None if order == list(range(len(order))) else order
+            return
+        whose = "the teacher" if names is None else "the data"
+        print_log(
+            f"distillation: {whose} has no class names: their order is taken to be the same", "current", logging.INFO
+        )
+
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] as the model gets them -> the teacher's logits [B, classes]."""
@@ -76,7 +99,8 @@ class Distillation:
         images = images * self.scale.to(device) + self.shift.to(device)
         if self.img_size is not None and images.shape[-2:] != (self.img_size, self.img_size):
             images = F.interpolate(images, (self.img_size, self.img_size), mode="bicubic", antialias=True)
-        return self.teacher(images).float()
+        logits = self.teacher(images).float()
+        return logits if self.order is None else logits[:, self.order]
 
     def loss(self, images: Tensor, logits: Tensor, base: Tensor) -> Tensor:
         """The loss `base` against the labels, and the one against the teacher, by weight."""
@@ -104,4 +128,4 @@ def _create(teacher: dict, num_classes: int) -> nn.Module:
             raise InputError(f"model.distillation: teacher {name!r}: {error}") from error
     if not known == teacher.get("num_classes", known) == num_classes:
         raise InputError(f"model.distillation: the teacher was trained on {known} classes, the model has {num_classes}")
-    return create_backbone({**teacher, "num_classes": num_classes})
+    return create_backbone({**teacher, "num_classes": num_classes}, setting="model.distillation.teacher")

@@ -16,7 +16,7 @@ from metala_vision.dense import SEGMENTERS, segmenter, sliding_window
 from metala_vision.engine.metrics.dense_plots import classes_on
 from metala_vision.errors import InputError
 
-from .base import TaskModel, check_classes, first_sample
+from .base import TaskModel, check_classes, first_sample, place
 from .dense import IMAGENET_MEAN, IMAGENET_STD, DensePreprocessor, as_bytes, as_picture, check_types, create_trunk
 
 
@@ -44,6 +44,7 @@ class ImageSegmenter(TaskModel):
     """
 
     part = "segmenter"
+    task = "segmentation"
 
     def __init__(
         self,
@@ -74,7 +75,9 @@ class ImageSegmenter(TaskModel):
         self.short_side, self.window, self.stride = short_side, window, stride
         trunk = create_trunk(backbone, init_from, grad_checkpointing)
         self.segmenter = segmenter(kind, trunk, num_classes, **options)
-        self.num_classes = num_classes
+        self.kind, self.num_classes = kind, num_classes
+        self.arguments, self.options = dict(backbone), options
+        self.normalisation = dict(mean=tuple(mean), std=tuple(std))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         if compile:
@@ -90,7 +93,12 @@ class ImageSegmenter(TaskModel):
         check_types(datasets, MaskDataset, "masks; expected MaskFolder or ShapesSegmentation")
         check_classes(datasets, self.num_classes, "model.num_classes")
         for dataset in datasets:
-            first_sample(dataset, f"{type(dataset).__name__} ({dataset.split})")
+            first_sample(dataset, place(dataset))
+
+    def preprocessing(self, evaluation: MaskDataset, image: Tensor) -> dict:
+        """As the segmenter itself normalises and resizes."""
+        sizes = dict(short_side=self.short_side, window=self.window, stride=self.stride)
+        return dict(interpolation="bilinear" if self.short_side else None, **self.normalisation, **sizes)
 
     def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
         """The images with their classes laid over them."""
@@ -114,7 +122,7 @@ class ImageSegmenter(TaskModel):
         """
         inputs = [(image - self.mean) / self.std for image in inputs]
         if mode == "predict":
-            found = [self._classify(image[None]) for image in inputs]
+            found = [self.in_order(self._classify(image[None])) for image in inputs]
             return [dict(found=f, mask=mask, index=index) for f, mask, index in zip(found, masks, indices)]
         if mode == "loss" and not inputs:
             return self.zero_loss()

@@ -1,0 +1,114 @@
+"""What a checkpoint says of itself beside its weights: its task, its classes in their order, what images it expects.
+
+A checkpoint of a run has it under `KEY`, of strings, numbers, lists and dicts alone. Where timm has a name for
+something in its pretrained_cfg, it has that name.
+
+    task            "classification", "detection" or "segmentation"
+    kind            such as "faster_rcnn" or "upernet"; None for a classifier
+    options         further arguments of `metala_vision.dense.detector` or `segmenter`
+    architecture    name of the timm model
+    model_args      further arguments of `timm.create_model`, with which it was trained
+    num_classes     how many it tells apart
+    label_names     what they are called, in the order of its outputs (a detector's label 1 is the first), or None where
+                    the training data names none
+    input_size      channels, height and width of a test image; of what is trained on images of any size, of a training
+                    image as the timm model gets it
+    crop_pct        share of the short side that the central crop of a test keeps; None where there is no such crop
+    interpolation   of the resizing before; None where the data do not say it
+    mean, std       of the channels of images in [0, 1]
+    short_side, window, stride
+                    of a segmenter: what test images are resized to and cut into, None where they are not
+    grid            rows and columns of the tokens (the last map) of a training image; None where the model has no map
+"""
+
+import argparse
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import InputError
+
+KEY = "description"
+PRETRAINED_CFG = ("num_classes", "label_names", "input_size", "crop_pct", "interpolation", "mean", "std")
+SHOWN = 10  # names in one message
+
+
+def read_description(checkpoint: dict) -> dict:
+    """That of a checkpoint; empty where it has none, as a bare state_dict.
+
+    Raises:
+        InputError: something else is in its place.
+    """
+    found = checkpoint.get(KEY, {})
+    if isinstance(found, torch.Tensor):  # a parameter of this name in a bare state_dict
+        return {}
+    names = found.get("label_names") if isinstance(found, dict) else 0
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise InputError(f"checkpoint: its {KEY} is {found!r}, expected a dict whose label_names are a list of names")
+    return found
+
+
+def description_in(file: str | Path) -> dict:
+    """That of a checkpoint file, whose weights are not read; empty where it has none."""
+    if not zipfile.is_zipfile(file):  # nothing that a run has written
+        return {}
+    with torch.serialization.safe_globals([argparse.Namespace]):  # which is in checkpoints of timm's trainer
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return read_description(checkpoint) if isinstance(checkpoint, dict) else {}
+
+
+def pretrained_cfg(description: dict) -> dict:
+    """What timm asks of a model's weights: `timm.create_model(..., pretrained_cfg_overlay=...)` takes it."""
+    return {key: description[key] for key in PRETRAINED_CFG}
+
+
+def match_classes(have: Sequence[str], want: Sequence[str], which: str) -> list[int]:
+    """For each of the classes `want` its index in `have`; [0, 1, 2, ...] where they are in the same order.
+
+    Args:
+        have: names, in the order of a model's outputs.
+        want: names, in the order of the labels that are to be predicted.
+        which: what has which, for the message.
+
+    Raises:
+        InputError: they are not the same names, or of one name there are two, and the order differs.
+    """
+    if list(have) == list(want):
+        return list(range(len(have)))
+    known, wanted = Counter(have), Counter(want)
+    apart = {"missing": known - wanted, "unknown": wanted - known}
+    if any(apart.values()):
+        parts = [f"{what}: {listed(list(names.elements()))}" for what, names in apart.items() if names]
+        raise InputError(f"{which}: {'; '.join(parts)}")
+    twice = [name for name, count in known.items() if count > 1]
+    if twice:
+        raise InputError(f"{which}: another order, and two classes are called {listed(twice)}; give each its own name")
+    return [list(have).index(name) for name in want]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as one text, no more than a line of them."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def plain(value: object, name: str) -> Any:
+    """Dicts, lists, strings and numbers as Python's own; tuples become lists.
+
+    Raises:
+        InputError: something else is in it.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, name) for item in value]
+    raise InputError(f"{name}: got a {type(value).__name__}, expected a number, a string, or a list or dict of them")
