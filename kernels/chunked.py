@@ -27,9 +27,10 @@ def chunked(
         if not directions:
             continue
         # [B, N, H, *] -> [B, H, N, *] along the axis; the reverse direction needs no flip, only the other triangle
-        tokens = [_along(axis, x, grid) for x in (q, log_decay, k, v)]
-        chunks = [_split(x, grid[0] * grid[1]) for x in tokens]
-        strict = sum(_strict_scan(*chunks, reverse=order.endswith("_reverse")) for order in directions)
+        tokens = (_along(axis, x, grid) for x in (q, log_decay, k, v))
+        q_chunks, g_chunks, k_chunks, v_chunks = (_split(x, grid[0] * grid[1]) for x in tokens)
+        passes = [_strict_scan(q_chunks, g_chunks, k_chunks, v_chunks, x.endswith("_reverse")) for x in directions]
+        strict = passes[0] if len(passes) == 1 else passes[0] + passes[1]
         strict = strict.flatten(2, 3)[:, :, : grid[0] * grid[1]]
         out = out + _back(axis, strict, grid)
     return scale * out

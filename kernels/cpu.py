@@ -82,15 +82,16 @@ def backward(
     dout = channels_contiguous(dout if is_half(dout) else dout.float())
     dv = v.new_empty(v.shape, dtype=torch.float32)
     batch, tokens, heads, key = q.shape
-    dq, dg, dk = (
-        None if x is None else x.new_empty(batch, tokens, heads * problem.share, key, dtype=torch.float32)
-        for x in (q, log_decay, k)
-    )
+
+    def room(x: Tensor) -> Tensor:
+        return x.new_empty(batch, tokens, heads * problem.share, key, dtype=torch.float32)
+
+    dq, dg, dk = room(q), room(log_decay), None if k is None else room(k)
     call = _Backward(problem, _tensor(dout), is_half(dout))
     call.dq, call.ddecay, call.dv, call.dk = _tensor(dq), _tensor(dg), _tensor(dv), _tensor(dk)
     _run_backward(call)
-    dq, dg, dk = (None if x is None else _sum_blocks(x, problem.share) for x in (dq, dg, dk))
-    return dq, dg, dv, dk
+    dq, dg = _sum_blocks(dq, problem.share), _sum_blocks(dg, problem.share)
+    return dq, dg, dv, None if dk is None else _sum_blocks(dk, problem.share)
 
 
 def mixer_forward(
@@ -163,11 +164,14 @@ def mixer_backward(
     return dprojected, dbias.sum(0), daug.sum((0, 2, 3)).flatten()
 
 
-def _of_one_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
+def _of_one_dtype(
+    q: Tensor, log_decay: Tensor, v: Tensor, k: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """bfloat16 if all are, else float32, with channels side by side."""
-    half = all(x is None or is_half(x) for x in tensors)
+    half = all(x is None or is_half(x) for x in (q, log_decay, v, k))
     dtype = torch.bfloat16 if half else torch.float32
-    return [None if x is None else channels_contiguous(x.to(dtype)) for x in tensors]
+    q, log_decay, v = (channels_contiguous(x.to(dtype)) for x in (q, log_decay, v))
+    return q, log_decay, v, None if k is None else channels_contiguous(k.to(dtype))
 
 
 def _tensor(x: Tensor | None) -> _Tensor:

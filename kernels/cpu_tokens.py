@@ -56,8 +56,8 @@ def conv_silu_into(
     call = _conv(x, taps, *grid, out.dtype)
     call.out = out.data_ptr()
     if norm is not None:
-        norm = [parameter.float().contiguous() for parameter in norm]  # kept alive during the call
-        call.norm_weight, call.norm_bias, call.eps = norm[0].data_ptr(), norm[1].data_ptr(), eps
+        weight, bias = (parameter.float().contiguous() for parameter in norm)  # kept alive during the call
+        call.norm_weight, call.norm_bias, call.eps = weight.data_ptr(), bias.data_ptr(), eps
     check(function("metala_conv")(byref(call)))
 
 

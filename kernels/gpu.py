@@ -85,7 +85,7 @@ def forward(
 
     q, log_decay, k [B, N, H, K] and v [B, N, H, V], float32 or half and any strides -> [B, N, H, V], dtype of `v`.
     """
-    q, log_decay, v, k = (x if x is None else _rows(x) for x in (q, log_decay, v, k))
+    q, log_decay, v, k = _rows(q), _rows(log_decay), _rows(v), None if k is None else _rows(k)
     out = v.new_empty(v.shape)
     single = v.dtype == torch.float32 or len(scan) == 1
     partial = out if single else v.new_empty(v.shape, dtype=torch.float32)
@@ -105,12 +105,17 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, log_decay, v and k (None where it was None), contiguous, each in the dtype of its input."""
-    inputs = [x if x is None else _rows(x) for x in (q, log_decay, v, k)]
-    grads = [x if x is None else x.new_empty(x.shape) for x in (q, log_decay, v, k)]
-    sums = [x if x is None or x.dtype == torch.float32 else x.new_empty(x.shape, dtype=torch.float32) for x in grads]
+    grads = [x.new_empty(x.shape) for x in (q, log_decay, v)]
+    grad_k = None if k is None else k.new_empty(k.shape)
+    sums = [_sum_for(x) for x in grads]
+    sum_k = None if grad_k is None else _sum_for(grad_k)
     with _device(v):
-        _scan_backward(_rows(grad_out), *inputs, grid, scan, scale, sums, grads)
-    return tuple(grads)
+        rows_k = None if k is None else _rows(k)
+        _scan_backward(
+            _rows(grad_out), _rows(q), _rows(log_decay), _rows(v), rows_k, grid, scan, scale,
+            [*sums, sum_k], [*grads, grad_k],
+        )  # fmt: skip
+    return grads[0], grads[1], grads[2], grad_k
 
 
 def mixer_forward(
@@ -212,6 +217,11 @@ def _device(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
+def _sum_for(grad: Tensor) -> Tensor:
+    """What several orders add up to before it is rounded to the dtype of a gradient."""
+    return grad if grad.dtype == torch.float32 else grad.new_empty(grad.shape, dtype=torch.float32)
+
+
 def _rows(x: Tensor) -> Tensor:
     """The kernels take any strides but that of the channels: those lie side by side."""
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -285,7 +295,7 @@ class _Plan:
             return v.new_empty(1, dtype=torch.float32)
         states = v.new_empty(self.sequences, orders, 1 + adjoint, self.segments, *self.state, dtype=torch.float32)
         totals = v.new_empty(self.sequences, orders, self.segments, self.state[0], dtype=torch.float32)
-        grad_out = grad_out if adjoint else v  # not read then
+        grad_out = v if grad_out is None else grad_out  # not read then
         tile = self.tile("segment_states")
         segment_states[(self.sequences * self.segments * orders * (self.state[1] // tile),)](
             *self.inputs, grad_out, states, totals, *self.sizes, *_strides(*self.inputs, grad_out), BV=tile,
@@ -316,8 +326,10 @@ def _scan(
     """Fills `out`, and `partial` on the way; `mixer` is (z, gate_bias, aug_weight) of the fused mixer."""
     plan = _Plan(q, gate, v, k, grid, scale)
     tile = plan.state[1] if mixer else plan.tile("outputs")  # the norm needs all of V
-    axes = [(axis, [order for order in scan if order.startswith(axis)]) for axis in ("row", "column")]
-    axes = [(axis == "column", orders == [f"{axis}_reverse"], len(orders)) for axis, orders in axes if orders]
+    by_axis = {axis: [order for order in scan if order.startswith(axis)] for axis in ("row", "column")}
+    axes = [
+        (axis == "column", orders == [f"{axis}_reverse"], len(orders)) for axis, orders in by_axis.items() if orders
+    ]
     for i, (column, reverse, orders) in enumerate(axes):
         last = i == len(axes) - 1
         states = plan.states(orders, column, reverse, mixer is not None)
@@ -331,7 +343,7 @@ def _scan(
 
 def _scan_backward(
     grad_out, q, gate, v, k, grid, scan, scale: float, sums: list, grads: list, aug_weight: Tensor | None = None
-) -> Tensor | None:
+) -> Tensor:
     """Fills `grads`, of q, gate, v and k, by way of `sums`; in the mixer returns aug_weight's, [B, segments, H, K]."""
     plan = _Plan(q, gate, v, k, grid, scale)
     batch, _, heads, key = q.shape
@@ -356,4 +368,4 @@ def _scan_backward(
                 *shared, dgate_sum, dgate, dk_sum, dk, dv_sum, dv, *sizes, *dv.stride()[:2],
                 KEYS="keys" in parts, VALUES="values" in parts, **constants, **plan.config("key_value_gradients"),
             )  # fmt: skip
-    return grad_weight if mixer else None
+    return grad_weight

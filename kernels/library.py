@@ -68,7 +68,7 @@ def _composed_gradients(compose: Callable[..., Tensor], ctx, dout: Tensor, *tens
     record = torch.is_grad_enabled()
     with torch.enable_grad(), without_autocast(dout.device):
         inputs = [None if x is None else x.view_as(x) for x in tensors]  # one that is given twice has two gradients
-        wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad) if needed]
+        wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad) if needed and x is not None]
         found = iter(torch.autograd.grad(compose(*inputs), wanted, dout, create_graph=record, materialize_grads=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[: len(tensors)]]
 

@@ -26,7 +26,7 @@ def linear(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
 
 def takes_onednn(dtype: torch.dtype) -> bool:
     """Whether `linear` calls oneDNN: where it was measured to be the faster one, unless it is switched off."""
-    return dtype == torch.float32 and _HAS_ONEDNN and torch.backends.mkldnn.enabled
+    return dtype == torch.float32 and _HAS_ONEDNN and bool(torch.backends.mkldnn.enabled)
 
 
 _HAS_ONEDNN = (

@@ -73,8 +73,9 @@ class _Loader:
         if self.forks == 0:
             return False
         parent = multiprocessing.parent_process()
-        of_server = self.forks == 1 and self.forked_by is not None and parent is not None
-        return not (of_server and parent.pid != self.forked_by)
+        if parent is None or self.forks > 1 or self.forked_by is None:
+            return True
+        return parent.pid == self.forked_by
 
 
 _loader = _Loader()
@@ -92,12 +93,13 @@ def library() -> ctypes.CDLL:
         with _loader.lock:
             if _loader.library is None and _loader.error is None:
                 try:
-                    _loader.library = _load()
-                    _loader.library.metala_let_malloc_keep_memory()
+                    library = _load()
+                    library.metala_let_malloc_keep_memory()
+                    _loader.library = library
                 except NativeError as error:
                     _loader.error = str(error)
-            if _loader.error is not None:
-                raise NativeError(_loader.error)
+    if _loader.library is None:
+        raise NativeError(_loader.error)
     return _loader.library
 
 
