@@ -82,7 +82,7 @@ def _fitted(kind: str, strides: Sequence[int], scale: float | None) -> dict[str,
         sizes = [[(scale or 4) * stride * 2 ** (octave / 3) for octave in range(3)] for stride in strides]
         return dict(anchor_generator=StridedAnchors(strides, sizes, RATIOS))
     anchors = StridedAnchors(strides, [[(scale or 8) * stride] for stride in strides], RATIOS)
-    fitted = dict(rpn_anchor_generator=anchors, box_roi_pool=StridedRoIAlign(strides, 7))
+    fitted: dict[str, nn.Module] = dict(rpn_anchor_generator=anchors, box_roi_pool=StridedRoIAlign(strides, 7))
     if kind == "mask_rcnn":
         fitted["mask_roi_pool"] = StridedRoIAlign(strides, 14)
     return fitted

@@ -90,10 +90,12 @@ class PlainSegmenter(nn.Module):
         head: from what it gives to logits of the padded image.
     """
 
+    trunk: Any  # timm's models have methods in common, and no class
+
     def __init__(self, trunk: nn.Module, indices: Sequence[int], decoder: nn.Module, head: nn.Module):
         super().__init__()
-        trunk.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)  # what would have no gradients
         self.trunk = trunk
+        self.trunk.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)  # they have no gradients
         self.indices = list(indices)
         self.decoder = decoder
         self.head = head
@@ -135,12 +137,12 @@ def sliding_window(run: Callable[[Tensor], Tensor], image: Tensor, window: int, 
     image = F.pad(image, (0, max(0, window - width), 0, max(0, window - height)))
     tops, lefts = (_starts(side, window, stride) for side in image.shape[-2:])
     corners = [(top, left) for top in tops for left in lefts]
-    total: Tensor | None = None
+    total = image.new_zeros(0)
     counts = image.new_zeros(1, 1, *image.shape[-2:])
     for begin in range(0, len(corners), batch):
         some = corners[begin : begin + batch]
         logits = run(torch.cat([image[:, :, top : top + window, left : left + window] for top, left in some]))
-        if total is None:
+        if total.numel() == 0:  # the first, which tells the number of classes
             total = logits.new_zeros(1, logits.shape[1], *image.shape[-2:])
         for (top, left), part in zip(some, logits):
             total[0, :, top : top + window, left : left + window] += part

@@ -1,5 +1,7 @@
 """timm models as trunks: no head, images of any size, and one map of features out of them."""
 
+from typing import Any
+
 import timm
 from timm.models import FeatureInfo
 from torch import Tensor, nn
@@ -47,6 +49,8 @@ class FeatureMap(nn.Module):
         InputError: a trunk without either, an index it does not have.
     """
 
+    trunk: Any  # timm's models have methods in common, and no class
+
     def __init__(self, trunk: nn.Module, index: int = -1):
         super().__init__()
         info = getattr(trunk, "feature_info", None)
@@ -63,11 +67,11 @@ class FeatureMap(nn.Module):
         self.index = index % len(channels)
         self.channels, self.stride = channels[index], strides[index]
         self.normalises = False
+        self.trunk = trunk
         if self.has_intermediates:
             self.normalises = isinstance(getattr(trunk, "norm", None), nn.Module)
             if hasattr(trunk, "prune_intermediate_layers"):  # parameters without gradients stop distributed training
-                trunk.prune_intermediate_layers([self.index], prune_norm=False, prune_head=True)
-        self.trunk = trunk
+                self.trunk.prune_intermediate_layers([self.index], prune_norm=False, prune_head=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_chans, height, width] -> [B, channels, rows, columns]."""

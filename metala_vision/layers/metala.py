@@ -41,6 +41,8 @@ class MetaLA(nn.Module):
         ValueError: `dim` that `2 * num_heads` does not divide; an unknown scan; causal with any scan but ("row",).
     """
 
+    aug_weight: Tensor  # a parameter, or a buffer of zeros
+
     def __init__(
         self,
         dim: int,

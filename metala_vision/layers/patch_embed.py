@@ -44,11 +44,11 @@ class PatchEmbed(timm.layers.PatchEmbed):
         self, img_size: int | tuple[int, int] | None
     ) -> tuple[tuple[int, int] | None, tuple[int, int] | None, int | None]:
         """The nominal size, its grid and number of patches: padded, as forward() pads, where timm leaves out a rest."""
-        img_size, grid_size, num_patches = super()._init_img_size(img_size)
-        if img_size is not None:
-            grid_size = -(-img_size[0] // self.patch_size[0]), -(-img_size[1] // self.patch_size[1])
-            num_patches = grid_size[0] * grid_size[1]
-        return img_size, grid_size, num_patches
+        size, *_ = super()._init_img_size(img_size)
+        if size is None:
+            return None, None, None
+        rows, cols = -(-size[0] // self.patch_size[0]), -(-size[1] // self.patch_size[1])
+        return size, (rows, cols), rows * cols
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_chans, height, width] -> [B, rows, cols, C]; sides are padded to the patch with zeros."""

@@ -1,5 +1,7 @@
 """The two residual branches of a block, each in one operator where no module of it would be missed."""
 
+from typing import TypeGuard
+
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -57,7 +59,7 @@ def mlp_branch(x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module)
     return x + drop_path(mlp(norm(x)))
 
 
-def _is_plain_norm(norm: nn.Module) -> bool:
+def _is_plain_norm(norm: nn.Module) -> TypeGuard[nn.LayerNorm]:
     return is_plain(norm, nn.LayerNorm) and norm.bias is not None and len(norm.normalized_shape) == 1
 
 

@@ -1,9 +1,13 @@
 """Whether a module does nothing but what its class and parameters say, so that a fused operator may stand in for it."""
 
+from typing import TypeGuard, TypeVar
+
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -18,7 +22,7 @@ def is_watched(module: nn.Module) -> bool:
     return any(hooks) or any(of_all) or "forward" in module.__dict__
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_plain(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
     """Whether it is of just this class, no adapter or quantised one, and nobody watches it."""
     return type(module) is kind and not is_watched(module)
 

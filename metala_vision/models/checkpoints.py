@@ -1,10 +1,22 @@
 """Checkpoints of other sizes."""
 
+from typing import Protocol
+
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from torch import Tensor, nn
+from torch import Tensor
+
+from metala_vision.layers import PatchEmbed
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+class OfSomeSize(Protocol):
+    """What is asked of a model here."""
+
+    patch_embed: PatchEmbed
+    pos_embed: Tensor | None
+    pos_grid: tuple[int, int]
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: OfSomeSize) -> dict[str, Tensor]:
     """Resamples the patch embedding of a checkpoint to the patch size of the model, position embeddings to its grid."""
     key = "patch_embed.proj.weight"
     if key in state_dict:

@@ -4,7 +4,7 @@ The token mixer is that of MetaLA (arXiv 2411.10741), brought to images by scans
 image model was not released. Linear in the number of tokens, for any height and width: no position embedding to resize.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.layers import calculate_drop_path_rates, global_pool_nlc
@@ -83,7 +83,7 @@ class MetaLAViT(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.global_pool = global_pool
+        self.global_pool: str = global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         # What clients of timm's ViT ask for: there is no token but those of the patches, and any size is taken.
         self.num_prefix_tokens = self.num_reg_tokens = 0
@@ -121,7 +121,7 @@ class MetaLAViT(nn.Module):
         self._set_grid_of_blocks()
         reduction = self.patch_embed.feat_ratio()
         self.feature_info = [dict(module=f"blocks.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)]
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
+        self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.init_weights()
@@ -262,7 +262,8 @@ class MetaLAViT(nn.Module):
                 y.reshape(y.shape[0], grid[0], grid[1], -1).permute(0, 3, 1, 2).contiguous() for y in intermediates
             ]
         if not torch.jit.is_scripting() and return_prefix_tokens:
-            intermediates = [(y, x[:, :0]) for y in intermediates]
+            pairs: Any = [(y, x[:, :0]) for y in intermediates]
+            return pairs if intermediates_only else (self.norm(x), pairs)
         if intermediates_only:
             return intermediates
         return self.norm(x), intermediates
@@ -277,7 +278,7 @@ class MetaLAViT(nn.Module):
         norm: bool = False,
     ) -> list[Tensor]:
         """`forward_intermediates` as DINO has it: of the last n blocks, or of these, NCHW with `reshape`, else NLC."""
-        return self.forward_intermediates(
+        found: Any = self.forward_intermediates(
             x,
             n if isinstance(n, int) else list(n),
             return_prefix_tokens=return_prefix_tokens,
@@ -285,6 +286,7 @@ class MetaLAViT(nn.Module):
             output_fmt="NCHW" if reshape else "NLC",
             intermediates_only=True,
         )
+        return found
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -313,8 +315,8 @@ def _init_weights(module: nn.Module, name: str = "") -> None:
     elif isinstance(module, MetaLA):
         nn.init.zeros_(module.gate_bias)
         nn.init.zeros_(module.aug_weight)
-    elif hasattr(module, "reset_parameters"):
-        module.reset_parameters()
+    elif callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
 
 
 def _create_metala_vit(variant: str, pretrained: bool = False, **kwargs) -> MetaLAViT:

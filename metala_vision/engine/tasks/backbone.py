@@ -37,8 +37,8 @@ def create_backbone(arguments: dict, init_from: str | None = None, setting: str 
         raise InputError(f"model: unknown model_name {name!r}{near_matches(str(name), timm.list_models())}")
     if init_from is not None and not Path(init_from).is_file():
         raise InputError(
-            f"model.init_from: no file {init_from}; give another checkpoint of {name}, or model.init_from=None to begin "
-            f"from scratch"
+            f"model.init_from: no file {init_from}; give another checkpoint of {name}, or model.init_from=None for "
+            f"a start from scratch"
         )
     path = arguments.get("checkpoint_path")
     if path and not Path(path).is_file():
