@@ -54,7 +54,7 @@ def run(code: str, *path: Path) -> str:
     ("first", "installed"),
     [
         ("theirs", True),
-        ("ours", False),
+        pytest.param("ours", False, marks=pytest.mark.slow),
         pytest.param("ours", True, marks=pytest.mark.slow),
         pytest.param("theirs", False, marks=pytest.mark.slow),
     ],

@@ -244,6 +244,19 @@ def test_the_zoo_shows_a_report(tmp_path):
     assert "nobody has run it" not in page
 
 
+def test_rehearsal_of_one_part(tmp_path):
+    """Catches a tool whose own command does not run, or a kernel that the benchmark of operators cannot call."""
+    pytest.importorskip("triton", reason="Triton is not installed: it comes with torch on Linux")
+    command = [sys.executable, str(ROOT / "tools" / "gpu_report.py"), "--rehearse", "--out", str(tmp_path), "--json"]
+    command += ["--minutes", "9", "--parts", "operators"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=290)
+    assert done.returncode == 0, done.stderr + (tmp_path / "log.txt").read_text()
+    content = json.loads((tmp_path / "report.json").read_text())
+    (operators,) = {tuple(cell["candidates"]) for cell in content["parts"]["operators"]["cells"]}
+    assert {"operator", "fused mixer", "softmax (flash)"} <= set(operators)
+
+
+@pytest.mark.slow
 def test_rehearsal(tmp_path):
     """Catches a part whose code does not even run: every one of them, on the CPU, by the tool's own command."""
     pytest.importorskip("triton", reason="Triton is not installed: it comes with torch on Linux")
