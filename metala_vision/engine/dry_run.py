@@ -12,6 +12,7 @@ from metala_vision.errors import InputError
 
 from .busy import Others
 from .run.ema import ModelEmaHook
+from .run.optim import highest_rate
 from .run.runner import VisionRunner
 from .run.schedule import warn_of_end
 
@@ -38,10 +39,10 @@ def dry_run(runner: VisionRunner) -> dict:
     loop, loader = runner.train_loop, runner.train_dataloader
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     images_per_step = math.prod(runner.step_images())
-    lr = max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups)  # before a warm-up
+    lr = highest_rate(runner.optim_wrapper)  # before a warm-up
     if runner.param_schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    warn_of_end(runner.cfg.get("param_scheduler"), loop.max_epochs)
+    warn_of_end(runner.cfg.get("param_scheduler"), loop.max_epochs, loop.max_iters)
     runner.load_or_resume()
     # Every step updates: the optimiser's memory and time belong to what is looked for.
     runner.optim_wrapper._accumulative_counts = 1

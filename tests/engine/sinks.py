@@ -7,6 +7,8 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 EPOCH_LINE = re.compile(r"Epoch\(val\) \[(\d+)\]\[\d+/\d+\]  +(.*)")
+STEPS_LINE = re.compile(r"Epoch\(train\) +\[(\d+)\]\[ *(\d+)/(\d+)\]  (.*)  \(means of (\d+) steps, lr of the last\)")
+PAIR = re.compile(r"([\w/]+): ([-\d.e]+)")
 
 
 def check_sinks(folder: Path, console: str) -> list[dict]:
@@ -33,10 +35,20 @@ def check_sinks(folder: Path, console: str) -> list[dict]:
     for name, text in (("log file", logs), ("console", console)):
         found = {}
         for epoch, values in EPOCH_LINE.findall(text):
-            pairs = dict(re.findall(r"([\w/]+): ([-\d.e]+)", values))
+            pairs = dict(PAIR.findall(values))
             found |= {(f"val/{key}", int(epoch)): float(x) for key, x in pairs.items() if "time" not in key}
         by_epoch = {(key, r["epoch"]): x for r in records for key, x in r.items() if key.startswith("val/")}
         compare(name, found, by_epoch, 5e-5, relative=False)
+        lines = STEPS_LINE.findall(text)
+        assert len(lines) == text.count("Epoch(train)"), f"{name}: every line of steps says what its numbers are"
+        for epoch, step, steps, values, averaged in lines:
+            at = (int(epoch) - 1) * int(steps) + int(step)
+            assert int(averaged) == min(10, at)
+            pairs = dict(PAIR.findall(values))
+            for key in ("loss", "lr"):
+                assert abs(float(pairs[key]) - by_json[f"steps/{key}", at]) <= 5e-5, (name, key)
+    for record in records:
+        assert by_json.get(("steps/lr", record["iter"]), record["lr"]) == record["lr"], "one rate for one step"
     return records
 
 

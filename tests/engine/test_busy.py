@@ -1,6 +1,7 @@
 """What other programs take of a machine, and that a dry run says so."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,22 +35,48 @@ RESULT = dict(
 
 @pytest.mark.skipif(not busy.STATISTICS.exists(), reason="this system does not count what its cores do")
 def test_other_programs_are_counted_and_own_work_is_not():
-    """Catches a share that counts this process, or misses another one."""
-    cores = len(busy._cores())
-    others = busy.Others()
-    end = time.perf_counter() + 1
-    while time.perf_counter() < end:  # busy itself
+    """Catches a share that counts this process, or misses another one, which no process of the run has started."""
+    own, start = busy._own_seconds(), time.process_time()
+    while time.process_time() < start + 0.3:  # busy itself
         pass
-    before = others.share()
-    loop = "import time\nprint(flush=True)\nend = time.perf_counter() + 20\nwhile time.perf_counter() < end: pass"
-    with subprocess.Popen([sys.executable, "-c", loop], stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        others = busy.Others()
+    assert busy._own_seconds() - own == pytest.approx(0.3, abs=0.1)
+    loop = "import time\nend = time.perf_counter() + 20\nwhile time.perf_counter() < end: pass"
+    start = f"import subprocess, sys\nprint(subprocess.Popen([sys.executable, '-c', {loop!r}], stdout=-3).pid)"
+    other = int(subprocess.run([sys.executable, "-c", start], capture_output=True, check=True).stdout)
+    try:
+        own, others = busy._own_seconds(), busy.Others()
         time.sleep(1)
-        beside = others.share()
-        other.kill()
-    assert beside > 0.5 / cores
-    assert before < 0.5 / cores or beside > 0.9, "own work, unless the machine has no core left"
+        beside, own = others.share(), busy._own_seconds() - own
+    finally:
+        os.kill(other, signal.SIGKILL)
+    assert own < 0.3
+    assert beside > 0.5 / len(busy._cores())
+
+
+@pytest.mark.skipif(not busy.STATISTICS.exists(), reason="this system does not count what its cores do")
+def test_workers_and_other_processes_of_the_run_are_its_own(monkeypatch):
+    """Catches a loader's workers and torchrun's other processes that are taken for other programs.
+
+    The machine is as busy as three seconds of work say; a worker and another process of the run have done it all.
+    """
+    busy_seconds = iter([100.0, 103.0])
+    monkeypatch.setattr(busy, "_busy_seconds", lambda: next(busy_seconds))
+    others = busy.Others()
+    loop = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(20)"
+    with subprocess.Popen([sys.executable, "-c", loop], stdout=subprocess.PIPE) as worker:
+        worker.stdout.readline()
+        spent = []
+
+        def gather(own):
+            place, seconds = own
+            spent.append(seconds)
+            return [own, (place, 3.0 - seconds), (("another machine", [0]), 50.0)]
+
+        monkeypatch.setattr(busy, "all_gather_object", gather)
+        share = others.share()
+        worker.kill()
+    assert spent[0] >= 0.25
+    assert share == pytest.approx(0.0, abs=1e-9)
 
 
 def test_where_nobody_counts(monkeypatch, tmp_path):

@@ -112,6 +112,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(train, two, tmp_path)
     assert results[0]["top1"] == pytest.approx(results[1]["top1"], abs=1.0)
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], abs=2e-3)
     assert done.stdout.count('{"model"') == 1, "one process speaks for all"
+    assert "MKL_NUM_THREADS" not in done.stderr, "what torchrun says of OMP_NUM_THREADS, again by every process"
     history = [json.loads((folder / "history.json").read_text()) for folder in (tmp_path / "one", work_dir)]
     for left, right in zip(*history):
         assert left["train/loss"] == pytest.approx(right["train/loss"], abs=2e-4)
@@ -142,7 +143,10 @@ def test_killed_process_ends_the_run_and_it_resumes(train, all_on, tmp_path, ran
 
 @pytest.mark.parametrize(
     ("kill", "message"),
-    [("error:1", "this process alone has a problem"), ("nan:1", "the loss is nan at step 14 (epoch 2)")],
+    [
+        pytest.param("error:1", "this process alone has a problem", marks=pytest.mark.slow),
+        ("nan:1", "the loss is nan at step 14 (epoch 2)"),
+    ],
 )
 def test_trouble_of_one_process_ends_all(train, tmp_path, kill, message):
     failed = train(tmp_path / "run", kill=kill)

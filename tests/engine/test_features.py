@@ -1,6 +1,7 @@
 """What a recipe can ask for, each against what it is defined as."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from timm.data.mixup import Mixup
 from torch.nn import functional as F
 
 from metala_vision.engine import ImageClassifier, load_config
+from metala_vision.engine.tasks.backbone import create_backbone
 from metala_vision.engine.tasks.distillation import Distillation
 from metala_vision.engine.tasks.mixing import BatchMixup
 from metala_vision.errors import InputError
@@ -221,8 +223,14 @@ def test_init_from_prefers_the_average_and_refuses_another_model(tmp_path):
     with pytest.raises(InputError, match="model.init_from: no file .*none.pth; give another .*model.init_from=None"):
         classifier(init_from=str(tmp_path / "none.pth"))
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(InputError, match="init_from .*broken.pth cannot be read"):
-        classifier(init_from=str(tmp_path / "broken.pth"))
+    torch.save(dict(state_dict=Path("code")), tmp_path / "code.pth")
+    for name in ("broken", "code"):
+        file = str(tmp_path / f"{name}.pth")
+        with pytest.raises(InputError, match=f"^model.init_from: .*{name}.pth cannot be read: it is no") as raised:
+            classifier(init_from=file)
+        assert "weights_only" not in str(raised.value), "no advice to run what is in a file"
+        with pytest.raises(InputError, match=f"^model.backbone.checkpoint_path: .*{name}.pth cannot be read: it is no"):
+            create_backbone(dict(model_name="metala_vit_nano", checkpoint_path=file))
     for depth, classes in ((3, 10), (3, 5), (1, 5)):  # with another head too: timm alone would take what fits
         other = timm.create_model("metala_vit_nano", num_classes=classes, **{**ARGS, "depth": depth})
         torch.save(other.state_dict(), tmp_path / "x")

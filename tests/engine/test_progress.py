@@ -1,17 +1,24 @@
 """What is said of a run while it goes on."""
 
+import re
+
 import pytest
 from sinks import check_sinks
 
 from metala_vision.engine import VisionRunner
 from metala_vision.engine.run.schedule import warn_of_end
 
+BY_STEP = dict(type="LinearLR", by_epoch=False, end=500)
 WARM_UP, COSINE = dict(type="LinearLR", end=5), dict(type="CosineAnnealingLR", begin=5, end=30)
 
 
 def test_every_place_shows_the_numbers_of_the_history(small_config, tmp_path, capsys):
-    """Catches a validation loss that is a mean over epochs, and one tag for two things or with two kinds of steps."""
-    options = {"train_cfg.max_epochs": 3, "param_scheduler.1.end": 3}
+    """Catches a validation loss that is a mean over epochs, and one tag for two things or with two kinds of steps.
+
+    With rates by layer, of which the first is not that of the history.
+    """
+    decay = {"optim_wrapper.paramwise_cfg": dict(layer_decay=0.5)}
+    options = {"train_cfg.max_epochs": 3, "param_scheduler.1.end": 3, **decay}
     halted = VisionRunner.from_cfg(small_config(options))
     halted.train_loop._max_epochs = 2
     halted.train_and_test()
@@ -21,6 +28,7 @@ def test_every_place_shows_the_numbers_of_the_history(small_config, tmp_path, ca
     assert [record["epoch"] for record in records] == [1, 2, 3]
     losses = [record["val/loss"] for record in records]
     assert losses[0] > losses[1] > losses[2]
+    assert "data: Digits, 10 classes; images: 1258 to train, 180 to validate, 359 to test" in console
     assert "Hooks will be executed" not in console
     assert "Config:" not in console
     assert len(console.splitlines()) < 40
@@ -49,13 +57,17 @@ def test_the_end_of_the_schedule_is_the_last_thing_said(small_config, capsys):
         ([WARM_UP, COSINE], 2, "set param_scheduler.0.end=1 param_scheduler.1.begin=1 param_scheduler.1.end=2, from"),
         ([WARM_UP, COSINE], 1, "give the config a schedule without a warm-up by epochs"),
         (dict(type="CosineAnnealingLR", end=30), 3, "set param_scheduler.end=3, from"),
-        ([dict(type="LinearLR", by_epoch=False, end=500), dict(type="MultiStepLR", milestones=[8, 11])], 12, None),
+        ([BY_STEP, dict(type="MultiStepLR", milestones=[8, 11])], 12, None),
+        ([BY_STEP, dict(type="CosineAnnealingLR", end=4)], 4, "with step 400: .*, set param_scheduler.0.end=40, from"),
+        ([BY_STEP, dict(type="MultiStepLR", milestones=[2])], 4, "the warm-up ends with step 500 and training with"),
+        (dict(type="CosineAnnealingLR", by_epoch=False, end=500), 4, "schedule ends.*set param_scheduler.end=400,"),
+        (dict(type="CosineAnnealingLR", by_epoch=False, end=400), 4, None),
         (None, 12, None),
     ],
 )
 def test_advice_leaves_room_for_the_warm_up(schedulers, epochs, advice, monkeypatch):
-    """Catches advice that ends a schedule before it begins, as after a warm-up that is longer than the run."""
+    """Catches advice that ends a schedule before it begins, and a warm-up that is longer than the run."""
     said = []
     monkeypatch.setattr("metala_vision.engine.run.schedule.print_log", lambda text, **_: said.append(text))
-    warn_of_end(schedulers, epochs)
-    assert [advice in text for text in said] == ([True] if advice else [])
+    warn_of_end(schedulers, epochs, 100 * epochs)
+    assert [re.search(advice, text) is not None for text in said] == ([True] if advice else [])

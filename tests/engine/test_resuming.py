@@ -203,6 +203,6 @@ def test_given_weights_survive_the_start_of_training(run_small, small_config, tm
 
 
 def test_resume_from_nowhere(small_config, tmp_path):
-    with pytest.raises(InputError, match="--resume: no file"):
+    with pytest.raises(InputError, match="--resume: no file .*none.pth; give the last.pth of a run, or --resume auto"):
         small_config(resume=str(tmp_path / "none.pth"))
     assert "load_from" not in small_config(resume="auto"), "auto starts afresh where there is nothing to resume"

@@ -60,13 +60,19 @@ def checkout(tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_stale_page_is_told_and_mended(checkout):
+def test_a_stale_page_is_told(checkout):
     command = [*TOOL, "--root", str(checkout), "--json"]
     done = subprocess.run([*command, "--check"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "is not what results/ and configs/ say: run tools/model_zoo.py" in done.stderr
     assert not (checkout / "model_zoo.md").exists()
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    (checkout / "model_zoo.md").write_text(build(checkout))
+    assert (checkout / "model_zoo.md").read_text() == (ROOT / "model_zoo.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_page_is_written(checkout):
+    assert subprocess.run([*TOOL, "--root", str(checkout)], capture_output=True).returncode == 0
     assert (checkout / "model_zoo.md").read_text() == build(checkout)
 
 

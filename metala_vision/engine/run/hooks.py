@@ -17,6 +17,7 @@ from metala_vision.errors import InputError
 from metala_vision.files import write_json
 
 from .distributed import share_buffers
+from .optim import highest_rate
 
 
 @HOOKS.register_module()
@@ -99,6 +100,7 @@ class HistoryHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         self.losses.append(outputs["loss"].detach())
+        self.rate = highest_rate(runner.optim_wrapper)  # of this step: schedulers go on after it
         if len(self.losses) % self.check_interval == 0:
             self._check(runner, runner.iter + 1)
 
@@ -119,7 +121,7 @@ class HistoryHook(Hook):
         record = {
             "epoch": runner.epoch + 1,
             "iter": runner.iter,
-            "lr": max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups),
+            "lr": self.rate,
             "train/loss": loss.mean().item(),
             "seconds": round(time.perf_counter() - self.start, 3),
         }

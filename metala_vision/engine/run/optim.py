@@ -128,3 +128,8 @@ class AutocastOptimWrapper(OptimWrapper):
         state_dict = dict(state_dict)
         self.loss_scaler.load_state_dict(state_dict.pop("loss_scaler", {}))
         super().load_state_dict(state_dict)
+
+
+def highest_rate(wrapper: OptimWrapper) -> float:
+    """Of all groups of parameters: the rate of what has no lower one of its own."""
+    return max(group["lr"] for group in wrapper.optimizer.param_groups)

@@ -97,7 +97,9 @@ def apply_train_options(
     elif resume is not None:
         source = Path(resume)
         if not source.is_file():
-            raise InputError(f"--resume: no file {resume}")
+            raise InputError(
+                f"--resume: no file {resume}; give the {LAST} of a run, or --resume auto for that of --work-dir"
+            )
     occupied = (folder / LAST).exists() or (folder / BEST).exists()
     if occupied and (source is None or source.parent.resolve() != folder.resolve()):
         raise InputError(f"--work-dir: {folder} holds a run already; continue it with --resume auto, or name another")

@@ -6,6 +6,8 @@ from mmengine.hooks import LoggerHook
 from mmengine.registry import HOOKS, LOG_PROCESSORS
 from mmengine.runner import LogProcessor, Runner
 
+from .optim import highest_rate
+
 MOST_LINES = 3  # of a message on the console; the environment, the config and the list of hooks have hundreds
 # What mmengine says of its own calls, and nobody who trains can change
 OF_NO_USE = ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
@@ -13,15 +15,21 @@ OF_NO_USE = ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias'
 
 @LOG_PROCESSORS.register_module()
 class RunLogProcessor(LogProcessor):
-    """mmengine's, but for validation and test, whose values are those of that evaluation.
+    """mmengine's, with the numbers of history.json.
 
-    mmengine shows the mean over the last ten evaluations of whatever has "loss" in its name.
+    Of validation and test it shows the values of that evaluation, where mmengine shows the mean over the last ten of
+    whatever has "loss" in its name. The rate is the highest one, where mmengine shows that of the first parameters.
     """
+
+    def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
+        tag, text = super().get_log_after_iter(runner, batch_idx, mode)
+        steps = min(self.window_size, runner.iter + 1) if mode == "train" else 1
+        return tag, f"{text}  (means of {steps} steps, lr of the last)" if steps > 1 else text
 
     def _collect_scalars(self, custom_cfg: list[dict], runner: Runner, mode: str, reserve_prefix: bool = False) -> dict:
         found = super()._collect_scalars(custom_cfg, runner, mode, reserve_prefix)
         if mode == "train":
-            return found
+            return {**found, f"{mode}/lr" if reserve_prefix else "lr": highest_rate(runner.optim_wrapper)}
         for key, buffer in runner.message_hub.log_scalars.items():
             name = key.removeprefix(f"{mode}/")
             if key.startswith(f"{mode}/") and name not in ("time", "data_time"):

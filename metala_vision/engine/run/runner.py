@@ -82,6 +82,13 @@ class VisionRunner(Runner):
             log_processor = {"type": "RunLogProcessor", **log_processor}
         return super().build_log_processor(log_processor)
 
+    def setup_env(self, env_cfg: dict) -> None:
+        with warnings.catch_warnings():
+            # Every process would say it, where torchrun has just said the same of OMP_NUM_THREADS
+            module = "mmengine.utils.dl_utils.setup_env"
+            warnings.filterwarnings("ignore", "Setting MKL_NUM_THREADS", UserWarning, module)
+            super().setup_env(env_cfg)
+
     def _log_env(self, env_cfg: dict) -> None:
         """A run keeps what it ran on; a test would bury its table under it."""
         if self._train_dataloader is not None:
@@ -179,6 +186,11 @@ class VisionRunner(Runner):
         Raises:
             InputError: what does not fit.
         """
+        if self._train_loop is not None and self._load_from is not None and not Path(self._load_from).is_file():
+            raise InputError(
+                f"load_from: no file {self._load_from}; give another checkpoint, or load_from=None for a start from "
+                f"scratch"
+            )
         self.task.check(self.build_parts())
         if self._train_loop is not None:
             self._check_training()
@@ -210,7 +222,9 @@ class VisionRunner(Runner):
         try:
             with warnings.catch_warnings():
                 # Schedules go by batches; while gradients accumulate they are ahead of the optimiser, as they should.
-                warnings.filterwarnings("ignore", "Detected call of `scheduler.step.*before `optimizer.step")
+                module = "mmengine.optim.scheduler.param_scheduler"
+                text = "Detected call of `scheduler.step.*before `optimizer.step"
+                warnings.filterwarnings("ignore", text, UserWarning, module)
                 return super().train()
         finally:
             self.is_training = False
@@ -218,7 +232,7 @@ class VisionRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs) -> None:
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_train":  # the last that is said before the first step
-            warn_of_end(self.cfg.get("param_scheduler"), self.max_epochs)
+            warn_of_end(self.cfg.get("param_scheduler"), self.max_epochs, self.max_iters)
         if fn_name == "before_save_checkpoint":  # after every hook has added what is its own
             kwargs["checkpoint"][KEY] = self.description
             to_portable(kwargs["checkpoint"], self.task.prefix)
@@ -292,6 +306,14 @@ class VisionRunner(Runner):
         """Trains, then tests the best weights; returns the result as plain values."""
         self.prepare()
         check_shared(self.work_dir)
+        parts = ((self._train_loop, "to train"), (self._val_loop, "to validate"), (self._test_loop, "to test"))
+        counts = [f"{len(loop.dataloader.dataset)} {what}" for loop, what in parts if loop is not None]
+        dataset = self.train_dataloader.dataset
+        print_log(
+            f"data: {type(dataset).__name__}, {len(dataset.classes)} classes; images: {', '.join(counts)}",
+            logger="current",
+            level=logging.INFO,
+        )
         where = f"the run is kept in {self.work_dir}, its whole log in {Path(self.log_dir).name}"
         print_log(where, logger="current", level=logging.INFO)
         self.train()

@@ -53,25 +53,42 @@ def check_same_plan(wanted: dict[str, object], resumed: dict[str, object], filen
         )
 
 
-def warn_of_end(schedulers: dict | list | None, max_epochs: int) -> None:
-    """Logs a warning where the last scheduler ends with another epoch than the training, with what to set instead."""
+def warn_of_end(schedulers: dict | list | None, max_epochs: int, max_iters: int) -> None:
+    """Logs a warning where the schedule ends with another epoch than the training, with what to set instead.
+
+    What goes by steps, as most warm-ups do, may end before the training and not after it.
+    """
     several = not isinstance(schedulers, dict)
-    by_epoch = {
+    ending = {
         f"param_scheduler.{i}" if several else "param_scheduler": scheduler
         for i, scheduler in enumerate((schedulers or []) if several else [schedulers])
-        if scheduler.get("by_epoch", True) and "end" in scheduler
+        if "end" in scheduler
     }
+    by_epoch = {name: scheduler for name, scheduler in ending.items() if scheduler.get("by_epoch", True)}
     end = max((scheduler["end"] for scheduler in by_epoch.values()), default=max_epochs)
     if end != max_epochs:
-        print_log(
+        _warn(
             f"the schedule ends with epoch {end} and training with epoch {max_epochs}: if that is not meant, "
-            f"{_advice(by_epoch, end, max_epochs)}",
-            logger="current",
-            level=logging.WARNING,
+            f"{_advice(by_epoch, end, max_epochs)}"
         )
+    by_step = {name: scheduler for name, scheduler in ending.items() if name not in by_epoch}
+    end = max((scheduler["end"] for scheduler in by_step.values()), default=max_iters)
+    if end <= max_iters:
+        return
+    if several and len(schedulers) > len(by_step):  # a warm-up before what goes by epochs
+        what = "warm-up"
+        late = [name for name, scheduler in by_step.items() if scheduler["end"] > max_iters]
+        advice = f"set {' '.join(f'{name}.end={max(1, max_iters // 10)}' for name in late)}, from the start of a run"
+    else:
+        what, advice = "schedule", _advice(by_step, end, max_iters)
+    _warn(f"the {what} ends with step {end} and training with step {max_iters}: if that is not meant, {advice}")
 
 
-def _advice(schedulers: dict[str, dict], end: int, max_epochs: int) -> str:
+def _warn(text: str) -> None:
+    print_log(text, logger="current", level=logging.WARNING)
+
+
+def _advice(schedulers: dict[str, dict], end: int, last: int) -> str:
     """The settings by which a schedule fits the training: its parts stay as they are where the last one has room then.
 
     A warm-up of more than half of the training is shortened as the whole is.
@@ -83,9 +100,9 @@ def _advice(schedulers: dict[str, dict], end: int, max_epochs: int) -> str:
         if scheduler.get(key)
     }
     inner = [value for value in stated.values() if value != end]
-    scale = max_epochs / end if inner and 2 * max(inner) > max_epochs else 1.0
-    fitted = {key: max_epochs if value == end else max(1, round(scale * value)) for key, value in stated.items()}
-    if inner and max(fitted[key] for key, value in stated.items() if value != end) >= max_epochs:
+    scale = last / end if inner and 2 * max(inner) > last else 1.0
+    fitted = {key: last if value == end else max(1, round(scale * value)) for key, value in stated.items()}
+    if inner and max(fitted[key] for key, value in stated.items() if value != end) >= last:
         return "give the config a schedule without a warm-up by epochs, from the start of a run"
     changed = [f"{key}={value}" for key, value in fitted.items() if value != stated[key]]
     return f"set {' '.join(changed)}, from the start of a run"

@@ -15,6 +15,12 @@ from torch import nn
 from metala_vision.description import description_in, match_classes
 from metala_vision.errors import InputError, near_matches
 
+# What to set where a checkpoint is missing and there is no other one.
+WITHOUT = {
+    "model.backbone": "model.backbone.checkpoint_path=None for a start from scratch",
+    "model.distillation.teacher": "model.distillation=None for training without a teacher",
+}
+
 
 def create_backbone(arguments: dict, init_from: str | None = None, setting: str = "model.backbone") -> nn.Module:
     """`timm.create_model(**arguments)`.
@@ -24,7 +30,7 @@ def create_backbone(arguments: dict, init_from: str | None = None, setting: str 
         init_from: a checkpoint to start from, of a run (its moving average where it has one) or of timm. The classifier
             is new where the number of classes differs; position embeddings are resampled, and what else timm adapts
             for the model. Anything else must fit.
-        setting: what a config calls the arguments, for messages.
+        setting: what a config calls the arguments, for messages: a key of `WITHOUT`.
 
     Raises:
         InputError: a model timm does not know, an argument the model does not take, a checkpoint that does not fit.
@@ -42,20 +48,36 @@ def create_backbone(arguments: dict, init_from: str | None = None, setting: str 
         )
     path = arguments.get("checkpoint_path")
     if path and not Path(path).is_file():
-        raise InputError(f"{setting}.checkpoint_path: no file {path}; give another checkpoint of {name}, or None")
+        raise InputError(
+            f"{setting}.checkpoint_path: no file {path}; give another checkpoint of {name}, or {WITHOUT[setting]}"
+        )
+    if path and not str(path).endswith((".npz", ".npy")):  # timm's own form of JAX weights
+        _read(path, f"{setting}.checkpoint_path")
+    weights = _read(init_from, "model.init_from") if init_from is not None else None
     try:
-        return timm.create_model(name, **arguments) if init_from is None else _started(name, arguments, init_from)
+        if weights is None:
+            return timm.create_model(name, **arguments)
+        return _started(name, arguments, init_from, weights)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         where = f" with init_from {init_from}" if init_from is not None else ""
         raise InputError(f"model: {name}{where}: {error}") from error
 
 
-def _started(name: str, arguments: dict, path: str) -> nn.Module:
-    """A model that timm has loaded as it loads its own pretrained weights, strictly, before its head is exchanged."""
+def _read(path: str, setting: str) -> dict:
+    """The weights in a checkpoint."""
     try:
-        weights = load_state_dict(path, weights_only=True)
-    except Exception as error:  # whatever a file that is no checkpoint leads to
-        raise InputError(f"model: init_from {path} cannot be read: {type(error).__name__}: {error}") from error
+        return load_state_dict(path, weights_only=True)
+    except OSError as error:
+        raise InputError(f"{setting}: {path} cannot be read: {error}") from error
+    except Exception as error:  # whatever a file that is no checkpoint leads to; some texts advise to run what is in it
+        raise InputError(
+            f"{setting}: {path} cannot be read: it is no whole file of torch.save or safetensors, or holds more than "
+            f"tensors, numbers, strings and containers of them, which could run code"
+        ) from error
+
+
+def _started(name: str, arguments: dict, path: str, weights: dict) -> nn.Module:
+    """A model that timm has loaded as it loads its own pretrained weights, strictly, before its head is exchanged."""
     cfg = timm.get_pretrained_cfg(name)
     first = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]
     classes = weights[f"{first}.weight"].shape[0] if f"{first}.weight" in weights else 0
