@@ -1,8 +1,10 @@
-"""The user's cache folder, and whether what lies in it may be loaded as code."""
+"""The user's cache folder, and whether what lies in it may be trusted: loaded as code, or trained on."""
 
 import os
 import stat
+import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 
 class CacheError(OSError):
@@ -18,42 +20,87 @@ def cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(root):  # a relative one is to be ignored, says the specification
         return Path(root) / "metala_vision"
+    advice = "set XDG_CACHE_HOME to a folder that is theirs alone"
     try:
-        return Path.home() / ".cache" / "metala_vision"
+        home = Path.home()
     except RuntimeError as error:
-        raise CacheError("this user has no home: set XDG_CACHE_HOME to a folder that is theirs alone") from error
+        raise CacheError(f"this user has no home: {advice}") from error
+    if not home.is_absolute():
+        raise CacheError(f"HOME is {str(home)!r}, which depends on the current folder: {advice}")
+    return home / ".cache" / "metala_vision"
 
 
 def make_private(folder: Path) -> None:
-    """Makes a folder, and what is missing above it, for this user alone, whatever the umask."""
-    for path in reversed([folder, *folder.parents]):
-        if not path.exists():
-            path.mkdir(mode=0o700, exist_ok=True)
-
-
-def check_trusted(path: Path) -> None:
-    """Whether nobody but this user and root could have written a file, or what lies in a folder.
-
-    A folder that passes keeps others from exchanging its files between this check and their use.
+    """Makes a folder, and what is missing above it, for this user alone, whatever the umask; checks one that is there.
 
     Raises:
-        CacheError: somebody else could; the message names the path and what to do.
+        CacheError: see `check_trusted`.
+    """
+    for path in reversed([folder, *folder.parents]):
+        if not path.exists():
+            if path.is_symlink():
+                raise CacheError(f"{path} is a link that leads nowhere: remove it")
+            path.mkdir(mode=0o700, exist_ok=True)
+    check_trusted(folder)
+
+
+def check_trusted(folder: Path) -> None:
+    """Whether nobody but this user and root may write to a folder, or to the one that a link leads to.
+
+    Raises:
+        CacheError: somebody else may; the message names the folder and what to do.
         FileNotFoundError: it is not there.
     """
     if not hasattr(os, "geteuid"):  # Windows: the profile's folders are its user's
         return
-    status = os.lstat(path)
-    if stat.S_ISLNK(status.st_mode) and not path.is_dir():
-        raise CacheError(f"{path} is a link: remove it")
-    if stat.S_ISLNK(status.st_mode):
-        path = path.resolve()
-        status = os.lstat(path)
+    path = Path(os.path.realpath(folder, strict=True))
+    status, user = os.stat(path), os.geteuid()
+    if not stat.S_ISDIR(status.st_mode):
+        raise CacheError(f"{path} is no folder: remove it")
+    _check(path, status, f"chown {user} {path}, or set XDG_CACHE_HOME to a folder of this user's own")
+    for parent in path.parents:
+        mode = os.stat(parent).st_mode
+        if mode & 0o002 and not mode & stat.S_ISVTX:  # in a sticky folder nobody moves what belongs to somebody else
+            raise CacheError(f"anybody may exchange {path}, since they may write to {parent}: chmod o-w {parent}")
+
+
+def open_trusted(path: Path) -> BinaryIO:
+    """A file that nobody but this user and root could have written, opened before it is checked: it stays what it was.
+
+    Raises:
+        CacheError: somebody else could, or it is a link; the message names the file and what to do.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if path.is_symlink():
+            raise CacheError(f"{path} is a link: remove it") from error
+        raise
+    try:
+        if hasattr(os, "geteuid"):
+            _check(path, os.fstat(descriptor), "remove it")
+        return os.fdopen(descriptor, "rb")
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Writes a file for this user alone, whatever the umask, whole or not at all."""
+    descriptor, partial = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)  # a name nobody foresees
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def _check(path: Path, status: os.stat_result, advice: str) -> None:
+    """Owner and permissions; `advice` is what to do where it belongs to somebody else."""
     if status.st_uid not in (os.geteuid(), 0):
-        raise CacheError(f"{path} belongs to user {status.st_uid}, and this is user {os.geteuid()}: remove it")
+        raise CacheError(f"{path} belongs to user {status.st_uid}, and this is user {os.geteuid()}: {advice}")
     if status.st_mode & 0o022:
         raise CacheError(f"others may write to {path}: chmod go-w {path}")
-    if stat.S_ISDIR(status.st_mode):
-        for parent in path.resolve().parents:
-            mode = os.stat(parent).st_mode
-            if mode & 0o002 and not mode & stat.S_ISVTX:
-                raise CacheError(f"anybody may exchange {path}, since they may write to {parent}: chmod o-w {parent}")

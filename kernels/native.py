@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from .cache import cache_folder, check_trusted, make_private
+from .cache import CacheError, cache_folder, make_private, open_trusted, write_private
 
 SOURCES = ("scan.c", "scan_backward.c", "tokens.c", "memory.c")
 HEADERS = ("simd.h", "scan.h")
@@ -140,21 +140,21 @@ def _load(cache: Path | None = None) -> ctypes.CDLL:
     sources = [str(folder / name) for name in SOURCES]
     try:
         cache = cache_folder() if cache is None else cache
+        make_private(cache)
         if found := _kept(cache / name):
             return found
-        make_private(cache)
-        check_trusted(cache)
         _compile(compiler, flags, sources, cache / name)
         return _opened(cache / name)
     except OSError as error:
         where = "" if cache is None else f" in {cache}"
         _logger.warning("kernels cannot be kept%s (%s): compiled for this process alone", where, error)
-    with tempfile.TemporaryDirectory(prefix="metala_vision-") as private:  # a loaded library outlives its file
-        try:
+    try:
+        # A loaded library outlives its file; on NFS the file stays for as long, and that is nothing to fail for.
+        with tempfile.TemporaryDirectory(prefix="metala_vision-", ignore_cleanup_errors=True) as private:
             _compile(compiler, flags, sources, Path(private) / name)
             return _opened(Path(private) / name)
-        except OSError as error:
-            raise NativeError(f"the C kernels do not load: {error}") from error
+    except OSError as error:
+        raise NativeError(f"the C kernels do not load: {error}") from error
 
 
 def _kept(path: Path) -> ctypes.CDLL | None:
@@ -165,30 +165,42 @@ def _kept(path: Path) -> ctypes.CDLL | None:
         OSError: it does not hold what its name says, and is loaded now; the next process finds it gone.
     """
     try:
-        for part in (path.parent, path, _checksum(path)):
-            check_trusted(part)
-    except (FileNotFoundError, NotADirectoryError):
+        with open_trusted(_checksum(path)) as file:
+            checksum = file.read().decode(errors="replace")
+        return _opened(path, checksum)
+    except (FileNotFoundError, _DamagedError):
         return None
-    if not _is_intact(path):
-        return None
-    try:
-        found = _opened(path)
+    except CacheError:
+        raise
     except _IncompleteError:
         path.unlink()
         raise
     except OSError as error:
         _logger.warning("%s does not load (%s): compiled anew", path, error)
         return None
-    return found
+
+
+class _DamagedError(OSError):
+    """A file cut short. It might not fail to load: it would end the process."""
 
 
 class _IncompleteError(OSError):
     """A library that loads and lacks functions."""
 
 
-def _opened(path: Path) -> ctypes.CDLL:
-    """A loaded library with all of its functions."""
-    found = ctypes.CDLL(str(path))
+def _opened(path: Path, checksum: str | None = None) -> ctypes.CDLL:
+    """A loaded library with all of its functions: the file that was checked, whatever its name leads to by then."""
+    with open_trusted(path) as file:
+        if checksum is not None and checksum != hashlib.sha256(file.read()).hexdigest():
+            raise _DamagedError(f"{path.name} is not what its checksum says")
+        descriptor = os.dup(file.fileno())
+    itself = f"/proc/self/fd/{descriptor}"
+    try:
+        found = ctypes.CDLL(itself if os.path.exists(itself) else str(path))
+    except OSError as error:
+        os.close(descriptor)
+        raise OSError(str(error).replace(itself, str(path))) from error
+    # The descriptor stays open: the loader would take the next file of that number for this library.
     if missing := [name for name in FUNCTIONS if not hasattr(found, name)]:
         raise _IncompleteError(f"{path.name} has no {', '.join(missing)}")
     return found
@@ -205,14 +217,6 @@ def _compiler() -> tuple[str, ...]:
 
 def _checksum(path: Path) -> Path:
     return path.with_suffix(".sha256")
-
-
-def _is_intact(path: Path) -> bool:
-    """A file cut short would not fail to load: it would end the process."""
-    try:
-        return _checksum(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return False
 
 
 def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[str], path: Path) -> None:
@@ -232,10 +236,7 @@ def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[st
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    descriptor, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(digest)
-    os.replace(temporary, _checksum(path))
+    write_private(_checksum(path), digest.encode())
 
 
 def _run(command: list[str]) -> str:

@@ -6,12 +6,14 @@ Needs torch alone: the tools that time kernels and models run where mmengine is 
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 
 import torch
 
 from .errors import InputError
 from .files import to_json
+from .kernels.cache import CacheError, cache_folder
 
 
 def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
@@ -27,7 +29,10 @@ def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
     """
     process = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     try:
-        with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+        with (
+            _lent_cache(told=process == "0"),
+            contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext(),
+        ):
             result = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -38,6 +43,33 @@ def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
     if process == "0":
         print(to_json(result), flush=True)
     return 0
+
+
+@contextlib.contextmanager
+def _lent_cache(told: bool) -> Iterator[None]:
+    """A cache folder for a user without a home, as long as the tool runs: without one mmengine cannot be imported."""
+    try:
+        cache_folder()
+    except CacheError as error:
+        reason = str(error)
+    else:
+        yield
+        return
+    before = os.environ.get("XDG_CACHE_HOME")
+    try:
+        lent = tempfile.TemporaryDirectory(prefix="metala_vision-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputError(f"{reason}; no temporary folder can take its place: {error}") from error
+    if told:
+        print(f"{reason}; nothing is kept for the next run", file=sys.stderr)
+    with lent as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["XDG_CACHE_HOME"]
+            if before is not None:
+                os.environ["XDG_CACHE_HOME"] = before
 
 
 def check_device(device: str) -> str:

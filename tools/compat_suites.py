@@ -46,7 +46,7 @@ def find_python(version: str, given: dict[str, str]) -> str:
         if not runs_as(given[version], version):
             raise RowError(f"{given[version]} does not run as Python {version}: give --python {version}=PATH of one")
         return given[version]
-    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    root = Path(os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv")))
     candidates = [sys.executable, f"python{version}"]
     candidates += [str(path) for path in sorted(root.glob(f"versions/{version}.*/bin/python"), reverse=True)]
     if uv := shutil.which("uv"):

@@ -4,7 +4,6 @@ A listing of ImageNet's 1.3 million files takes minutes on a network disk. It is
 the modification time of every folder in it; a folder in which a file came or went is newer, and all is listed anew.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -18,7 +17,7 @@ from mmengine.logging import print_log
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metala_vision.errors import InputError
-from metala_vision.kernels.cache import CacheError, cache_folder, check_trusted, make_private
+from metala_vision.kernels.cache import CacheError, cache_folder, make_private, open_trusted, write_private
 
 SETTLED = 2.0  # seconds: a folder changed more recently may change again within the same tick of its clock
 
@@ -97,13 +96,15 @@ def _listed(folder: Path) -> dict[str, tuple[int, list[str]]]:
 
 
 def _cache_file(folder: Path) -> Path | None:
-    """Where the list of a folder is kept; None where the user has no place for it, which is said."""
+    """Where the list of a folder is kept; None where the user has no place of their own for it, which is said."""
     key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
     try:
-        return cache_folder() / "folders" / f"{key}.json"
-    except CacheError as error:
+        make_private(cache_folder())
+        make_private(cache_folder() / "folders")
+    except OSError as error:  # CacheErrors too
         _say_once(f"lists of files are not kept: {error}")
         return None
+    return cache_folder() / "folders" / f"{key}.json"
 
 
 @functools.cache
@@ -117,8 +118,8 @@ def _remembered(folder: Path) -> dict[str, tuple[int, list[str]]] | None:
     if path is None:
         return None
     try:
-        check_trusted(path)  # a list of somebody else's would be trained on
-        kept = json.loads(path.read_bytes())
+        with open_trusted(path) as file:  # a list of somebody else's would be trained on
+            kept = json.load(file)
         folders = {name: (changed, files) for name, (changed, files) in kept["folders"].items()}
         if kept["folder"] != str(folder.resolve()):
             return None
@@ -137,12 +138,7 @@ def _remember(folder: Path, folders: dict[str, tuple[int, list[str]]]) -> None:
     path = _cache_file(folder)
     if path is None:
         return
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        make_private(path.parent)
-        partial.write_text(json.dumps(dict(folder=str(folder.resolve()), folders=folders)))
-        os.replace(partial, path)
+        write_private(path, json.dumps(dict(folder=str(folder.resolve()), folders=folders)).encode())
     except OSError as error:  # a full or read-only home: the next start lists the folder again
-        with contextlib.suppress(OSError):
-            partial.unlink()
         print_log(f"the list of {folder} could not be kept: {error}", logger="current", level=logging.WARNING)

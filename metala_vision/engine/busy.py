@@ -5,7 +5,7 @@ import socket
 import time
 from pathlib import Path
 
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, barrier
 
 STATISTICS = Path("/proc/stat")
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -15,15 +15,18 @@ IDLE = (3, 4)  # columns of waiting for work, and for disks
 class Others:
     """The share of this process's cores that programs outside of the run take, from its making on.
 
-    Linux counts it; elsewhere the load of the minute before, less one process, stands in for it.
+    All processes of a run make theirs and ask it together: the work of none of them is that of others. Linux counts
+    it; elsewhere the load of the minute before, less one process, stands in for it.
     """
 
     def __init__(self):
+        barrier()
         self.start, self.own, self.busy = time.perf_counter(), _own_seconds(), _busy_seconds()
         self.load = os.getloadavg()[0] - 1 if hasattr(os, "getloadavg") else 0.0
 
     def share(self) -> float:
-        """In [0, 1], since the making of this object; 0 where the system does not say. All processes of a run ask."""
+        """In [0, 1], since the making of this object; 0 where the system does not say."""
+        barrier()
         cores = sorted(_cores())
         seconds = time.perf_counter() - self.start
         busy, place = _busy_seconds(), (socket.gethostname(), cores)

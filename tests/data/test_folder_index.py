@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -141,6 +142,44 @@ def test_a_user_without_a_home(folder, monkeypatch):
     assert names(folder) == names(folder) == ALL
     (text,) = said
     assert text.startswith("lists of files are not kept: this user has no home")
+
+
+def test_own_lists_are_used_whatever_the_umask(folder, monkeypatch):
+    """Catches a list that is made anew at every start, with a warning, where the umask lets a group write."""
+    before = os.umask(0)
+    try:
+        names(folder)
+    finally:
+        os.umask(before)
+    monkeypatch.setattr(folder_index, "_listed", lambda _: pytest.fail("listed anew"))
+    assert names(folder) == ALL
+
+
+@pytest.mark.parametrize("owner", ["this user", "another"])
+def test_a_folder_that_others_write_to(folder, monkeypatch, owner):
+    """Catches a list written through a link of somebody else's, and users who share a cache folder and cannot train."""
+    if owner == "another" and (not hasattr(os, "geteuid") or os.geteuid() != 0):
+        pytest.skip("only root gives files away")
+    said = []
+    monkeypatch.setattr(folder_index, "print_log", lambda text, **_: said.append(text))
+    names(folder)
+    (kept,) = cached(folder)
+    precious = folder.parent / "precious"
+    precious.write_text("of this user")
+    for name in (kept.name, f"{kept.name}.{os.getpid()}.tmp"):
+        kept.with_name(name).unlink(missing_ok=True)
+        kept.with_name(name).symlink_to(precious)
+    if owner == "another":
+        os.chown(kept.parents[1], 54321, 54321)
+        expected = "belongs to user 54321, and this is user 0: chown 0 .*, or set XDG_CACHE_HOME to a folder"
+    else:
+        kept.parent.chmod(0o777)
+        expected = "others may write to .*folders: chmod go-w"
+    folder_index._say_once.cache_clear()
+    assert names(folder) == names(folder) == ALL
+    assert precious.read_text() == "of this user"
+    (text,) = said
+    assert re.match(f"lists of files are not kept: .*{expected}", text), text
 
 
 def test_a_list_that_others_could_have_written(folder, monkeypatch):

@@ -41,8 +41,9 @@ def test_other_programs_are_counted_and_own_work_is_not():
         pass
     assert busy._own_seconds() - own == pytest.approx(0.3, abs=0.1)
     loop = "import time\nend = time.perf_counter() + 20\nwhile time.perf_counter() < end: pass"
-    start = f"import subprocess, sys\nprint(subprocess.Popen([sys.executable, '-c', {loop!r}], stdout=-3).pid)"
-    other = int(subprocess.run([sys.executable, "-c", start], capture_output=True, check=True).stdout)
+    quiet = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"
+    apart = f"import subprocess, sys\nprint(subprocess.Popen([sys.executable, '-c', {loop!r}], {quiet}).pid)"
+    other = int(subprocess.run([sys.executable, "-c", apart], capture_output=True, check=True).stdout)
     try:
         own, others = busy._own_seconds(), busy.Others()
         time.sleep(1)

@@ -1,9 +1,11 @@
 """Where compiled kernels are kept: users without a home, and folders that others may write to."""
 
+import ctypes
 import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from native_runs import OUTPUT, Compiler, check_runs, restart, warnings_of
 
 from metala_vision.kernels import native
-from metala_vision.kernels.cache import CacheError, cache_folder, check_trusted
+from metala_vision.kernels.cache import CacheError, cache_folder, check_trusted, make_private, write_private
 
 as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
 
@@ -31,6 +33,39 @@ def test_a_user_without_a_home(monkeypatch, compiler, tmp_path, caplog):
     (warning,) = warnings_of(caplog)
     assert warning.startswith("kernels cannot be kept (this user has no home: set XDG_CACHE_HOME to a folder")
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.usefixtures("fresh", "compiler")
+def test_neither_a_home_nor_a_folder_for_temporary_files(monkeypatch, tmp_path):
+    """Catches a forward pass that raises where nothing can be written at all: the composed form needs no files."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert not native.available()
+    with pytest.raises(native.NativeError, match="do not load: .*No such file or directory"):
+        native.library()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_temporary_files_that_stay(monkeypatch, compiler):
+    """Catches a library that is given up, once loaded, for its file on NFS: that one goes when the process ends."""
+
+    def stays(*_: object, **__: object) -> None:
+        raise OSError("Directory not empty")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(os, "rmdir", stays)
+    check_runs()
+    assert compiler.calls == 1
+
+
+def test_a_home_that_depends_on_where_one_stands(monkeypatch):
+    """Catches kernels that are loaded out of the folder that a program happens to be started in."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "here")
+    with pytest.raises(CacheError, match="HOME is 'here', which depends on the current folder: set XDG_CACHE_HOME"):
+        cache_folder()
 
 
 @pytest.mark.parametrize("root", ["", "relative/folder"])
@@ -60,8 +95,12 @@ OPEN: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     ),
     "parent_of_all": (lambda folder, _: folder.parent.chmod(0o777), "anybody may exchange .*: chmod o-w"),
     "link": (lambda _, file: linked(file), "is a link: remove it"),
-    "folder_of_another": (lambda folder, _: give_away(folder), "belongs to user 54321, and this is user 0"),
-    "file_of_another": (lambda _, file: give_away(file), "belongs to user 54321, and this is user 0"),
+    "link_to_a_checksum": (lambda _, file: linked(file.with_suffix(".sha256")), "sha256 is a link: remove it"),
+    "folder_of_another": (
+        lambda folder, _: give_away(folder),
+        "belongs to user 54321, and this is user 0: chown 0 .*, or set XDG_CACHE_HOME",
+    ),
+    "file_of_another": (lambda _, file: give_away(file), "so belongs to user 54321, and this is user 0: remove it"),
 }
 
 
@@ -114,6 +153,59 @@ def test_a_cache_on_another_disk(monkeypatch, compiler, tmp_path, caplog):
     (tmp_path / "disk").chmod(0o777)
     with pytest.raises(CacheError, match="others may write to .*disk"):
         check_trusted(native.cache_folder())
+
+
+@as_root
+@pytest.mark.usefixtures("fresh")
+def test_kernels_that_an_image_brings(monkeypatch, compiler, caplog):
+    """Catches root's files, which a container's user can read and not write, taken for somebody else's."""
+    native.library()
+    compiler.break_()
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    restart(monkeypatch)
+    check_runs()
+    assert not warnings_of(caplog)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="a file is loaded by its name here")
+def test_a_file_that_is_exchanged_after_it_was_checked(monkeypatch, compiler, tmp_path):
+    """Catches a gap between check and loading, through which somebody puts a file of theirs."""
+    native._load(tmp_path / "model")  # under a path that is loaded now; the cache's is not yet
+    shutil.copytree(tmp_path / "model", native.cache_folder())
+    (file,) = native.cache_folder().glob("*.so")
+    load = ctypes.CDLL
+
+    def exchange(name: str) -> ctypes.CDLL:
+        file.unlink()
+        file.write_bytes(b"what somebody else has written")
+        return load(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", exchange)
+    check_runs()
+    assert compiler.calls == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_cache_that_is_no_folder(tmp_path, kind):
+    """Catches a message that does not say what is in the way."""
+    place = tmp_path / "cache"
+    place.touch() if kind == "file" else place.symlink_to(tmp_path / "nowhere")
+    what = "no folder" if kind == "file" else "a link that leads nowhere"
+    with pytest.raises(CacheError, match=f"{place} is {what}: remove it"):
+        make_private(place)
+
+
+def test_a_disk_that_is_full(monkeypatch, tmp_path):
+    """Catches halves of files that nobody removes."""
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_private(tmp_path / "file", b"content")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("fresh")
