@@ -80,8 +80,8 @@ def _open(root: Path, train: bool, download: bool) -> tv_datasets.FashionMNIST:
         return tv_datasets.FashionMNIST(str(root), train=train, download=bool(missing) and download)
     except (RuntimeError, OSError) as error:
         raise InputError(
-            f"root: no Fashion-MNIST in {raw} ({error}). With a network, leave download=True; without one, install "
-            f"Debian's package dataset-fashion-mnist, or put {', '.join(FILES)} there"
+            f"--data-root (root): no Fashion-MNIST in {raw} ({error}). With a network, leave download=True; "
+            f"without one, install Debian's package dataset-fashion-mnist, or put {', '.join(FILES)} there"
         ) from error
 
 

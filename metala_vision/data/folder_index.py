@@ -43,7 +43,9 @@ def list_images(folder: Path, cache: bool = True) -> tuple[list[str], list[str],
     empty = [name for name in classes if not members[name]]
     if empty:
         endings = ", ".join(IMG_EXTENSIONS)
-        raise InputError(f"root: class folder {folder / empty[0]} has no images; expected files ending in {endings}")
+        raise InputError(
+            f"--data-root (root): class folder {folder / empty[0]} has no images; expected files ending in {endings}"
+        )
     paths = [os.path.join(folder, file) for name in classes for file in sorted(members[name])]
     labels = np.repeat(np.arange(len(classes)), [len(members[name]) for name in classes])
     return classes, paths, labels
@@ -57,7 +59,7 @@ def class_names(folder: Path) -> list[str]:
     """
     classes = _subfolders(folder)
     if not classes:
-        raise InputError(f"root: {folder} has no class folders; expected {folder}/CLASS/IMAGE")
+        raise InputError(f"--data-root (root): {folder} has no class folders; expected {folder}/CLASS/IMAGE")
     return classes
 
 
@@ -81,7 +83,7 @@ def _listed(folder: Path) -> dict[str, tuple[int, list[str]]]:
         changed = status.st_mtime_ns  # before it is read: what comes after makes it newer
         itself = (status.st_dev, status.st_ino)
         if itself in around:
-            raise InputError(f"root: {place} is a link to a folder that it lies in; remove it")
+            raise InputError(f"--data-root (root): {place} is a link to a folder that it lies in; remove it")
         images = []
         with os.scandir(place) as entries:
             for entry in entries:

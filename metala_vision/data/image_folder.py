@@ -27,7 +27,8 @@ class ImageFolder(LabelledImages):
     - root/{train,val,test}/CLASS: as they are;
     - root/{train,val}/CLASS (ImageNet, also with its unlabelled root/test/IMAGE): test is `val`, and val is held out of
       `train`;
-    - root/CLASS: test and val are both held out.
+    - root/CLASS: test and val are both held out;
+    - root/test/CLASS alone: there is a test, and nothing to train on.
 
     Args:
         root: the folder.
@@ -62,7 +63,9 @@ class ImageFolder(LabelledImages):
         self.orientation = orientation
         folder = Path(root)
         if not folder.is_dir():
-            raise InputError(f"root: no folder {folder}; expected {folder}/train/CLASS/IMAGE or {folder}/CLASS/IMAGE")
+            raise InputError(
+                f"--data-root (root): no folder {folder}; expected {folder}/train/CLASS/IMAGE or {folder}/CLASS/IMAGE"
+            )
         own = [name for name in SPLITS if (folder / name).is_dir()]
         if own == list(SPLITS) and not has_classes(folder / "test"):
             own.remove("test")
@@ -72,13 +75,13 @@ class ImageFolder(LabelledImages):
                 level=logging.WARNING,
             )
         if "train" in own and len(own) == 1:
-            raise InputError(f"root: {folder} has a train folder and neither val nor test beside it")
+            raise InputError(f"--data-root (root): {folder} has a train folder and neither val nor test beside it")
         if not own:
             if holdout == 0:
                 raise InputError(f"holdout: got 0, but {folder} has no folder for val or test; expected above 0")
             fractions = (1 - 2 * holdout, holdout, holdout)
             classes, paths, labels = _part(folder, fractions, SPLITS.index(split), split, cache)
-        elif len(own) == len(SPLITS):
+        elif len(own) == len(SPLITS) or (own == ["test"] and split == "test"):
             classes, paths, labels = list_images(folder / split, cache)
         elif "train" in own:
             other = "val" if "val" in own else "test"
@@ -91,13 +94,14 @@ class ImageFolder(LabelledImages):
                     folder / "train", (1 - holdout, holdout), SPLITS.index(split), split, cache
                 )
         else:
-            raise InputError(f"root: {folder} has {', '.join(own)} and no train folder")
-        if own:
+            raise InputError(f"--data-root (root): {folder} has {', '.join(own)} and no train folder")
+        if "train" in own:
             train_classes = class_names(folder / "train")
             if classes != train_classes:
                 differing = sorted(set(classes) ^ set(train_classes))
                 raise InputError(
-                    f"root: the classes of {split} and train differ in {folder}: {', '.join(differing[:10])}"
+                    f"--data-root (root): the classes of {split} and train differ in {folder}: "
+                    f"{', '.join(differing[:10])}"
                 )
         self.paths = PackedStrings(paths)
         super().__init__(split, classes, labels, transform)

@@ -62,7 +62,9 @@ class VOCDetection(BoxDataset):
         folder = Path(root)
         for part in ("JPEGImages", "Annotations"):
             if not (folder / part).is_dir():
-                raise InputError(f"root: no folder {folder / part}; expected VOC's JPEGImages and Annotations there")
+                raise InputError(
+                    f"--data-root (root): no folder {folder / part}; expected VOC's JPEGImages and Annotations there"
+                )
         self.orientation = orientation
         self.paths, self.sizes, found, troubles, broken = [], [], [], Troubles(), []
         listed = _once(_names(folder, split, names), troubles)
@@ -84,8 +86,8 @@ class VOCDetection(BoxDataset):
             self.sizes.append(stated)
         if len(broken) > max_share * len(listed):
             raise InputError(
-                f"root: {len(broken)} of the {len(listed)} annotation files of the {split} split cannot be read, more "
-                f"than max_share={max_share:g}; the first: {broken[0]}"
+                f"--data-root (root): {len(broken)} of the {len(listed)} annotation files of the {split} split cannot "
+                f"be read, more than max_share={max_share:g}; the first: {broken[0]}"
             )
         check_sizes("root", self.paths, self.sizes.__getitem__, troubles, max_share)
         super().__init__(split, classes, [path.stem for path in self.paths], found, transform, troubles)

@@ -1,5 +1,6 @@
 """Training and evaluation: what mmengine's Runner needs from us."""
 
+from . import imports  # isort: skip  # before anything else imports mmengine
 from .metrics.classification import ClassificationMetric
 from .run.checkpoint import LastBestCheckpointHook
 from .run.config import load_config
@@ -12,6 +13,8 @@ from .run.progress import RunLogProcessor, StepLoggerHook
 from .run.runner import VisionRunner
 from .run.work_dir import held
 from .tasks.classifier import ImageClassifier, ImagePreprocessor
+
+del imports
 
 __all__ = [
     "AutocastOptimWrapper",

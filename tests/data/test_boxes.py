@@ -107,7 +107,7 @@ def test_a_few_broken_annotations_are_left_out(voc):
     data = VOCDetection(folder, "train", CLASSES, max_share=0.9)
     assert data.names == ("a",)
     assert data.troubles.counts() == {"annotation files that cannot be read, their images left out": 2}
-    with pytest.raises(InputError, match=r"root: 2 of the 3 annotation files of the train split.*broken.xml"):
+    with pytest.raises(InputError, match=r"\(root\): 2 of the 3 annotation files of the train split.*broken.xml"):
         VOCDetection(folder, "train", CLASSES)
 
 
@@ -122,7 +122,7 @@ def test_a_few_broken_annotations_are_left_out(voc):
         (good(), dict(classes=()), r"classes: got \(\)"),
         (good(), dict(classes=("cat", "cat")), "classes: got"),
         (good(), dict(difficult="drop"), "difficult: got 'drop'"),
-        (good(), dict(root="nowhere"), "root: no folder nowhere/JPEGImages"),
+        (good(), dict(root="nowhere"), r"\(root\): no folder nowhere/JPEGImages"),
     ],
 )
 def test_voc_errors(voc, annotations, options, message):

@@ -152,7 +152,7 @@ def test_three_folders_are_taken_as_they_are(folder, tmp_path):
 
 
 def test_folder_errors(folder, tmp_path):
-    with pytest.raises(ValueError, match="root: no folder .*nowhere"):
+    with pytest.raises(ValueError, match=r"--data-root \(root\): no folder .*nowhere"):
         ImageFolder(str(tmp_path / "nowhere"), "train")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty has no class folders"):
@@ -168,6 +168,11 @@ def test_folder_errors(folder, tmp_path):
     shutil.copytree(folder / "dog", root / "val" / "dog")
     with pytest.raises(ValueError, match="classes of test and train differ in .*: cat, dog"):
         ImageFolder(str(root), "test")
+    shutil.rmtree(root / "train")
+    shutil.move(root / "val", root / "test")
+    assert len(ImageFolder(str(root), "test")) == len(list((root / "test" / "dog").iterdir())), "a test needs no more"
+    with pytest.raises(ValueError, match="has test and no train folder"):
+        ImageFolder(str(root), "train")
     with pytest.raises(ValueError, match="channels: got 4"):
         ImageFolder(str(folder), "train", channels=4)
     with pytest.raises(ValueError, match="holdout: got 0.7"):

@@ -76,7 +76,10 @@ def folder_config(images, small_config):
             {"model.backbone.in_chans": 3, "model.mean": (0.5,) * 3, "model.std": (0.5,) * 3},
             "in_chans is 3, but the",
         ),
-        ({"model.backbone.num_classes": 7}, "num_classes is 7, but Digits .train. has 10 classes"),
+        (
+            {"model.backbone.num_classes": 7},
+            "num_classes is 7, but Digits .train. has 10 classes .0, 1, .*give --num-classes 10",
+        ),
         ({"model.backbone.num_classes": 11}, "num_classes is 11.*set model.backbone.num_classes=10"),
         (
             {"model.distillation": dict(teacher=dict(model_name="metala_vit_nano", checkpoint_path="none.pth"))},
@@ -220,7 +223,7 @@ def test_folder_errors_reach_the_user(folder_config, images):
     (images / "empty_class").rmdir()
     config = folder_config()
     config.train_dataloader.dataset.root = str(images / "nowhere")
-    with pytest.raises(InputError, match="root: no folder .*nowhere"):
+    with pytest.raises(InputError, match=r"--data-root \(root\): no folder .*nowhere"):
         prepare(config)
 
 

@@ -58,7 +58,7 @@ def learned(tmp_path_factory) -> Path:
         optimizer.step()
     described = dict(
         **dict(task="classification", num_classes=10, label_names=NAMES, input_size=[1, 8, 8], crop_pct=1.0),
-        **dict(interpolation="bicubic", mean=[0.3053], std=[0.376]),
+        **dict(interpolation="bicubic", mean=[0.3053], std=[0.376], architecture="metala_vit_nano"),
     )
     path = tmp_path_factory.mktemp("learned") / "best.pth"
     torch.save({"state_dict": model.state_dict(), KEY: described}, path)
@@ -223,6 +223,20 @@ def test_a_start_without_names_or_of_another_number_is_said(learned, small_confi
     torch.save(content, tmp_path / "seven.pth")
     _, said = started(small_config, {"model.init_from": str(tmp_path / "seven.pth")})
     assert "seven.pth is of 7 classes, the data of 10: the head is new" in said
+
+
+def test_a_start_from_another_model_names_both(learned, small_config):
+    """Catches a hundred lines of keys where two names say it."""
+    arguments = {
+        "model.init_from": str(learned),
+        "model.backbone.model_name": "metala_vit_tiny",
+        "model.backbone.depth": 3,
+    }
+    with pytest.raises(
+        InputError, match="was trained as metala_vit_nano, the config has metala_vit_tiny; set"
+    ) as raised:
+        VisionRunner.from_cfg(small_config(arguments))
+    assert "\n" not in str(raised.value)
 
 
 def test_load_from_and_resume_hold_the_names(run_small, small_config, tmp_path):

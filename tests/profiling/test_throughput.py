@@ -30,7 +30,7 @@ from metala_vision.profiling.sweep.throughput import Request, measure
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = [sys.executable, str(ROOT / "tools" / "throughput.py")]
 NANO, TINY = "metala_vit_nano", "vit_tiny_patch16_224"
-QUICK = dict(rounds=3, cell_seconds=20.0, threads=1)
+QUICK = dict(batch=4, rounds=3, cell_seconds=20.0, threads=1)
 
 
 # --- sweeps
@@ -251,7 +251,7 @@ def test_slow_cells_are_timed_alone(tmp_path, monkeypatch):
 def test_compiled_models(tmp_path):
     result = measure(Request([NANO, TINY], [32], sdpa=["default", "math"], compiled=True, **QUICK), tmp_path)
     rows = [(row["status"], row["series"], row["rounds"]) for row in result["rows"]]
-    assert rows == 3 * [("ok", "batch auto, compiled", 3)]
+    assert rows == 3 * [("ok", "batch 4, compiled", 3)]
 
 
 def test_math_alone(tmp_path):
@@ -309,7 +309,7 @@ def test_a_wrong_name(tmp_path):
 def test_an_interrupted_sweep_goes_on(how, tmp_path):
     """Catches figures lost, figures taken twice, and processes left behind."""
     command = [*TOOL, "--json", "--models", NANO, TINY, "--resolutions", "32", "64", "96", "--rounds", "3"]
-    command += ["--threads", "1", "--out", str(tmp_path)]
+    command += ["--batch", "4", "--threads", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,

@@ -29,6 +29,9 @@ class RunLogProcessor(LogProcessor):
     def _collect_scalars(self, custom_cfg: list[dict], runner: Runner, mode: str, reserve_prefix: bool = False) -> dict:
         found = super()._collect_scalars(custom_cfg, runner, mode, reserve_prefix)
         if mode == "train":
+            found = {
+                key: value for key, value in found.items() if not key.endswith("base_lr")
+            }  # another's factor of lr
             return {**found, f"{mode}/lr" if reserve_prefix else "lr": highest_rate(runner.optim_wrapper)}
         for key, buffer in runner.message_hub.log_scalars.items():
             name = key.removeprefix(f"{mode}/")

@@ -116,7 +116,7 @@ class VisionRunner(Runner):
         base = auto_scale_lr["base_batch_size"]
         for group in optim_wrapper.optimizer.param_groups:
             group["lr"] *= images / base
-        if optim_wrapper.base_param_settings is not None:  # what is logged as base_lr; None where there is one group
+        if optim_wrapper.base_param_settings is not None:  # None where there is one group
             optim_wrapper.base_param_settings["lr"] *= images / base
         print_log(
             f"learning rate {lr * images / base:g}: {lr:g} for {base} images, scaled to {parts}",

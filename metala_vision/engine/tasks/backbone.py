@@ -59,8 +59,22 @@ def create_backbone(arguments: dict, init_from: str | None = None, setting: str 
             return timm.create_model(name, **arguments)
         return _started(name, arguments, init_from, weights)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
-        where = f" with init_from {init_from}" if init_from is not None else ""
-        raise InputError(f"model: {name}{where}: {error}") from error
+        if init_from is None:
+            raise InputError(f"model: {name}: {error}") from error
+        trained = description_in(init_from).get("architecture", name)
+        if trained != name:
+            raise InputError(
+                f"model: {init_from} was trained as {trained}, the config has {name}; set "
+                f"{setting}.model_name={trained}, or model.init_from=None"
+            ) from error
+        raise InputError(f"model: {name} with init_from {init_from}: {_shortened(str(error))}") from error
+
+
+def _shortened(text: str, most: int = 8) -> str:
+    """Its first lines: torch lists every tensor that does not fit."""
+    lines = text.splitlines()
+    more = [f"and {len(lines) - most} lines more"] if len(lines) > most else []
+    return "\n".join(lines[:most] + more)
 
 
 def _read(path: str, setting: str) -> dict:

@@ -10,7 +10,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from metala_vision.description import match_classes, plain
+from metala_vision.description import listed, match_classes, plain
 from metala_vision.errors import InputError
 
 START = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # arguments that bring weights in
@@ -152,9 +152,10 @@ def check_classes(datasets: Sequence, num_classes: int, setting: str) -> None:
             match_classes(first.classes, dataset.classes, which)
             raise InputError(f"{which}: they are the same in another order; give all splits one order")
     if len(first.classes) != num_classes:
+        found = f" ({listed(names)})" if (names := names_of(first)) else ""
         raise InputError(
-            f"model: num_classes is {num_classes}, but {place(first)} has {len(first.classes)} classes; "
-            f"set {setting}={len(first.classes)}"
+            f"model: num_classes is {num_classes}, but {place(first)} has {len(first.classes)} classes{found}; "
+            f"give --num-classes {len(first.classes)}, or set {setting}={len(first.classes)}"
         )
 
 
