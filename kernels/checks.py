@@ -1,5 +1,7 @@
 """What the operators expect of their arguments: each function raises a ValueError that names what does not fit."""
 
+import math
+
 from torch import Tensor
 
 from .reference import SCAN_ORDERS
@@ -29,7 +31,15 @@ def check_attention(
 
 
 def check_mixer(
-    x: Tensor, dim: int, gate_bias: Tensor, aug_weight: Tensor, num_heads: int, rows: int, cols: int, scan: str
+    x: Tensor,
+    dim: int,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    num_heads: int,
+    rows: int,
+    cols: int,
+    scan: str,
+    decay_scale: float,
 ) -> tuple[str, ...]:
     """Raises ValueError for what does not fit a mixer of `dim` channels on the tokens of x [B, N, _]; the orders."""
     orders = tuple(scan.split(",")) if scan else ()
@@ -43,6 +53,9 @@ def check_mixer(
     check_device("gate_bias", gate_bias, x)
     check_device("aug_weight", aug_weight, x)
     check_grid(x.shape[1], rows, cols, orders)
+    # one that compilers know no value of is the model's, of a grid
+    if isinstance(decay_scale, int | float) and not 0 < decay_scale < math.inf:
+        raise ValueError(f"decay_scale: got {decay_scale}, expected a positive number")
     return orders
 
 

@@ -102,6 +102,7 @@ def mixer_forward(
     grid: tuple[int, int],
     scan: tuple[str, ...],
     keep: bool,
+    decay_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """From the fused projection [B, N, 3 C] (q, logits, v, z) to the gated output [B, N, C].
 
@@ -111,7 +112,7 @@ def mixer_forward(
     shape = (batch, tokens, width // 3)
     out = projected.new_empty(shape, dtype=torch.bfloat16 if is_half(projected) else torch.float32)
     o = out.new_empty(shape if keep else (0,), dtype=torch.float32)
-    mixer_into(projected, gate_bias, aug_weight, num_heads, grid, scan, out, o if keep else None)
+    mixer_into(projected, gate_bias, aug_weight, num_heads, grid, scan, out, o if keep else None, decay_scale)
     return out, o
 
 
@@ -124,9 +125,10 @@ def mixer_into(
     scan: tuple[str, ...],
     out: Tensor,
     o: Tensor | None = None,
+    decay_scale: float = 1.0,
 ) -> None:
     """`mixer_forward` to `out` [B, N, C], contiguous, and the LayerNorm's input to `o` if that is given."""
-    problem, *kept_alive = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan)
+    problem, *kept_alive = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan, decay_scale)
     _run_forward(problem, out, _by_head(out, num_heads), o)
 
 
@@ -139,9 +141,10 @@ def mixer_backward(
     num_heads: int,
     grid: tuple[int, int],
     scan: tuple[str, ...],
+    decay_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of projected [B, N, 3 C], gate_bias [C] and aug_weight [C / 2], float32."""
-    problem, projected, *parameters = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan)
+    problem, projected, *parameters = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan, decay_scale)
     batch, tokens, width = projected.shape
     dim = width // 3
     dy = (dy if is_half(dy) else dy.float()).contiguous()
@@ -206,7 +209,15 @@ def _problem(
     return problem
 
 
-def _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan) -> tuple[_Problem, Tensor, Tensor, Tensor]:
+def _mixer(
+    projected: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    num_heads: int,
+    grid: tuple[int, int],
+    scan: tuple[str, ...],
+    decay_scale: float,
+) -> tuple[_Problem, Tensor, Tensor, Tensor]:
     """The problem of a gated scan, and the tensors it points into: to be kept alive during the call."""
     projected = (projected if is_half(projected) else projected.float()).contiguous()
     gate_bias, aug_weight = gate_bias.float().contiguous(), aug_weight.float().contiguous()
@@ -216,7 +227,7 @@ def _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan) -> tuple[_Pr
     problem = _Problem(projected.shape[0], num_heads, *grid, key, value, len(scan), orders)
     _divide(problem, native.num_threads())
     problem.half, problem.logits, problem.gated = is_half(projected), 1, 1
-    problem.scale, problem.root, problem.eps = key**-0.5, 1 / GATE_TEMPERATURE, NORM_EPS
+    problem.scale, problem.root, problem.eps = key**-0.5, decay_scale / GATE_TEMPERATURE, NORM_EPS
     problem.q, problem.decay, problem.v, problem.z = _parts(projected, num_heads)
     problem.gate_bias, problem.aug_weight = gate_bias.data_ptr(), aug_weight.data_ptr()
     return problem, projected, gate_bias, aug_weight

@@ -73,6 +73,7 @@ def add_mixer(
     num_heads: int,
     grid: tuple[int, int],
     scan: tuple[str, ...],
+    decay_scale: float = 1.0,
 ) -> Tensor:
     """x + mixer(conv_silu(LayerNorm(x)) weight_in^T) weight_out^T, [B, N, C] -> [B, N, C] in the dtype of `x`.
 
@@ -83,7 +84,7 @@ def add_mixer(
     inner = scratch("inner", batch * tokens * dim, dtype).view(x.shape)  # the convolution's output, then the gated one
     conv_silu_into(x, conv_weight, grid, inner, (norm_weight, norm_bias), eps)
     projected = _projected(inner, weight_in)
-    mixer_into(projected, gate_bias, aug_weight, num_heads, grid, scan, inner)
+    mixer_into(projected, gate_bias, aug_weight, num_heads, grid, scan, inner, decay_scale=decay_scale)
     return _add(x, inner, weight_out)
 
 

@@ -84,12 +84,12 @@ def _(dout, q, log_decay, v, k, rows, cols, scan, scale, *, out_shape=None, **kw
 
 
 @register_flop_formula(_ops.mixer_forward)
-def _(projected, bias, weight, num_heads, rows, cols, scan, keep, *, out_shape=None, **kwargs) -> int:
+def _(projected, bias, weight, num_heads, rows, cols, scan, decay_scale, keep, *, out_shape=None, **kwargs) -> int:
     return 2 * mixer_macs(projected, num_heads, _orders(scan))
 
 
 @register_flop_formula(_ops.mixer_backward)
-def _(dy, o, projected, bias, weight, num_heads, rows, cols, scan, *, out_shape=None, **kwargs) -> int:
+def _(dy, o, projected, bias, weight, num_heads, rows, cols, scan, decay_scale, *, out_shape=None, **kwargs) -> int:
     key, value = projected[2] // 6 // num_heads, projected[2] // 3 // num_heads
     per_head = _BACKWARD_PER_STATE * _orders(scan) * key * value + 6 * key + 4 * value
     return 2 * prod(projected[:2]) * num_heads * per_head
@@ -112,7 +112,7 @@ def _(x, weight_in, weight_out, norm_weight, norm_bias, eps, *, out_shape=None, 
 
 @register_flop_formula(_ops.add_mixer_forward)
 def _(x, *rest, out_shape=None, **kwargs) -> int:
-    num_heads, _, _, scan = rest[-4:]
+    num_heads, _, _, scan, _ = rest[-5:]
     return 2 * half_block_macs(x, num_heads, _orders(scan))
 
 

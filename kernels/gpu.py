@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .gpu_backward import gated_norm_gradient, key_value_gradients, query_gradients
 from .gpu_forward import combine, outputs, segment_states
+from .reference import GATE_TEMPERATURE
 
 AMD = torch.version.hip is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself reads it: when a kernel is defined
@@ -126,10 +127,12 @@ def mixer_forward(
     grid: tuple[int, int],
     scan: tuple[str, ...],
     keep: bool = True,
+    decay_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Everything between MetaLA's two projections.
 
-    q, logits, v, z = split of `projected` [B, N, 3C] into C/2, C/2, C, C channels; g = logsigmoid(logits) / 16
+    q, logits, v, z = split of `projected` [B, N, 3C] into C/2, C/2, C, C channels
+    g = root * logsigmoid(logits), clamped
     o = gated_linear_attention(q, g, v) + sigmoid((q . (aug_weight * k)) v) - 1/2
     y = SiLU(z + gate_bias) * LayerNorm_per_head(o)
 
@@ -141,6 +144,7 @@ def mixer_forward(
         grid: (rows, cols).
         scan: scan orders.
         keep: whether `mixer_backward` will need o.
+        decay_scale: 16 times the root.
 
     Returns:
         y [B, N, C] in the dtype of `projected`, and o [B, N, C] in float32, empty without `keep`.
@@ -151,7 +155,7 @@ def mixer_forward(
     o = projected.new_empty(y.shape if keep or len(scan) > 1 else (0,), dtype=torch.float32)
     with _device(projected):
         mixer = (z, gate_bias.contiguous(), aug_weight.contiguous())
-        _scan(q, logits, v, None, grid, scan, q.shape[-1] ** -0.5, o, y, mixer, keep)
+        _scan(q, logits, v, None, grid, scan, q.shape[-1] ** -0.5, o, y, mixer, keep, decay_scale / GATE_TEMPERATURE)
     return y, o if keep else o.new_empty(0)
 
 
@@ -164,6 +168,7 @@ def mixer_backward(
     num_heads: int,
     grid: tuple[int, int],
     scan: tuple[str, ...],
+    decay_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `mixer_forward`: of projected in its dtype, of gate_bias [C] and aug_weight [C/2] in float32."""
     projected, grad_y, o = _rows(projected), _rows(grad_y), o.contiguous()
@@ -191,6 +196,7 @@ def mixer_backward(
         grad_weight = _scan_backward(
             grad_o, q, logits, v, None, grid, scan, q.shape[-1] ** -0.5,
             [*_parts(sums, heads)[:3], None], [*_parts(grad_projected, heads)[:3], None], aug_weight.contiguous(),
+            decay_scale / GATE_TEMPERATURE,
         )  # fmt: skip
     return grad_projected, grad_bias.sum(0), grad_weight.sum((0, 1)).flatten()
 
@@ -245,7 +251,7 @@ def _strides(*tensors: Tensor) -> list[int]:
 class _Plan:
     """What the launches of one call share: sizes, segments, axes and how each kernel is built."""
 
-    def __init__(self, q: Tensor, gate: Tensor, v: Tensor, k: Tensor | None, grid, scale: float):
+    def __init__(self, q: Tensor, gate: Tensor, v: Tensor, k: Tensor | None, grid, scale: float, root: float):
         batch, tokens, heads, key = q.shape
         value = v.shape[-1]
         self.half = all(x is None or x.dtype.itemsize <= 2 for x in (q, v, k))
@@ -256,7 +262,7 @@ class _Plan:
         self.segments = triton.cdiv(self.chunks, self.segment_chunks)  # none is empty
         self.sequences = batch * heads
         self.inputs = (q, gate, v if k is None else k, v)  # kernels that derive k never read theirs
-        self.sizes = (float(scale), tokens, *grid, heads, self.segments, self.segment_chunks)
+        self.sizes = (float(scale), float(root), tokens, *grid, heads, self.segments, self.segment_chunks)
         self.widths = {"K": key, "V": value, "KP": _padded(key), "VP": _padded(value)}
         self.state = (self.widths["KP"], self.widths["VP"])
         self.derived = k is None
@@ -322,9 +328,10 @@ def _scan(
     out: Tensor,
     mixer: tuple | None = None,
     keep: bool = False,
+    root: float = 1.0,
 ) -> None:
     """Fills `out`, and `partial` on the way; `mixer` is (z, gate_bias, aug_weight) of the fused mixer."""
-    plan = _Plan(q, gate, v, k, grid, scale)
+    plan = _Plan(q, gate, v, k, grid, scale, root)
     tile = plan.state[1] if mixer else plan.tile("outputs")  # the norm needs all of V
     by_axis = {axis: [order for order in scan if order.startswith(axis)] for axis in ("row", "column")}
     axes = [
@@ -342,10 +349,21 @@ def _scan(
 
 
 def _scan_backward(
-    grad_out, q, gate, v, k, grid, scan, scale: float, sums: list, grads: list, aug_weight: Tensor | None = None
+    grad_out,
+    q,
+    gate,
+    v,
+    k,
+    grid,
+    scan,
+    scale: float,
+    sums: list,
+    grads: list,
+    aug_weight: Tensor | None = None,
+    root: float = 1.0,
 ) -> Tensor:
     """Fills `grads`, of q, gate, v and k, by way of `sums`; in the mixer returns aug_weight's, [B, segments, H, K]."""
-    plan = _Plan(q, gate, v, k, grid, scale)
+    plan = _Plan(q, gate, v, k, grid, scale, root)
     batch, _, heads, key = q.shape
     mixer = aug_weight is not None
     chunk_states = v.new_empty(plan.sequences, plan.chunks, *plan.state, dtype=torch.float32)

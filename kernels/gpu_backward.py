@@ -24,10 +24,10 @@ def add(p_sum, p_out, o_x, m_x, b_x, FIRST: tl.constexpr, LAST: tl.constexpr):
         tl.store(p_sum + o_x, b_x, mask=m_x)
 
 
-@triton.jit(do_not_specialize=["scale", "tokens", "rows", "cols", "heads", "segments", "segment_chunks"])
+@triton.jit(do_not_specialize=["scale", "root", "tokens", "rows", "cols", "heads", "segments", "segment_chunks"])
 def query_gradients(
     q, gate, k, v, grad_out, states, chunk_states, aug_weight, dq_sum, dq, dgate_sum, daug_weight,
-    scale, tokens, rows, cols, heads, segments, segment_chunks,
+    scale, root, tokens, rows, cols, heads, segments, segment_chunks,
     s_qb, s_qt, s_qh, s_gb, s_gt, s_gh, s_kb, s_kt, s_kh, s_vb, s_vt, s_vh, s_ob, s_ot, s_oh, s_db, s_dt,
     K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr, VP: tl.constexpr, BT: tl.constexpr, DERIVED: tl.constexpr,
     MIXER: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
@@ -73,7 +73,7 @@ def query_gradients(
         tl.store(p_chunk + i_c * KP * VP + o_state, b_s)
         b_do = load(p_o, o_t, s_ot, o_v, m_v)
         b_dq = dot(b_do, tl.trans(b_s), PRECISION)
-        b_g = log_decay(load(p_g, o_t, s_gt, o_k, m_k), m_k, MIXER)
+        b_g = log_decay(load(p_g, o_t, s_gt, o_k, m_k), root, m_k, MIXER)
         b_k = one_minus_exp(b_g) if DERIVED else load(p_k, o_t, s_kt, o_k, m_k)
         b_start, b_middle, b_end, b_all = decays(b_g, BT)
         b_dq *= tl.exp(b_start)
@@ -98,10 +98,10 @@ def query_gradients(
         tl.store(daug_weight + ((i_b * segments + i_s) * heads + i_h) * K + o_k, b_dw, mask=o_k < K)
 
 
-@triton.jit(do_not_specialize=["scale", "tokens", "rows", "cols", "heads", "segments", "segment_chunks"])
+@triton.jit(do_not_specialize=["scale", "root", "tokens", "rows", "cols", "heads", "segments", "segment_chunks"])
 def key_value_gradients(
     q, gate, k, v, grad_out, states, chunk_states, aug_weight, dgate_sum, dgate, dk_sum, dk, dv_sum, dv,
-    scale, tokens, rows, cols, heads, segments, segment_chunks,
+    scale, root, tokens, rows, cols, heads, segments, segment_chunks,
     s_qb, s_qt, s_qh, s_gb, s_gt, s_gh, s_kb, s_kt, s_kh, s_vb, s_vt, s_vh, s_ob, s_ot, s_oh, s_db, s_dt, s_eb, s_et,
     K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr, VP: tl.constexpr, BT: tl.constexpr, DERIVED: tl.constexpr,
     MIXER: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
@@ -144,7 +144,7 @@ def key_value_gradients(
         if KEYS:
             # rowsum(S * D) at the end of the chunk: of the state at its start, below also of what it adds
             b_boundary = tl.sum(tl.load(p_chunk + i_c * KP * VP + o_state) * b_d, 1)
-        b_g = log_decay(load(p_g, o_t, s_gt, o_k, m_k), m_k, MIXER)
+        b_g = log_decay(load(p_g, o_t, s_gt, o_k, m_k), root, m_k, MIXER)
         b_k = one_minus_exp(b_g) if DERIVED else load(p_k, o_t, s_kt, o_k, m_k)
         b_v = load(p_v, o_t, s_vt, o_v, m_v)
         b_start, b_middle, b_end, b_all = decays(b_g, BT)
@@ -188,7 +188,7 @@ def key_value_gradients(
                 add(dk_sum, dk, o_d, m_k, b_dk, FIRST, LAST)
             b_dg += tl.load(dgate_sum + o_d, mask=m_k, other=0.0)
             if LAST:
-                b_dg = log_decay_gradient(b_dg, load(p_g, o_t, s_gt, o_k, m_k), MIXER)
+                b_dg = log_decay_gradient(b_dg, load(p_g, o_t, s_gt, o_k, m_k), root, MIXER)
                 tl.store(dgate + o_d, b_dg.to(dgate.dtype.element_ty), mask=m_k)
             else:
                 tl.store(dgate_sum + o_d, b_dg, mask=m_k)

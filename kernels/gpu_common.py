@@ -7,11 +7,10 @@ BT tokens make a chunk; K and V channels are padded to KP and VP, powers of two 
 import triton
 import triton.language as tl
 
-from .reference import GATE_FLOOR, GATE_TEMPERATURE, NORM_EPS
+from .reference import GATE_FLOOR, NORM_EPS
 
 # Kernels can read constexpr globals only.
 FLOOR = tl.constexpr(GATE_FLOOR)
-TEMPERATURE = tl.constexpr(GATE_TEMPERATURE)
 LN_EPS = tl.constexpr(NORM_EPS)
 
 
@@ -41,25 +40,27 @@ def tanh(b_x):
 
 
 @triton.jit
-def log_decay(b_x, m_x, LOGITS: tl.constexpr):
+def log_decay(b_x, root, m_x, LOGITS: tl.constexpr):
     """The clamped log-decay out of what memory holds: itself or, in the mixer, logits. 0 where masked: no decay.
+
+    `root` is what the mixer multiplies a logarithm of the sigmoid by: its decay_scale over the gate's temperature.
 
     Comparisons and not minimum and maximum: those would turn a NaN into a valid gate.
     """
     b_g = b_x
     if LOGITS:
-        b_g = log_sigmoid(b_x) / TEMPERATURE
+        b_g = log_sigmoid(b_x) * root
     b_g = tl.where(b_g < FLOOR, FLOOR, tl.where(b_g > 0, 0.0, b_g))
     return tl.where(m_x, b_g, 0.0)
 
 
 @triton.jit
-def log_decay_gradient(b_dg, b_x, LOGITS: tl.constexpr):
+def log_decay_gradient(b_dg, b_x, root, LOGITS: tl.constexpr):
     """The gradient of what memory holds out of that of the clamped log-decay: none at or beyond the ends."""
     if LOGITS:
-        m_clamped = log_sigmoid(b_x) <= FLOOR * TEMPERATURE
+        m_clamped = log_sigmoid(b_x) * root <= FLOOR
         b_e = tl.exp(-tl.abs(b_x))
-        b_dg *= tl.where(b_x > 0, b_e, 1.0) / (TEMPERATURE * (1 + b_e))  # sigmoid(-x) / 16
+        b_dg *= root * tl.where(b_x > 0, b_e, 1.0) / (1 + b_e)  # times sigmoid(-x)
     else:
         m_clamped = (b_x <= FLOOR) | (b_x >= 0)
     return tl.where(m_clamped, 0.0, b_dg)

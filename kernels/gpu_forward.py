@@ -11,10 +11,10 @@ import triton.language as tl
 from .gpu_common import LN_EPS, chunk_tokens, decays, dot, load, log_decay, one_minus_exp, tanh
 
 
-@triton.jit(do_not_specialize=["scale", "tokens", "rows", "cols", "heads", "segments", "segment_chunks"])
+@triton.jit(do_not_specialize=["scale", "root", "tokens", "rows", "cols", "heads", "segments", "segment_chunks"])
 def segment_states(
     q, gate, k, v, grad_out, states, totals,
-    scale, tokens, rows, cols, heads, segments, segment_chunks,
+    scale, root, tokens, rows, cols, heads, segments, segment_chunks,
     s_qb, s_qt, s_qh, s_gb, s_gt, s_gh, s_kb, s_kt, s_kh, s_vb, s_vt, s_vh, s_ob, s_ot, s_oh,
     K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr,
     DERIVED: tl.constexpr, LOGITS: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, ORDERS: tl.constexpr,
@@ -50,7 +50,7 @@ def segment_states(
         o_t, m_t = chunk_tokens(i_c, start, start + chunks * BT, tokens, rows, cols, reverse, COLUMN, BT)
         m_k = m_t[:, None] & (o_k < K)[None, :]
         m_v = m_t[:, None] & (o_v < V)[None, :]
-        b_g = log_decay(load(p_g, o_t, s_gt, o_k, m_k), m_k, LOGITS)
+        b_g = log_decay(load(p_g, o_t, s_gt, o_k, m_k), root, m_k, LOGITS)
         b_v = load(p_v, o_t, s_vt, o_v, m_v)
         b_k = one_minus_exp(b_g) if DERIVED else load(p_k, o_t, s_kt, o_k, m_k)
         b_start, _, b_end, b_all = decays(b_g, BT)
@@ -118,10 +118,10 @@ def incoming(p_states, i_s, segments, backwards, KP: tl.constexpr, VP: tl.conste
     return tl.load(p_states + i_from.to(tl.int64) * (KP * VP) + o_s, mask=m_s, other=0.0)
 
 
-@triton.jit(do_not_specialize=["scale", "tokens", "rows", "cols", "heads", "segments", "segment_chunks"])
+@triton.jit(do_not_specialize=["scale", "root", "tokens", "rows", "cols", "heads", "segments", "segment_chunks"])
 def outputs(
     q, gate, k, v, states, partial, out, z, gate_bias, aug_weight,
-    scale, tokens, rows, cols, heads, segments, segment_chunks,
+    scale, root, tokens, rows, cols, heads, segments, segment_chunks,
     s_qb, s_qt, s_qh, s_gb, s_gt, s_gh, s_kb, s_kt, s_kh, s_vb, s_vt, s_vh, s_zb, s_zt, s_zh,
     K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr, VP: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr,
     DERIVED: tl.constexpr, MIXER: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, ORDERS: tl.constexpr,
@@ -164,7 +164,7 @@ def outputs(
             o_t, m_t = chunk_tokens(i_c, start, start + chunks * BT, tokens, rows, cols, reverse, COLUMN, BT)
             m_k = m_t[:, None] & (o_k < K)[None, :]
             m_v = m_t[:, None] & (o_v < V)[None, :]
-            b_g = log_decay(load(p_g, o_t, s_gt, o_k, m_k), m_k, MIXER)
+            b_g = log_decay(load(p_g, o_t, s_gt, o_k, m_k), root, m_k, MIXER)
             b_q = load(p_q, o_t, s_qt, o_k, m_k)
             b_k = one_minus_exp(b_g) if DERIVED else load(p_k, o_t, s_kt, o_k, m_k)
             b_v = load(p_v, o_t, s_vt, o_v, m_v)

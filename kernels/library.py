@@ -23,7 +23,7 @@ LIBRARY.define(
     f"scan_backward(Tensor dout, Tensor q, Tensor log_decay, Tensor v, Tensor? k, {_PROBLEM}, float scale)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
-_MIXER = f"Tensor projected, Tensor gate_bias, Tensor aug_weight, int num_heads, {_PROBLEM}"
+_MIXER = f"Tensor projected, Tensor gate_bias, Tensor aug_weight, int num_heads, {_PROBLEM}, Scalar decay_scale"
 LIBRARY.define(f"mixer_forward({_MIXER}, bool keep) -> (Tensor, Tensor)")
 LIBRARY.define(f"mixer_backward(Tensor dy, Tensor o, {_MIXER}) -> (Tensor, Tensor, Tensor)")
 _CONV = "Tensor x, Tensor weight, SymInt rows, SymInt cols"
@@ -38,7 +38,8 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "add_mixer_forward(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor conv_weight, Tensor weight_in,"
-    f" Tensor gate_bias, Tensor aug_weight, Tensor weight_out, int num_heads, {_PROBLEM}) -> Tensor"
+    f" Tensor gate_bias, Tensor aug_weight, Tensor weight_out, int num_heads, {_PROBLEM}, Scalar decay_scale)"
+    " -> Tensor"
 )
 
 
@@ -115,16 +116,16 @@ class Scan(torch.autograd.Function):
 # --- from the fused projection to the gated output of a MetaLA layer
 
 
-def _mixer_forward(projected, gate_bias, aug_weight, num_heads, rows, cols, scan, keep):
+def _mixer_forward(projected, gate_bias, aug_weight, num_heads, rows, cols, scan, decay_scale, keep):
     run = _kernels(projected).mixer_forward
-    y, o = run(projected, gate_bias, aug_weight, num_heads, (rows, cols), tuple(scan.split(",")), keep)
+    y, o = run(projected, gate_bias, aug_weight, num_heads, (rows, cols), tuple(scan.split(",")), keep, decay_scale)
     return y.to(projected.dtype), o
 
 
-def _mixer_backward(dy, o, projected, gate_bias, aug_weight, num_heads, rows, cols, scan):
+def _mixer_backward(dy, o, projected, gate_bias, aug_weight, num_heads, rows, cols, scan, decay_scale):
     run = _kernels(projected).mixer_backward
     parameters = (projected, gate_bias, aug_weight)
-    gradients = run(dy, *parameters, o, num_heads, (rows, cols), tuple(scan.split(",")))
+    gradients = run(dy, *parameters, o, num_heads, (rows, cols), tuple(scan.split(",")), decay_scale)
     return tuple(dx.to(x.dtype) for dx, x in zip(gradients, parameters))
 
 
@@ -144,14 +145,14 @@ class Mixer(torch.autograd.Function):
         """Gradients of projected, gate_bias and aug_weight."""
         projected, gate_bias, aug_weight, o = ctx.saved_tensors
         if _is_recorded():
-            num_heads, rows, cols, scan = ctx.problem
+            num_heads, rows, cols, scan, decay_scale = ctx.problem
 
             def compose(*inputs):
-                return unfused.mixer(chunked, *inputs, num_heads, (rows, cols), tuple(scan.split(",")))
+                return unfused.mixer(chunked, *inputs, num_heads, (rows, cols), tuple(scan.split(",")), decay_scale)
 
-            return *_composed_gradients(compose, ctx, dy, projected, gate_bias, aug_weight), None, None, None, None
+            return *_composed_gradients(compose, ctx, dy, projected, gate_bias, aug_weight), *[None] * 5
         gradients = torch.ops.metala.mixer_backward(dy, o, projected, gate_bias, aug_weight, *ctx.problem)
-        return *gradients, None, None, None, None
+        return *gradients, *[None] * 5
 
 
 # --- element-wise work around the matrix products; on CUDA ops.py composes it of torch's own operators
@@ -208,8 +209,8 @@ class SwiGLU(torch.autograd.Function):
 
 def add_mixer_forward(x, *parameters_and_problem):
     """What runs behind the operator of this name, arguments as its schema."""
-    *arguments, rows, cols, scan = parameters_and_problem
-    return cpu_blocks.add_mixer(x, *arguments, (rows, cols), tuple(scan.split(",")))
+    *arguments, rows, cols, scan, decay_scale = parameters_and_problem
+    return cpu_blocks.add_mixer(x, *arguments, (rows, cols), tuple(scan.split(",")), decay_scale)
 
 
 for _name, _run in {
@@ -248,13 +249,13 @@ def _(dout, q, log_decay, v, k, rows, cols, scan, scale):
 
 
 @_fake("mixer_forward")
-def _(projected, gate_bias, aug_weight, num_heads, rows, cols, scan, keep):
+def _(projected, gate_bias, aug_weight, num_heads, rows, cols, scan, decay_scale, keep):
     shape = (projected.shape[0], projected.shape[1], projected.shape[2] // 3)
     return projected.new_empty(shape), projected.new_empty(shape if keep else (0,), dtype=torch.float32)
 
 
 @_fake("mixer_backward")
-def _(dy, o, projected, gate_bias, aug_weight, num_heads, rows, cols, scan):
+def _(dy, o, projected, gate_bias, aug_weight, num_heads, rows, cols, scan, decay_scale):
     return _empty_like(projected), _empty_like(gate_bias), _empty_like(aug_weight)
 
 

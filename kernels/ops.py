@@ -99,10 +99,12 @@ def mixer(
     cols: int,
     scan: str,
     backend: str | None = None,
+    decay_scale: float = 1.0,
 ) -> Tensor:
     """From the fused projection of a MetaLA layer to its gated output, the input of the last projection.
 
-    With q, logits, v, z = projected and g = logsigmoid(logits) / 16, k = 1 - exp(g), all float32 or better inside:
+    With q, logits, v, z = projected and g = decay_scale * logsigmoid(logits) / 16, clamped to [-5, 0], k = 1 - exp(g),
+    all float32 or better inside:
     o = gated_linear_attention(q, g, v) + sigmoid((q . (aug_weight * k)) v), and the result is
     SiLU(z + gate_bias) * LayerNorm_per_head(o), without affine, eps 1e-5 (MetaLA, arXiv 2411.10741, eq. A31 to A37).
 
@@ -115,24 +117,26 @@ def mixer(
         cols: of the same.
         scan: orders joined by commas.
         backend: as `gated_linear_attention`.
+        decay_scale: what the log-decay is multiplied by. Below 1 every head remembers longer, in proportion; k follows,
+            so that the state stays a leaky average.
 
     Returns:
         [B, N, C] in the dtype of `projected`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, a `decay_scale` that is not positive.
     """
     if projected.dim() != 3 or projected.shape[2] % 3 or projected.shape[2] < 3:
         raise ValueError(f"projected: got shape {tuple(projected.shape)}, expected [B, N, 3 C]")
     dim = projected.shape[2] // 3
-    orders = check_mixer(projected, dim, gate_bias, aug_weight, num_heads, rows, cols, scan)
+    orders = check_mixer(projected, dim, gate_bias, aug_weight, num_heads, rows, cols, scan, decay_scale)
     transformed = is_transformed((projected, gate_bias, aug_weight))
     name = choose(backend, projected.device, projected.dtype, dim // num_heads, transformed)
     with without_autocast(projected.device):
         if name in COMPOSED:
             grid = (rows, cols)
-            return unfused.mixer(COMPOSED[name], projected, gate_bias, aug_weight, num_heads, grid, orders)
-        arguments = (projected, gate_bias, aug_weight, num_heads, rows, cols, scan)
+            return unfused.mixer(COMPOSED[name], projected, gate_bias, aug_weight, num_heads, grid, orders, decay_scale)
+        arguments = (projected, gate_bias, aug_weight, num_heads, rows, cols, scan, decay_scale)
         if needs_gradient(arguments):
             return library.Mixer.apply(*arguments)
         return torch.ops.metala.mixer_forward(*arguments, False)[0]
@@ -234,6 +238,7 @@ def add_mixer(
     rows: int,
     cols: int,
     scan: str,
+    decay_scale: float = 1.0,
 ) -> Tensor:
     """x + mixer(conv_silu(LayerNorm(x)) weight_in^T) weight_out^T, the first half of a block: [B, N, C] -> [B, N, C].
 
@@ -250,17 +255,18 @@ def add_mixer(
     check_norm(x, norm_weight, norm_bias)
     check_device("weight_in", weight_in, x)
     check_device("weight_out", weight_out, x)
-    check_mixer(x, dim, gate_bias, aug_weight, num_heads, rows, cols, scan)
+    check_mixer(x, dim, gate_bias, aug_weight, num_heads, rows, cols, scan, decay_scale)
     parameters = (norm_weight, norm_bias, conv_weight, gate_bias, aug_weight)
     dtype = _fused_dtype(x, weight_in, weight_out, *parameters)
     if dtype is None:
         normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
         projected = F.linear(conv_silu(normed, conv_weight, rows, cols), weight_in)
-        return x + F.linear(mixer(projected, gate_bias, aug_weight, num_heads, rows, cols, scan), weight_out)
+        mixed = mixer(projected, gate_bias, aug_weight, num_heads, rows, cols, scan, None, decay_scale)
+        return x + F.linear(mixed, weight_out)
     with without_autocast(x.device):
         norm = norm_weight, norm_bias, eps
         weights = conv_weight, weight_in.to(dtype), gate_bias, aug_weight, weight_out.to(dtype)
-        return torch.ops.metala.add_mixer_forward(x, *norm, *weights, num_heads, rows, cols, scan)
+        return torch.ops.metala.add_mixer_forward(x, *norm, *weights, num_heads, rows, cols, scan, decay_scale)
 
 
 def _fused_dtype(x: Tensor, weight_in: Tensor, weight_out: Tensor, *others: Tensor) -> torch.dtype | None:
@@ -274,11 +280,12 @@ def _fused_dtype(x: Tensor, weight_in: Tensor, weight_out: Tensor, *others: Tens
     return dtype
 
 
+# The scale is a Scalar, which can follow from the size of an image: torch.export takes a float as it is at first.
 _OPERATORS = {
     "gated_linear_attention(Tensor q, Tensor log_decay, Tensor v, Tensor? k, SymInt rows, SymInt cols, str scan,"
     " float? scale, str? backend) -> Tensor": _gated_linear_attention,
     "mixer(Tensor projected, Tensor gate_bias, Tensor aug_weight, int num_heads, SymInt rows, SymInt cols, str scan,"
-    " str? backend=None) -> Tensor": mixer,
+    " str? backend, Scalar decay_scale) -> Tensor": mixer,
     "conv_silu(Tensor x, Tensor weight, SymInt rows, SymInt cols) -> Tensor": conv_silu,
     "patches(Tensor x, int height, int width) -> Tensor": patches,
     "swiglu(Tensor x) -> Tensor": swiglu,
@@ -286,8 +293,8 @@ _OPERATORS = {
     "add_swiglu_mlp(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight_in, Tensor weight_out)"
     " -> Tensor": add_swiglu_mlp,
     "add_mixer(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor conv_weight, Tensor weight_in,"
-    " Tensor gate_bias, Tensor aug_weight, Tensor weight_out, int num_heads, SymInt rows, SymInt cols, str scan)"
-    " -> Tensor": add_mixer,
+    " Tensor gate_bias, Tensor aug_weight, Tensor weight_out, int num_heads, SymInt rows, SymInt cols, str scan,"
+    " Scalar decay_scale) -> Tensor": add_mixer,
 }
 for _schema, _run in _OPERATORS.items():
     library.LIBRARY.define(_schema)

@@ -35,7 +35,7 @@ typedef struct {
     int64_t share;     /* heads that share a query and a key: blocks of V of one head; `heads` and `value` count blocks */
     int64_t threads;
     int64_t half;      /* q, decay, k, v, z and out are bfloat16; accumulators always float */
-    int64_t logits;    /* `decay` holds logits: log_decay = logsigmoid(logits) * root */
+    int64_t logits;    /* `decay` holds logits: log_decay = logsigmoid(logits) * root, its scale / 16 */
     int64_t gated;     /* self-augmentation, LayerNorm and gate follow the scan */
     float scale, root, eps;
     tensor q, decay, k, v, z;

@@ -12,9 +12,13 @@ from torch.nn import functional as F
 from .reference import GATE_TEMPERATURE, NORM_EPS, clamp_log_decay
 
 
-def gate_log_decay(logits: Tensor) -> Tensor:
-    """logsigmoid(logits) / 16, never in half precision: bfloat16 keeps too few digits of a decay near one."""
-    return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / GATE_TEMPERATURE
+def gate_log_decay(logits: Tensor, decay_scale: float = 1.0) -> Tensor:
+    """decay_scale * logsigmoid(logits) / 16.
+
+    Never in half precision: bfloat16 keeps too few digits of a decay near one.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.logsigmoid(logits) * (decay_scale / GATE_TEMPERATURE)
 
 
 def key_of(log_decay: Tensor) -> Tensor:
@@ -51,6 +55,7 @@ def mixer(
     num_heads: int,
     grid: tuple[int, int],
     scan: tuple[str, ...],
+    decay_scale: float = 1.0,
 ) -> Tensor:
     """SiLU(z + bias) * LayerNorm_per_head(o), o = attention(q, g, v) + self-augmentation; see `ops.mixer`.
 
@@ -61,7 +66,7 @@ def mixer(
     q, logits, v, z = (
         x.to(compute).unflatten(-1, (num_heads, -1)) for x in projected.split([dim // 2, dim // 2, dim, dim], dim=-1)
     )
-    log_decay = clamp_log_decay(gate_log_decay(logits))
+    log_decay = clamp_log_decay(gate_log_decay(logits, decay_scale))
     k = key_of(log_decay)
     o = run(q, log_decay, v, k, grid, scan, q.shape[-1] ** -0.5)
     # The self-augmentation sigmoid(y), less the constant 1/2 that the LayerNorm takes away: beside it, the small output

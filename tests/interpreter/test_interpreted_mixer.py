@@ -13,13 +13,13 @@ from metala_vision.kernels.reference import clamp_log_decay, recurrence
 NAMES = ("projected", "gate_bias", "aug_weight")
 
 
-def unfused(projected, gate_bias, aug_weight, heads, grid, scan) -> tuple[torch.Tensor, torch.Tensor]:
+def unfused(projected, gate_bias, aug_weight, heads, grid, scan, decay_scale=1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """y and o of the mixer, step by step."""
     batch, tokens, channels = projected.shape[0], projected.shape[1], gate_bias.shape[0]
     half = channels // 2
     q, logits, v, z = projected.split([half, half, channels, channels], dim=-1)
     q, logits, v = (x.unflatten(-1, (heads, -1)) for x in (q, logits, v))
-    g = clamp_log_decay(F.logsigmoid(logits) / 16)
+    g = clamp_log_decay(decay_scale * F.logsigmoid(logits) / 16)
     k = -torch.expm1(g)
     o = recurrence(q, g, v, k, grid, scan, q.shape[-1] ** -0.5)
     own = (q * aug_weight.unflatten(-1, (heads, -1)) * k).sum(-1, keepdim=True) * v
@@ -37,9 +37,9 @@ def make_mixer(tokens: int, heads: int, key: int, batch: int = 1, dtype: torch.d
     }
 
 
-def reference(inputs: dict, grad_y: torch.Tensor, *arguments) -> dict:
+def reference(inputs: dict, grad_y: torch.Tensor, *arguments, decay_scale: float = 1.0) -> dict:
     leaves = [inputs[name].detach().double().requires_grad_() for name in NAMES]
-    y, o = unfused(*leaves, *arguments)
+    y, o = unfused(*leaves, *arguments, decay_scale)
     return {"y": y.detach(), "o": o.detach()} | dict(zip(NAMES, torch.autograd.grad(y, leaves, grad_y.double())))
 
 
@@ -47,14 +47,14 @@ def reference(inputs: dict, grad_y: torch.Tensor, *arguments) -> dict:
 def triton_run(monkeypatch):
     """All results of kernels/gpu.py's mixer, with NaN in and around all memory, cut into `segments`."""
 
-    def run(inputs: dict, grad_y: torch.Tensor, *arguments, segments: int = 1) -> dict:
+    def run(inputs: dict, grad_y: torch.Tensor, *arguments, segments: int = 1, decay_scale: float = 1.0) -> dict:
         monkeypatch.setattr(gpu, "choose_segments", lambda *sizes: segments)
         monkeypatch.setitem(gpu.COMBINE, "BE", 512)  # the interpreter takes its time for each program
         parameters = [arena(inputs[name]) for name in NAMES]
         with poisoned_memory(monkeypatch):
-            y, o = gpu.mixer_forward(*parameters, *arguments)
-            gradients = gpu.mixer_backward(arena(grad_y), *parameters, o, *arguments)
-            alone, nothing = gpu.mixer_forward(*parameters, *arguments, keep=False)
+            y, o = gpu.mixer_forward(*parameters, *arguments, decay_scale=decay_scale)
+            gradients = gpu.mixer_backward(arena(grad_y), *parameters, o, *arguments, decay_scale=decay_scale)
+            alone, nothing = gpu.mixer_forward(*parameters, *arguments, keep=False, decay_scale=decay_scale)
         assert torch.equal(alone, y)
         assert nothing.numel() == 0
         assert y.dtype == gradients[0].dtype == inputs["projected"].dtype
@@ -112,6 +112,18 @@ def test_extreme_gates(logit, triton_run):
     assert_close(actual, expected, 1, torch.float32)
     if logit < -80:
         assert torch.count_nonzero(actual["projected"][..., 16:32]) == 0
+
+
+@pytest.mark.parametrize("segments", [1, 100])
+@pytest.mark.parametrize("decay_scale", [0.25, 4.0])
+def test_decay_scale(decay_scale, segments, triton_run):
+    """Catches a scale that a kernel, a gradient or the clamp has not heard of: at 4 a logit of -20 is at the floor."""
+    inputs = make_mixer(35, 2, 16)
+    inputs["projected"][..., 32:48] = torch.tensor([-21.0, -19.0, 3.0, 0.0]).repeat(4)
+    grad_y = torch.randn(1, 35, 64)
+    arguments = (2, (5, 7), ("row", "column_reverse"))
+    actual = triton_run(inputs, grad_y, *arguments, segments=segments, decay_scale=decay_scale)
+    assert_close(actual, reference(inputs, grad_y, *arguments, decay_scale=decay_scale), 2, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])

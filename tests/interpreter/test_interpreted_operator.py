@@ -13,7 +13,7 @@ from gla_inputs import ALL_ORDERS, GATES, cast, make
 from poison import arena, poisoned_memory
 from tolerances import for_dtype, relative_rms
 
-from metala_vision.kernels import GATE_FLOOR, GATE_TEMPERATURE, gpu, gpu_backward, gpu_common, gpu_forward
+from metala_vision.kernels import GATE_FLOOR, gpu, gpu_backward, gpu_common, gpu_forward
 from metala_vision.kernels.reference import clamp_log_decay, recurrence
 
 SCANS = [
@@ -223,7 +223,6 @@ def test_number_of_segments():
 
 
 def test_constants_are_the_operators():
-    """Catches a gate floor or temperature of the kernels' own."""
+    """Catches a gate floor of the kernels' own."""
     assert gpu_common.FLOOR.value == GATE_FLOOR
-    assert gpu_common.TEMPERATURE.value == GATE_TEMPERATURE
     assert gpu.CHUNK / 2 * -GATE_FLOOR < 80  # exp() in float32 stops at 88

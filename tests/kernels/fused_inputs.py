@@ -47,12 +47,14 @@ def visits(order: str, rows: int, cols: int) -> Tensor:
     return index.flip(0) if order.endswith("_reverse") else index
 
 
-def mixer_formula(inputs: dict[str, Tensor], heads: int, grid: tuple[int, int], scan: str) -> Tensor:
+def mixer_formula(
+    inputs: dict[str, Tensor], heads: int, grid: tuple[int, int], scan: str, decay_scale: float = 1.0
+) -> Tensor:
     """A32 to A37 of arXiv 2411.10741 in float64, token by token; inputs as leaves of float64."""
     projected = torch.cat([inputs[name] for name in ("q", "logits", "v", "z")], -1)
     dim = projected.shape[2] // 3
     q, logits, v, z = (x.unflatten(-1, (heads, -1)) for x in projected.split([dim // 2, dim // 2, dim, dim], -1))
-    alpha = (sigmoid(logits) ** (1 / 16)).clamp(min=torch.tensor(-5.0, dtype=torch.float64).exp())
+    alpha = (sigmoid(logits) ** (decay_scale / 16)).clamp(min=torch.tensor(-5.0, dtype=torch.float64).exp())
     k = 1 - alpha
     own = (q * k).sum(-1, keepdim=True) * v
     total = own
@@ -120,11 +122,17 @@ def run(function, inputs: dict[str, Tensor], grad_out: Tensor | None = None) -> 
 
 
 def run_mixer(
-    inputs: dict[str, Tensor], grad_out: Tensor, heads: int, grid: tuple[int, int], scan: str, backend: str
+    inputs: dict[str, Tensor],
+    grad_out: Tensor,
+    heads: int,
+    grid: tuple[int, int],
+    scan: str,
+    backend: str,
+    decay_scale: float = 1.0,
 ) -> dict[str, Tensor]:
     def fused(leaves):
         projected = torch.cat([leaves[name] for name in ("q", "logits", "v", "z")], -1)
-        return mixer(projected, leaves["gate_bias"], leaves["aug_weight"], heads, *grid, scan, backend)
+        return mixer(projected, leaves["gate_bias"], leaves["aug_weight"], heads, *grid, scan, backend, decay_scale)
 
     return run(fused, inputs, grad_out)
 

@@ -31,20 +31,20 @@ def half_block(dim: int = DIM) -> dict[str, Tensor]:
     }
 
 
-def fused(leaves: dict[str, Tensor], scan: str = ALL) -> Tensor:
+def fused(leaves: dict[str, Tensor], scan: str = ALL, decay_scale: float = 1.0) -> Tensor:
     norm = leaves["norm_weight"], leaves["norm_bias"], 1e-6
     weights = (leaves[name] for name in ("conv_weight", "weight_in", "gate_bias", "aug_weight", "weight_out"))
-    return add_mixer(leaves["x"], *norm, *weights, HEADS, *GRID, scan)
+    return add_mixer(leaves["x"], *norm, *weights, HEADS, *GRID, scan, decay_scale)
 
 
-def formula(leaves: dict[str, Tensor], scan: str = ALL) -> Tensor:
+def formula(leaves: dict[str, Tensor], scan: str = ALL, decay_scale: float = 1.0) -> Tensor:
     x, dim = leaves["x"], leaves["x"].shape[2]
     centred = x - x.mean(-1, keepdim=True)
     normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     normed = normed * leaves["norm_weight"] + leaves["norm_bias"]
     projected = conv_formula(normed, leaves["conv_weight"], *GRID) @ leaves["weight_in"].t()
     parts = dict(zip(("q", "logits", "v", "z"), projected.split([dim // 2, dim // 2, dim, dim], -1)))
-    return x + mixer_formula({**leaves, **parts}, HEADS, GRID, scan) @ leaves["weight_out"].t()
+    return x + mixer_formula({**leaves, **parts}, HEADS, GRID, scan, decay_scale) @ leaves["weight_out"].t()
 
 
 @pytest.mark.parametrize("onednn", [True, False], ids=["onednn", "torch"])
@@ -54,6 +54,16 @@ def test_equals_the_formula(monkeypatch, scan, onednn):
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", onednn)
     inputs = half_block()
     assert relative_rms(fused(inputs, scan), formula(double(inputs), scan)) <= FLOAT32
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("decay_scale", [0.25, 4.0])
+def test_decay_scale(decay_scale, recorded):
+    """Catches a scale that is lost in one of the two ways that a half block runs."""
+    inputs = {name: x.requires_grad_(recorded) for name, x in half_block().items()}
+    expected = formula(double(inputs), ALL, decay_scale)
+    assert relative_rms(fused(inputs, ALL, decay_scale), expected) <= FLOAT32
+    assert relative_rms(fused(inputs, ALL), expected) > 100 * FLOAT32
 
 
 def test_gradients():

@@ -29,10 +29,10 @@ def raw_calls() -> dict[str, tuple]:
         "scan_forward-k": ((q, g, v, k), (*problem, 0.3)),
         "scan_backward": ((torch.randn_like(v), q, g, v), (None, *problem, 0.3)),
         "scan_backward-k": ((torch.randn_like(v), q, g, v, k), (*problem, 0.3)),
-        "mixer_forward": ((projected, bias, aug), (3, *problem, False)),
-        "mixer_forward-keep": ((projected, bias, aug), (3, *problem, True)),
-        "mixer_forward-one": ((projected, bias, aug), (3, 7, 9, "row", False)),
-        "mixer_backward": ((dy, torch.randn(2, 63, 48), projected, bias, aug), (3, *problem)),
+        "mixer_forward": ((projected, bias, aug), (3, *problem, 1.0, False)),
+        "mixer_forward-keep": ((projected, bias, aug), (3, *problem, 0.25, True)),
+        "mixer_forward-one": ((projected, bias, aug), (3, 7, 9, "row", 4.0, False)),
+        "mixer_backward": ((dy, torch.randn(2, 63, 48), projected, bias, aug), (3, *problem, 0.25)),
         "conv_silu_forward": ((x, weight), (7, 9, torch.float32)),
         "conv_silu_forward-half": ((x, weight), (7, 9, torch.bfloat16)),
         "patches_forward": ((torch.randn(2, 3, 10, 9),), (4, 2)),
@@ -41,7 +41,7 @@ def raw_calls() -> dict[str, tuple]:
         "swiglu_backward": ((torch.randn(2, 63, 10), x), ()),
         "swiglu_mlp_forward": (mlp, (None, None, 0.0)),
         "swiglu_mlp_forward-norm": ((*mlp[:2], torch.randn(12, 20), torch.randn(12), torch.randn(12)), (1e-6,)),
-        "add_mixer_forward": ((x,), (*half_block, torch.randn(20, 20), 2, *problem)),
+        "add_mixer_forward": ((x,), (*half_block, torch.randn(20, 20), 2, *problem, 0.25)),
     }
 
 

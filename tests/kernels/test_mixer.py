@@ -60,6 +60,36 @@ def test_mixer_equals_the_composed_form(dim, heads, gate):
     assert max(found.values()) <= FLOAT32, found
 
 
+@pytest.mark.parametrize("backend", ["cpu", "chunked", "reference"])
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("decay_scale", [0.25, 1.0, 4.0])
+def test_decay_scale(decay_scale, gate, backend):
+    """Catches a scale that a gradient or a key has not heard of, and one that comes after the clamp."""
+    inputs = make(7 * 9, 48, gate)
+    grad_out = torch.randn_like(inputs["v"])
+    arguments = (3, (7, 9), "column,row_reverse")
+    expected = run(lambda leaves: mixer_formula(leaves, *arguments, decay_scale), double(inputs), grad_out)
+    actual = run_mixer(inputs, grad_out, *arguments, backend, decay_scale)
+    found = errors(actual, expected)
+    assert max(found.values()) <= FLOAT32, found
+    plain = run_mixer(inputs, grad_out, *arguments, backend)
+    same = all(torch.equal(actual[name], plain[name]) for name in plain)
+    assert same == (decay_scale == 1.0)
+    if backend == "cpu":
+        halves = {name: x.bfloat16() for name, x in inputs.items()}
+        grad_out = grad_out.bfloat16()
+        expected = run(lambda leaves: mixer_formula(leaves, *arguments, decay_scale), double(halves), grad_out)
+        found = errors(run_mixer(halves, grad_out, *arguments, backend, decay_scale), expected)
+        assert max(found.values()) <= HALF, found
+
+
+@pytest.mark.parametrize("decay_scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_decay_scale_is_positive(decay_scale):
+    inputs = make(63, 48)
+    with pytest.raises(ValueError, match=f"decay_scale: got {decay_scale}, expected a positive number"):
+        run_mixer(inputs, inputs["v"], 3, (7, 9), "row", "chunked", decay_scale)
+
+
 def test_young_mixer():
     """Catches digits lost beside the constant 1/2 of the augmentation: at initial weights the scan's output is small.
 

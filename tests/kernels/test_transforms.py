@@ -43,13 +43,13 @@ RUN: dict[str, Callable[..., Tensor]] = {
     "gated_linear_attention": lambda **x: kernels.gated_linear_attention(
         **x, grid=(ROWS, COLS), scan=tuple(ALL.split(","))
     ),
-    "mixer": lambda **x: kernels.mixer(**x, **GRID, num_heads=HEADS, scan=ALL),
+    "mixer": lambda **x: kernels.mixer(**x, **GRID, num_heads=HEADS, scan=ALL, decay_scale=0.5),
     "conv_silu": lambda **x: kernels.conv_silu(**x, **GRID),
     "swiglu": kernels.swiglu,
     "patches": lambda x: kernels.patches(x, 4, 4),
     "swiglu_mlp": kernels.swiglu_mlp,
     "add_swiglu_mlp": lambda **x: kernels.add_swiglu_mlp(**x, eps=1e-5),
-    "add_mixer": lambda **x: kernels.add_mixer(**x, **GRID, eps=1e-5, num_heads=HEADS, scan=ALL),
+    "add_mixer": lambda **x: kernels.add_mixer(**x, **GRID, eps=1e-5, num_heads=HEADS, scan=ALL, decay_scale=0.5),
 }
 
 
