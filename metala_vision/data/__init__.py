@@ -8,6 +8,7 @@ from .detection_folder import detection_folder
 from .digits import Digits
 from .fashion_mnist import FashionMNIST
 from .image_folder import ImageFolder
+from .imagenette import Imagenette
 from .masks import MaskDataset, MaskFolder, collate_masks
 from .sampling import EpochSampler, SampleKey
 from .shapes import ShapesDetection, ShapesSegmentation
@@ -25,6 +26,7 @@ __all__ = [
     "EvalTransform",
     "FashionMNIST",
     "ImageFolder",
+    "Imagenette",
     "LabelledImages",
     "MaskDataset",
     "MaskFolder",

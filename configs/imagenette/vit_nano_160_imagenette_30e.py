@@ -1,0 +1,20 @@
+"""timm's ViT of width 128 and depth 6, for comparison with metala_vit_nano_160_imagenette_30e.py.
+
+Command: python tools/train.py configs/imagenette/vit_nano_160_imagenette_30e.py --data-root FOLDER
+Cost and accuracy: not run to the end yet; --dry-run estimates the time of your machine
+"""
+
+_base_ = ["../_base_/classification.py", "../_base_/imagenette.py"]
+
+model = dict(
+    backbone=dict(
+        model_name="vit_tiny_patch16_224",
+        num_classes=10,
+        img_size=160,
+        embed_dim=128,
+        depth=6,
+        num_heads=2,
+        drop_path_rate=0.05,
+    ),
+)
+default_hooks = dict(checkpoint=dict(save_best=None))

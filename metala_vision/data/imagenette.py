@@ -1,0 +1,54 @@
+"""Imagenette: ten classes of ImageNet that are easily told apart, real photographs, small enough for a CPU."""
+
+from pathlib import Path
+
+from mmengine.registry import DATASETS
+from torchvision import datasets as tv_datasets
+
+from metala_vision.errors import InputError
+
+from .image_folder import ImageFolder
+
+ARCHIVE = "imagenette2-160"  # what torchvision unpacks at 160 pixels of the short side
+CLASSES = {wnid: names[0] for wnid, names in tv_datasets.Imagenette._WNID_TO_CLASS.items()}
+
+
+@DATASETS.register_module()
+class Imagenette(ImageFolder):
+    """`ImageFolder` on Imagenette, its classes by their names instead of their WordNet ids.
+
+    Args:
+        root: a folder with train/ and val/ in it, or the one where torchvision has unpacked its archive or is to do it.
+        split: "train", "val" or "test"; test is the `val` folder.
+        transform: see `LabelledImages`.
+        holdout: share of `train` that is val. 0 trains on all of it: val is then the `val` folder too, and nothing may
+            be chosen by it.
+        download: fetch the archive (160 pixels, 95 MB) where `root` holds neither.
+        **options: of `ImageFolder`.
+
+    Raises:
+        InputError: no data and no way to get it, or what `ImageFolder` raises.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        transform: dict | None = None,
+        holdout: float = 0.0,
+        download: bool = True,
+        **options,
+    ):
+        folder = Path(root)
+        if not (folder / "train").is_dir():
+            folder = folder / ARCHIVE
+        if not (folder / "train").is_dir():
+            try:
+                tv_datasets.Imagenette(root, "train", "160px", download=download)
+            except (RuntimeError, OSError) as error:
+                raise InputError(
+                    f"--data-root (root): no Imagenette in {root} ({error}). With a network, leave download=True; "
+                    f"without one, unpack {ARCHIVE}.tgz there"
+                ) from error
+        super().__init__(str(folder), split, transform, holdout, **options)
+        self.classes = tuple(CLASSES.get(name, name) for name in self.classes)
