@@ -7,4 +7,6 @@ Measured (seed 0, 2 cores of an Intel Xeon): mAP 0.574, mAP50 0.899 on the 87 va
 
 _base_ = ["../_base_/detection.py", "../_base_/bccd.py"]
 
-model = dict(backbone=dict(model_name="metala_vit_nano", patch_size=8, drop_path_rate=0.1))
+model = dict(
+    backbone=dict(model_name="metala_vit_nano", img_size=(240, 320), patch_size=8, drop_path_rate=0.1),
+)

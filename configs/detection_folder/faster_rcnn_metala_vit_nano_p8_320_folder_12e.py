@@ -19,7 +19,7 @@ param_scheduler = [
 model = dict(
     type="ImageDetector",
     kind="faster_rcnn",
-    backbone=dict(model_name="metala_vit_nano", patch_size=8, drop_path_rate=0.1),
+    backbone=dict(model_name="metala_vit_nano", img_size=(240, 320), patch_size=8, drop_path_rate=0.1),
     num_classes=1,
     out_channels=128,
     strides=(8, 16, 32),

@@ -12,7 +12,7 @@ img_size = 128
 batch_size = 32
 
 model = dict(
-    backbone=dict(model_name="metala_vit_nano", num_classes=1000, drop_path_rate=0.1),
+    backbone=dict(model_name="metala_vit_nano", img_size=img_size, num_classes=1000, drop_path_rate=0.1),
     label_smoothing=0.1,
 )
 train_dataloader = dict(batch_size=batch_size, num_workers=1, dataset=dict(transform=dict(img_size=img_size)))

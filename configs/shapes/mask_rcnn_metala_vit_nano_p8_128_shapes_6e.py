@@ -28,7 +28,7 @@ default_hooks = dict(checkpoint=dict(save_best="mAP"))
 model = dict(
     type="ImageDetector",
     kind="mask_rcnn",
-    backbone=dict(model_name="metala_vit_nano", patch_size=8),
+    backbone=dict(model_name="metala_vit_nano", img_size=128, patch_size=8),
     num_classes=3,
     out_channels=64,
     strides=(4, 8, 16),

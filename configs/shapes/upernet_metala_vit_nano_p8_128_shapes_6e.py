@@ -27,7 +27,7 @@ default_hooks = dict(checkpoint=dict(save_best="mIoU"))
 model = dict(
     type="ImageSegmenter",
     kind="upernet",
-    backbone=dict(model_name="metala_vit_nano", patch_size=8),
+    backbone=dict(model_name="metala_vit_nano", img_size=128, patch_size=8),
     num_classes=4,
     out_channels=64,
     decoder_channels=64,

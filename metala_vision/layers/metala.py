@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from metala_vision.kernels import SCAN_ORDERS
 
+from .decay import axis_of, decay_scale
 from .local_conv import CausalConv, GridConv, NoConv
 from .operators import mixer
 
@@ -22,11 +23,12 @@ def is_scan(scan: object) -> bool:
 class MetaLA(nn.Module):
     """Meta linear attention on a grid of tokens.
 
-    x = SiLU(DWConv(x)); q = x Wq; g = logsigmoid(x Wa) / 16; k = 1 - exp(g); v = x Wv; z = x Wg + b
+    x = SiLU(DWConv(x)); q = x Wq; g = scale * logsigmoid(x Wa) / 16; k = 1 - exp(g); v = x Wv; z = x Wg + b
     o = gated_linear_attention(q, g, v) + sigmoid((q . (w_aug * k)) v)
     y = (SiLU(z) * LayerNorm_per_head(o)) Wo
 
-    The parameters know no direction: every scan order shares them.
+    The parameters know no direction: every scan order shares them. The scale is 1, or that of `decay.decay_scale` where
+    `nominal_grid`, the grid that the weights were trained on, is set.
 
     Args:
         dim: channels C; `dim / 2` are the query and decay channels.
@@ -68,6 +70,8 @@ class MetaLA(nn.Module):
         self.key_dim = dim // 2 // num_heads
         self.value_dim = dim // num_heads
         self.scan = tuple(scan)
+        self.axis = axis_of(self.scan)
+        self.nominal_grid: tuple[int, int] = (0, 0)
         self.orders = ",".join(scan)  # what the operator takes: tracers take a string, and no tuple of them
         self.conv = (CausalConv(dim, **dd) if causal else GridConv(dim, **dd)) if local_conv else NoConv()
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False, **dd)  # q, decay, v, gate: dim/2, dim/2, dim, dim
@@ -87,5 +91,6 @@ class MetaLA(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
         x = self.in_proj(self.conv(x, grid))
-        x = mixer(x, self.gate_bias, self.aug_weight, self.num_heads, grid, self.orders)
+        scale = decay_scale(grid, self.nominal_grid, self.axis)
+        x = mixer(x, self.gate_bias, self.aug_weight, self.num_heads, grid, self.orders, scale)
         return self.proj_drop(self.out_proj(x))

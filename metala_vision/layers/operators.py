@@ -48,16 +48,26 @@ def conv_silu(x: Tensor, weight: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def mixer(
-    projected: Tensor, gate_bias: Tensor, aug_weight: Tensor, num_heads: int, grid: tuple[int, int], orders: str
+    projected: Tensor,
+    gate_bias: Tensor,
+    aug_weight: Tensor,
+    num_heads: int,
+    grid: tuple[int, int],
+    orders: str,
+    decay_scale: float,
 ) -> Tensor:
     """`metala_vision.kernels.mixer`."""
     if not torch.jit.is_scripting() and torch.jit.is_tracing():
         if is_traced_for_onnx():
             scan = tuple(orders.split(","))
-            return unfused.mixer(chunked, projected, gate_bias, aug_weight, num_heads, grid, scan)
+            return unfused.mixer(chunked, projected, gate_bias, aug_weight, num_heads, grid, scan, decay_scale)
         if keeps_sizes_open():
-            return compiled(_traced_mixer)(projected, gate_bias, aug_weight, num_heads, *as_tensors(grid), orders)
-    return torch.ops.metala.mixer(projected, gate_bias, aug_weight, num_heads, grid[0], grid[1], orders, None)
+            sides = *as_tensors(grid), as_tensor(decay_scale, torch.float64)
+            return compiled(_traced_mixer)(projected, gate_bias, aug_weight, num_heads, *sides, orders)
+        decay_scale = recorded(decay_scale)
+    return torch.ops.metala.mixer(
+        projected, gate_bias, aug_weight, num_heads, grid[0], grid[1], orders, None, decay_scale
+    )
 
 
 def add_mixer(
@@ -73,13 +83,16 @@ def add_mixer(
     num_heads: int,
     grid: tuple[int, int],
     orders: str,
+    decay_scale: float,
 ) -> Tensor:
     """`metala_vision.kernels.add_mixer`; not for ONNX."""
     norm = norm_weight, norm_bias, eps
     weights = conv_weight, weight_in, gate_bias, aug_weight, weight_out
     if torch.jit.is_tracing() and keeps_sizes_open():
-        return compiled(_traced_add_mixer)(x, *norm, *weights, num_heads, *as_tensors(grid), orders)
-    return torch.ops.metala.add_mixer(x, *norm, *weights, num_heads, *grid, orders)
+        sides = *as_tensors(grid), as_tensor(decay_scale, torch.float64)
+        return compiled(_traced_add_mixer)(x, *norm, *weights, num_heads, *sides, orders)
+    decay_scale = recorded(decay_scale)
+    return torch.ops.metala.add_mixer(x, *norm, *weights, num_heads, *grid, orders, decay_scale)
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -94,7 +107,21 @@ def swiglu(x: Tensor) -> Tensor:
 
 def as_tensors(grid: tuple[int | Tensor, int | Tensor]) -> list[Tensor]:
     """Rows and columns as torch.jit.trace hands them on."""
-    return [side if isinstance(side, Tensor) else torch.scalar_tensor(side, dtype=torch.int64) for side in grid]
+    return [as_tensor(side, torch.int64) for side in grid]
+
+
+def as_tensor(number: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """A number that follows from the sides of an image, as torch.jit.trace hands it on."""
+    return number if isinstance(number, Tensor) else torch.scalar_tensor(number, dtype=dtype)
+
+
+def recorded(number: float | Tensor) -> float:
+    """A number that follows from the sides of an image, as that of this one image; `keeps_sizes_open` has said so."""
+    if not isinstance(number, Tensor):
+        return number
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return float(number)
 
 
 @functools.cache
@@ -116,9 +143,12 @@ def _traced_mixer(
     num_heads: int,
     rows: Tensor,
     cols: Tensor,
+    decay_scale: Tensor,
     orders: str,
 ) -> Tensor:
-    return torch.ops.metala.mixer(projected, gate_bias, aug_weight, num_heads, int(rows), int(cols), orders, None)
+    return torch.ops.metala.mixer(
+        projected, gate_bias, aug_weight, num_heads, int(rows), int(cols), orders, None, float(decay_scale)
+    )
 
 
 def _traced_add_mixer(
@@ -134,6 +164,7 @@ def _traced_add_mixer(
     num_heads: int,
     rows: Tensor,
     cols: Tensor,
+    decay_scale: Tensor,
     orders: str,
 ) -> Tensor:
     return torch.ops.metala.add_mixer(
@@ -150,4 +181,5 @@ def _traced_add_mixer(
         int(rows),
         int(cols),
         orders,
+        float(decay_scale),
     )

@@ -6,6 +6,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .decay import decay_scale
 from .local_conv import GridConv
 from .metala import MetaLA
 from .operators import add_mixer, is_traced_for_onnx
@@ -39,6 +40,7 @@ def mixer_branch(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Mod
             mixer.num_heads,
             grid,
             mixer.orders,
+            decay_scale(grid, mixer.nominal_grid, mixer.axis),
         )
     return x + drop_path(mixer(norm(x), grid))
 

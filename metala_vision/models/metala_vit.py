@@ -15,6 +15,7 @@ from timm.models._manipulate import named_apply
 from torch import Tensor, nn
 
 from metala_vision.layers import MetaLA, MetaLABlock, PatchEmbed
+from metala_vision.layers.decay import DECAY_SCALES
 from metala_vision.layers.pos_embed import resampled
 
 from .checkpoints import checkpoint_filter_fn
@@ -45,13 +46,17 @@ class MetaLAViT(nn.Module):
             ("row", "column"), as `gated_linear_attention` takes them.
         local_conv: False leaves the convolutions of the mixers out.
         self_aug: False leaves the self-augmentation of the mixers out.
+        decay_scale: "grid", so that the scans of larger or smaller images remember as many rows and columns as those of
+            the training, see `metala_vision.layers.decay`; "none", so that they remember as many tokens. The grid of
+            the training is that of `img_size`, and travels with the weights as the buffer `nominal_grid`: weights
+            from before there was one have none, and remember as many tokens.
         pos_embed: "none", or "learn" for a learned embedding added to the patches, resampled at other sizes.
         drop_rate: dropout before the head.
         proj_drop_rate: dropout after the projections of mixer and SwiGLU.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
 
     Raises:
-        ValueError: `scan`, `pos_embed`, `global_pool` or `num_heads` that do not fit.
+        ValueError: `scan`, `decay_scale`, `pos_embed`, `global_pool` or `num_heads` that do not fit.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class MetaLAViT(nn.Module):
         scan: str | tuple[str, ...] | list[str] = "cycle",
         local_conv: bool = True,
         self_aug: bool = True,
+        decay_scale: Literal["grid", "none"] = "grid",
         pos_embed: Literal["none", "learn"] = "none",
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -77,6 +83,8 @@ class MetaLAViT(nn.Module):
     ):
         super().__init__()
         orders = orders_of_blocks(scan, depth)
+        if decay_scale not in DECAY_SCALES:
+            raise ValueError(f"decay_scale: got {decay_scale!r}, expected one of {DECAY_SCALES}")
         if pos_embed not in ("none", "learn"):
             raise ValueError(f"pos_embed: got {pos_embed!r}, expected 'none' or 'learn'")
         _check_pool(global_pool)
@@ -92,10 +100,12 @@ class MetaLAViT(nn.Module):
         self.no_embed_class = True
         self.dynamic_img_size = True
         self.grad_checkpointing = False
+        self.decay_scale = decay_scale
 
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, **dd)
         self.pos_embed: nn.Parameter | None = None
         self.pos_grid = self.patch_embed.grid_size
+        self.register_buffer("nominal_grid", torch.tensor(self.pos_grid, device=device))
         if pos_embed == "learn":
             self.pos_embed = nn.Parameter(torch.empty(1, self.pos_grid[0] * self.pos_grid[1], embed_dim, **dd))
         self.pos_drop = nn.Identity()
@@ -129,6 +139,7 @@ class MetaLAViT(nn.Module):
     @torch.jit.ignore
     def init_weights(self) -> None:
         """Initialises every parameter, also after `to_empty()`."""
+        self._set_nominal_grid(self.pos_grid)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         named_apply(_init_weights, self)
@@ -169,10 +180,14 @@ class MetaLAViT(nn.Module):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Changes the nominal input size, or the patch size by resampling the patch embedding."""
+        """Changes the nominal input size, or the patch size by resampling the patch embedding.
+
+        It is the size of the training to come: on its grid the memory of scans is not scaled, see `decay_scale`.
+        """
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
         former, self.pos_grid = self.pos_grid, self.patch_embed.grid_size
         self._set_grid_of_blocks()
+        self._set_nominal_grid(self.pos_grid)
         if self.pos_embed is not None:
             self.pos_embed = nn.Parameter(resampled(self.pos_embed.detach(), former, self.pos_grid))
         reduction = self.patch_embed.feat_ratio()
@@ -184,6 +199,23 @@ class MetaLAViT(nn.Module):
     def _set_grid_of_blocks(self) -> None:
         for block in self.blocks:
             block.grid = self.pos_grid
+
+    @torch.jit.ignore
+    def _set_nominal_grid(self, grid: tuple[int, int]) -> None:
+        """The grid that the weights are trained on; (0, 0) is none that is known."""
+        if not self.nominal_grid.is_meta:
+            self.nominal_grid.copy_(torch.tensor(grid))
+        for block in self.blocks:
+            block.mixer.nominal_grid = grid if self.decay_scale == "grid" else (0, 0)
+
+    @torch.jit.ignore
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Takes the grid of the weights, or (0, 0) from older ones, which remember as many tokens on any grid."""
+        found = state_dict.setdefault(f"{prefix}nominal_grid", torch.zeros_like(self.nominal_grid, device="cpu"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if not found.is_meta:
+            rows, cols = found.tolist()
+            self._set_nominal_grid((rows, cols))
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Patches [B, rows, cols, C] -> tokens [B, N, C], with the position embedding where there is one."""

@@ -55,7 +55,9 @@ def test_every_registered_model_runs_on_meta(name):
 def test_device_and_dtype():
     """Catches a part that is built on the default device or in the default dtype."""
     model = timm.create_model("metala_vit_nano", device="meta", dtype=torch.bfloat16)
-    assert {(x.device.type, x.dtype) for x in model.state_dict().values()} == {("meta", torch.bfloat16)}
+    assert {x.device.type for x in model.state_dict().values()} == {"meta"}
+    assert {x.dtype for x in model.parameters()} == {torch.bfloat16}
+    assert {(name, x.dtype) for name, x in model.named_buffers()} == {("nominal_grid", torch.int64)}
     model.reset_classifier(3)
     assert (model.head.weight.device.type, model.head.weight.dtype) == ("meta", torch.bfloat16)
     out = nano().to(torch.bfloat16)(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))

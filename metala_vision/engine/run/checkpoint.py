@@ -90,7 +90,11 @@ def from_portable(checkpoint: dict, model: TaskModel, weights: str = "raw") -> s
         found = dict(checkpoint)
         checkpoint.clear()
     checkpoint["state_dict"] = {model.prefix + k.removeprefix(model.prefix): v for k, v in found.items()}
-    _check_keys(checkpoint["state_dict"], model.state_dict(), model.prefix)
+    expected = model.state_dict()
+    for key in expected:
+        if key.endswith(".nominal_grid"):  # of a run from before models had one, see `MetaLAViT`
+            checkpoint["state_dict"].setdefault(key, torch.zeros_like(expected[key], device="cpu"))
+    _check_keys(checkpoint["state_dict"], expected, model.prefix)
     if "message_hub" in checkpoint:
         scalars = checkpoint["message_hub"]["log_scalars"]
         checkpoint["message_hub"]["log_scalars"] = {key: _unpack(packed) for key, packed in scalars.items()}

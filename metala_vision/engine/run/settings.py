@@ -17,7 +17,8 @@ from .checkpoint import read_checkpoint
 HOW = re.compile(r"compile|grad_checkpointing|channels_last|init_from|checkpoint_path|(pretrained|distillation).*")
 # And what changes its training, or its test by intent. mean and std are compared with the description.
 FREE = re.compile(
-    HOW.pattern + r"|img_size|mean|std|mixup.*|label_smoothing|train_only_head|min_size|max_size|short_side|window"
+    HOW.pattern
+    + r"|img_size|decay_scale|mean|std|mixup.*|label_smoothing|train_only_head|min_size|max_size|short_side|window"
     r"|stride|\w*(drop|thresh|_test|_train|per_img|per_image|fraction|topk)\w*"
 )
 PLACE = re.compile(r"dataset\.root|num_workers|persistent_workers|pin_memory|batch_size")  # of a loader

@@ -151,8 +151,9 @@ class ImageClassifier(TaskModel):
         return list(zip(images.permute(0, 2, 3, 1).cpu().numpy(), (_title(row, classes) for row in shares.cpu())))
 
     def resize(self, size: int) -> None:
-        """A position embedding for test images of this size, where there is one."""
-        if hasattr(self.backbone, "set_input_size"):
+        """A position embedding for test images of this size, where there is one that does not follow them by itself."""
+        dynamic = getattr(self.backbone, "dynamic_img_size", False)  # ours measures sizes against that of its training
+        if hasattr(self.backbone, "set_input_size") and not dynamic:
             self.backbone.set_input_size(img_size=(size, size))
 
     def train(self, mode: bool = True) -> "ImageClassifier":
