@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 PACKAGE := build/package
-TYPED := kernels layers models dense data engine/metrics description.py errors.py files.py figures.py
 
 .PHONY: test lint types docs timm-suite demo compat gpu clean
 
@@ -23,9 +22,9 @@ $(PACKAGE): $(VENV)/.installed $(shell find metala_vision kernels -name '*.py')
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $@ .
 	touch $@
 
-# What people import. Of the engine and of profiling, which are run, the metrics.
+# The whole package, as people get it.
 types: $(PACKAGE)
-	$(BIN)/mypy --follow-imports silent $(addprefix $(PACKAGE)/metala_vision/, $(TYPED))
+	$(BIN)/mypy --follow-imports silent $(PACKAGE)/metala_vision
 
 docs: $(PACKAGE)
 	$(BIN)/mkdocs build --quiet --strict

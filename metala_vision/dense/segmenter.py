@@ -22,7 +22,7 @@ def segmenter(
     out_channels: int = 256,
     backbone_arguments: dict | None = None,
     **options: Any,
-) -> nn.Module:
+) -> "PyramidSegmenter | PlainSegmenter":
     """A segmenter: images [B, in_chans, height, width] of any size in, logits [B, num_classes, height, width] out.
 
     Args:
@@ -187,7 +187,7 @@ def _decoder(smp, kind: str, channels: int, num_classes: int, options: dict) -> 
     return decoder, head(options["segmentation_channels"], num_classes, kernel_size=1, upsampling=4)
 
 
-def _dpt(smp, trunk: nn.Module, num_classes: int, channels: int, options: dict) -> nn.Module:
+def _dpt(smp, trunk: nn.Module, num_classes: int, channels: int, options: dict) -> PlainSegmenter:
     """DPT on the blocks at one, two, three and four quarters of the depth."""
     info = getattr(trunk, "feature_info", None)
     if not isinstance(info, list) or len(info) < 4 or not hasattr(trunk, "prune_intermediate_layers"):

@@ -49,7 +49,8 @@ def _own_seconds() -> float:
 
 def _living_seconds() -> float:
     """Of the living processes that this one has started and that those have; 0 where nobody counts."""
-    spent, children = {}, {}
+    spent: dict[int, float] = {}
+    children: dict[int, list[int]] = {}
     for path in STATISTICS.parent.glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()  # what is before is its name, which may have spaces

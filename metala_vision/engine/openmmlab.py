@@ -87,8 +87,8 @@ class MetaLAViT(metala_vit.MetaLAViT):
             raise InputError(f"init_cfg: {file} does not fit; missing or of another shape: {', '.join(missing[:10])}")
         self.load_state_dict({key: weights[key] for key in own})
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """[B, in_chans, height, width] -> for each of `out_indices` [B, C, rows, columns]."""
+    def forward(self, x: Tensor) -> Any:  # a tuple, where the timm model's forward gives one tensor
+        """[B, in_chans, height, width] -> a tuple with for each of `out_indices` [B, C, rows, columns]."""
         return tuple(self.forward_intermediates(x, list(self.out_indices), norm=self.out_norm, intermediates_only=True))
 
     def train(self, mode: bool = True) -> "MetaLAViT":

@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -95,7 +95,7 @@ def bench_detectors(
                     memory[candidate.name]["reason"] = f"beside the others: {ended.reason}"
         spreads = {c.name: Spread(tuple(row[i] for row in times)) for i, c in enumerate(fine)} if times else {}
         for candidate in candidates:
-            row = {"name": candidate.name, "kind": candidate.kind, "backbone": candidate.backbone}
+            row: dict[str, Any] = {"name": candidate.name, "kind": candidate.kind, "backbone": candidate.backbone}
             row |= {**cell._asdict(), **memory[candidate.name]}
             if candidate.name in spreads:
                 spread = spreads[candidate.name]
@@ -157,9 +157,9 @@ def render(report: dict) -> str:
         memory = f"{row['peak_memory'] / 1e6:.0f}" if "peak_memory" in row else ""
         memory = f"{memory} {row.get('reason', '')}".strip()
         table.add_row(row["name"], image, row["mode"], *cells, memory)
-    console = Console(file=io.StringIO(), width=140)
-    console.print(table)
-    return console.file.getvalue().rstrip()
+    text = io.StringIO()
+    Console(file=text, width=140).print(table)
+    return text.getvalue().rstrip()
 
 
 def _line(row: dict) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS
 from small_runs import ROOT
 from torch.nn import functional as F
 
@@ -163,3 +163,11 @@ def test_mere_numbers_are_no_names(tmp_path, monkeypatch):
     runner = VisionRunner.from_cfg(_for_training(config_of("segmentation"), tmp_path / "run"))
     runner.prepare()
     assert runner.description["label_names"] is None
+
+
+@pytest.mark.parametrize("task", CONFIGS)
+def test_images_come_alone(task):
+    """Catches predictions that are refused, or lost, where nobody says what is to be seen."""
+    model = MODELS.build(config_of(task).model).eval()
+    found = model([torch.rand(3, 64, 64)] * 2, mode="predict")
+    assert [one["target" if task == "detection" else "mask"] for one in found] == [None, None]

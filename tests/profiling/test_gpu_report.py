@@ -173,6 +173,14 @@ def test_the_first_assembler_is_the_one_that_triton_takes():
     assert versions["ptxas-blackwell"] != versions["ptxas"]
 
 
+def test_an_assembler_without_a_version(tmp_path):
+    """Catches a part of the report that fails because a program says less than another release of it."""
+    program = tmp_path / "ptxas"
+    program.write_text("#!/bin/sh\necho ptxas\n")
+    program.chmod(0o755)
+    assert assembler_version(program) is None
+
+
 def full_report() -> dict:
     """Every cell that a GPU would give, with figures of plausible width, and one failure in each part."""
     from metala_vision.profiling.gpu_report import models, operators

@@ -178,7 +178,8 @@ class LastBestCheckpointHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if not getattr(runner, "is_training", False):
             return
-        score = metrics.get(self.save_best)
+        metrics = metrics or {}
+        score = None if self.save_best is None else metrics.get(self.save_best)
         if score is not None and math.isfinite(score):
             former = runner.message_hub.runtime_info.get("best_score")
             if former is None or (score < former if self.less else score > former):

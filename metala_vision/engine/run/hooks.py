@@ -85,7 +85,8 @@ class HistoryHook(Hook):
         self.check_interval = check_interval
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self.start, self.losses = time.perf_counter(), []
+        self.start = time.perf_counter()
+        self.losses: list[torch.Tensor] = []
         # mmengine copies what it has logged so far in every step: milliseconds a step after some hundred epochs
         processor = runner.log_processor
         windows = [processor.window_size, *(custom.get("window_size", 1) for custom in processor.custom_cfg)]
@@ -99,6 +100,7 @@ class HistoryHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
+        outputs = outputs or {}
         self.losses.append(outputs["loss"].detach())
         self.rate = highest_rate(runner.optim_wrapper)  # of this step: schedulers go on after it
         if len(self.losses) % self.check_interval == 0:
@@ -130,7 +132,7 @@ class HistoryHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         records = history(runner)
         if getattr(runner, "is_training", False) and records:
-            scores = {f"val/{key}": value for key, value in metrics.items()}
+            scores = {f"val/{key}": value for key, value in (metrics or {}).items()}
             self._update(runner, [*records[:-1], {**records[-1], **scores}], scores)
 
     def _update(self, runner: Runner, records: list[dict], new: dict) -> None:
@@ -194,7 +196,8 @@ class UnreadableImagesHook(Hook):
         """Unreadable images met so far in each split, by all processes up to the end of its last epoch."""
         return {split: len(messages) for split, messages in self.seen.items()}
 
-    def _meet(self, dataset, data_batch: dict) -> None:
+    def _meet(self, dataset, data_batch: dict | None) -> None:
+        data_batch = data_batch or {}
         seen = self.seen.setdefault(dataset.split, set())
         new = set(data_batch["errors"]) - seen
         self.pending |= new

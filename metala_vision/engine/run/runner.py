@@ -5,6 +5,7 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -53,6 +54,7 @@ class VisionRunner(Runner):
     """
 
     is_training = False
+    optim_wrapper: Any  # mmengine's attribute: a dict, or an OptimWrapper once it is built; None in a test
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> "VisionRunner":
@@ -110,10 +112,11 @@ class VisionRunner(Runner):
         batch, processes, sums = self.step_images()
         images = batch * processes * sums
         parts = f"{images} images a step: {batch} x {processes} processes x {sums} accumulated"
-        if not (auto_scale_lr or {}).get("enable", False):
+        scaling = auto_scale_lr or {}
+        if not scaling.get("enable", False):
             print_log(f"learning rate {lr:g} ({parts})", logger="current", level=logging.INFO)
             return
-        base = auto_scale_lr["base_batch_size"]
+        base = scaling["base_batch_size"]
         for group in optim_wrapper.optimizer.param_groups:
             group["lr"] *= images / base
         if optim_wrapper.base_param_settings is not None:  # None where there is one group
@@ -210,7 +213,7 @@ class VisionRunner(Runner):
         dataset = self.val_dataloader.dataset
         names = [getattr(metric, "names", lambda _: None)(dataset) for metric in self.val_loop.evaluator.metrics]
         if None not in names:  # of metrics of others it shows at the first validation
-            known = [name for some in names for name in some]
+            known = [name for some in names for name in some or ()]
             for hook in hooks:
                 if hook.save_best is not None and hook.save_best not in known:
                     raise InputError(

@@ -58,12 +58,11 @@ def warn_of_end(schedulers: dict | list | None, max_epochs: int, max_iters: int)
 
     What goes by steps, as most warm-ups do, may end before the training and not after it.
     """
-    several = not isinstance(schedulers, dict)
-    ending = {
-        f"param_scheduler.{i}" if several else "param_scheduler": scheduler
-        for i, scheduler in enumerate((schedulers or []) if several else [schedulers])
-        if "end" in scheduler
-    }
+    if isinstance(schedulers, dict):
+        stated = {"param_scheduler": schedulers}
+    else:
+        stated = {f"param_scheduler.{i}": scheduler for i, scheduler in enumerate(schedulers or [])}
+    ending = {name: scheduler for name, scheduler in stated.items() if "end" in scheduler}
     by_epoch = {name: scheduler for name, scheduler in ending.items() if scheduler.get("by_epoch", True)}
     end = max((scheduler["end"] for scheduler in by_epoch.values()), default=max_epochs)
     if end != max_epochs:
@@ -75,7 +74,7 @@ def warn_of_end(schedulers: dict | list | None, max_epochs: int, max_iters: int)
     end = max((scheduler["end"] for scheduler in by_step.values()), default=max_iters)
     if end <= max_iters:
         return
-    if several and len(schedulers) > len(by_step):  # a warm-up before what goes by epochs
+    if len(stated) > len(by_step):  # a warm-up before what goes by epochs
         what = "warm-up"
         late = [name for name, scheduler in by_step.items() if scheduler["end"] > max_iters]
         advice = f"set {' '.join(f'{name}.end={max(1, max_iters // 10)}' for name in late)}, from the start of a run"

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import timm
 import torch
@@ -15,6 +16,8 @@ from torch import nn
 from metala_vision.description import description_in, match_classes
 from metala_vision.errors import InputError, near_matches
 
+TimmModel: TypeAlias = Any  # timm's models have methods in common, and no class
+
 # What to set where a checkpoint is missing and there is no other one.
 WITHOUT = {
     "model.backbone": "model.backbone.checkpoint_path=None for a start from scratch",
@@ -22,7 +25,7 @@ WITHOUT = {
 }
 
 
-def create_backbone(arguments: dict, init_from: str | None = None, setting: str = "model.backbone") -> nn.Module:
+def create_backbone(arguments: dict, init_from: str | None = None, setting: str = "model.backbone") -> TimmModel:
     """`timm.create_model(**arguments)`.
 
     Args:
@@ -53,9 +56,9 @@ def create_backbone(arguments: dict, init_from: str | None = None, setting: str 
         )
     if path and not str(path).endswith((".npz", ".npy")):  # timm's own form of JAX weights
         _read(path, f"{setting}.checkpoint_path")
-    weights = _read(init_from, "model.init_from") if init_from is not None else None
+    weights = {} if init_from is None else _read(init_from, "model.init_from")
     try:
-        if weights is None:
+        if init_from is None:
             return timm.create_model(name, **arguments)
         return _started(name, arguments, init_from, weights)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
@@ -90,7 +93,7 @@ def _read(path: str, setting: str) -> dict:
         ) from error
 
 
-def _started(name: str, arguments: dict, path: str, weights: dict) -> nn.Module:
+def _started(name: str, arguments: dict, path: str, weights: dict) -> TimmModel:
     """A model that timm has loaded as it loads its own pretrained weights, strictly, before its head is exchanged."""
     cfg = timm.get_pretrained_cfg(name)
     first = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]
@@ -103,14 +106,14 @@ def _started(name: str, arguments: dict, path: str, weights: dict) -> nn.Module:
     return model
 
 
-def heads_of(backbone: nn.Module) -> list[nn.Module]:
+def heads_of(backbone: TimmModel) -> list[nn.Module]:
     """The classifier, or the two of a distilled model."""
     found = backbone.get_classifier()
     return list(found) if isinstance(found, tuple) else [found]
 
 
 @torch.no_grad()
-def start_heads(backbone: nn.Module, file: str, classes: Sequence[str] | None) -> None:
+def start_heads(backbone: TimmModel, file: str, classes: Sequence[str] | None) -> None:
     """Brings a head that comes from a file to the classes of the data, by name; in place, where optimisers know it.
 
     The names in another order are put in order. Other names get a new head, and so did another number of classes when

@@ -8,10 +8,11 @@ import torch
 from mmengine.model import BaseModel
 from timm.models import FeatureInfo
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from metala_vision.description import listed, match_classes, plain
 from metala_vision.errors import InputError
+
+from .backbone import TimmModel
 
 START = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # arguments that bring weights in
 
@@ -43,7 +44,7 @@ class TaskModel(BaseModel):
         return getattr(self, self.part)
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> TimmModel:
         """The timm model in it, whose layers may have rates of their own."""
         raise NotImplementedError
 
@@ -169,7 +170,7 @@ def place(dataset: Any) -> str:
     return f"{type(dataset).__name__} ({dataset.split})"
 
 
-def _grid(trunk: nn.Module, size: tuple[int, int]) -> list[int] | None:
+def _grid(trunk: TimmModel, size: tuple[int, int]) -> list[int] | None:
     """Rows and columns of the last map of an image."""
     info = getattr(trunk, "feature_info", None)
     if not info:
@@ -178,7 +179,7 @@ def _grid(trunk: nn.Module, size: tuple[int, int]) -> list[int] | None:
     return [-(-side // strides[-1]) for side in size]
 
 
-def first_sample(dataset: Dataset, where: str) -> dict:
+def first_sample(dataset: Any, where: str) -> dict:
     """One with its image as the model will get it, out of the first hundred.
 
     Raises:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from metala_vision.data import LabelledImages
 from metala_vision.errors import InputError
 
-from .backbone import create_backbone, heads_of, start_heads
+from .backbone import TimmModel, create_backbone, heads_of, start_heads
 from .base import TaskModel, check_classes, first_sample, place
 from .distillation import Distillation
 from .mixing import BatchMixup
@@ -62,6 +62,7 @@ class ImageClassifier(TaskModel):
 
     part = "backbone"
     task = "classification"
+    backbone: TimmModel
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class ImageClassifier(TaskModel):
             self.backbone.compile()
 
     @property
-    def trunk(self) -> torch.nn.Module:
+    def trunk(self) -> TimmModel:
         """The timm model."""
         return self.backbone
 
@@ -166,7 +167,7 @@ class ImageClassifier(TaskModel):
 
     def forward(
         self, inputs: Tensor, labels: Tensor | None = None, errors: list[str] | None = None, mode: str = "tensor"
-    ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
+    ) -> Tensor | dict[str, Tensor] | list[dict]:
         """[B, C, H, W] normalised images -> logits [B, classes], dict(loss), or one dict(logits, labels) per batch.
 
         A batch whose images were all unreadable has B = 0: its loss is zero and has zero gradients.
@@ -176,6 +177,8 @@ class ImageClassifier(TaskModel):
                 return self.zero_loss()
             return [dict(logits=inputs.new_empty(0, self.backbone.num_classes), labels=labels)]
         if mode == "loss":
+            if labels is None:
+                raise InputError("labels: got None, expected the class of each image, which the loss is computed of")
             return dict(loss=self._loss(inputs, labels))
         logits = self.backbone(inputs.contiguous(memory_format=self.memory_format))
         if mode == "predict":
@@ -201,7 +204,7 @@ def _distillation(options: dict, num_classes: int, mean: tuple[float, ...], std:
         raise InputError(f"model.distillation: {error}") from error
 
 
-def _title(shares: torch.Tensor, classes: tuple[str, ...]) -> str:
+def _title(shares: torch.Tensor, classes: Sequence[str]) -> str:
     """The class, or the two classes of a mixed image with their shares."""
     top = shares.topk(min(2, len(classes)))
     first, *second = [(classes[i], share) for i, share in zip(top.indices.tolist(), top.values.tolist())]

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from metala_vision.dense import trunk_arguments
 from metala_vision.errors import InputError
 
-from .backbone import create_backbone
+from .backbone import TimmModel, create_backbone
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -24,7 +24,7 @@ class DensePreprocessor(BaseDataPreprocessor):
         return {**data, "inputs": [image.float() / 255 for image in data["inputs"]]}
 
 
-def create_trunk(backbone: dict, init_from: str | None, grad_checkpointing: bool) -> nn.Module:
+def create_trunk(backbone: dict, init_from: str | None, grad_checkpointing: bool) -> TimmModel:
     """A timm model without head for images of any size."""
     if not isinstance(backbone, dict) or "model_name" not in backbone:
         raise InputError(f"model.backbone: got {backbone!r}, expected a dict with model_name")

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from metala_vision.data import BoxDataset
 from metala_vision.dense import DETECTORS, detector
 from metala_vision.engine.metrics.dense_plots import objects_on
 from metala_vision.errors import InputError
 
+from .backbone import TimmModel
 from .base import TaskModel, check_classes, first_sample, place
 from .dense import IMAGENET_MEAN, IMAGENET_STD, DensePreprocessor, as_bytes, as_picture, check_types, create_trunk
 
@@ -37,6 +38,7 @@ class ImageDetector(TaskModel):
 
     part = "detector"
     task = "detection"
+    detector: Any  # torchvision's classes have attributes in common, and no base class
 
     def __init__(
         self,
@@ -55,15 +57,14 @@ class ImageDetector(TaskModel):
         if kind not in DETECTORS:
             raise InputError(f"model.kind: got {kind!r}, expected one of {DETECTORS}")
         trunk = create_trunk(backbone, init_from, grad_checkpointing)
-        normalisation = dict(image_mean=list(mean), image_std=list(std))
-        self.detector = detector(kind, trunk, num_classes, **normalisation, **options)
+        self.detector = detector(kind, trunk, num_classes, image_mean=list(mean), image_std=list(std), **options)
         self.kind, self.num_classes = kind, num_classes
         self.arguments, self.options, self.mean, self.std = dict(backbone), options, tuple(mean), tuple(std)
         if compile:
             self.detector.backbone.compile()
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> TimmModel:
         """The timm model."""
         return self.detector.backbone.trunk
 
@@ -111,12 +112,13 @@ class ImageDetector(TaskModel):
     ) -> dict[str, Tensor] | list[dict]:
         """[C, H, W] images in [0, 1] -> losses, or for each image its detections with its target.
 
-        Detections have boxes in pixels of the image, scores, labels from 1, and masks of mask_rcnn.
+        Detections have boxes in pixels of the image, scores, labels from 1, and masks of mask_rcnn. The target is None
+        where images come alone.
         """
         if mode == "loss":
             if not inputs:
                 return self.zero_loss()
-            if self.kind != "mask_rcnn":
+            if self.kind != "mask_rcnn" and targets is not None:  # without any torchvision says what it needs
                 targets = [{key: value for key, value in target.items() if key != "masks"} for target in targets]
             return {
                 key if key.startswith("loss") else f"loss_{key}": value
@@ -125,5 +127,6 @@ class ImageDetector(TaskModel):
         found = self.detector(inputs) if inputs else []
         if mode == "predict":
             found = [{**one, "labels": self.in_order(one["labels"] - 1) + 1} for one in found]
-            return [dict(found=one, target=target) for one, target in zip(found, targets)]
+            unknown = [None] * len(found)  # of images that came alone
+            return [dict(found=one, target=target) for one, target in zip(found, targets or unknown)]
         return found

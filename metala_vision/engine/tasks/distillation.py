@@ -7,13 +7,13 @@ import timm
 import torch
 from mmengine.logging import print_log
 from timm.models import resolve_pretrained_cfg
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from metala_vision.description import description_in, match_classes
 from metala_vision.errors import InputError
 
-from .backbone import create_backbone
+from .backbone import TimmModel, create_backbone
 
 KINDS = ("hard", "soft")
 
@@ -115,7 +115,7 @@ class Distillation:
         return (1 - self.weight) * base + self.weight * distilled
 
 
-def _create(teacher: dict, num_classes: int) -> nn.Module:
+def _create(teacher: dict, num_classes: int) -> TimmModel:
     """The teacher with the classifier that it was trained with: timm would put a new one where classes differ."""
     name, known = teacher.get("model_name"), teacher.get("num_classes", num_classes)
     pretrained = teacher.get("pretrained") and not teacher.get("checkpoint_path")  # which must fit exactly

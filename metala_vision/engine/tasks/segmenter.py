@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -16,6 +16,7 @@ from metala_vision.dense import SEGMENTERS, segmenter, sliding_window
 from metala_vision.engine.metrics.dense_plots import classes_on
 from metala_vision.errors import InputError
 
+from .backbone import TimmModel
 from .base import TaskModel, check_classes, first_sample, place
 from .dense import IMAGENET_MEAN, IMAGENET_STD, DensePreprocessor, as_bytes, as_picture, check_types, create_trunk
 
@@ -84,7 +85,7 @@ class ImageSegmenter(TaskModel):
             self.segmenter.compile()
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> TimmModel:
         """The timm model."""
         return self.segmenter.trunk
 
@@ -117,15 +118,19 @@ class ImageSegmenter(TaskModel):
     ) -> Tensor | dict[str, Tensor] | list[dict]:
         """[C, H, W] images in [0, 1] -> dict(loss), or for each image its classes [H, W] with its mask and index.
 
-        In training all images have one size. A single one is taken twice where there is a BatchNorm, which needs two
-        numbers of a channel and would fail where a map is pooled to one pixel; the loss, a mean, stays the same.
+        Mask and index are None where images come alone. In training all images have one size. A single one is taken
+        twice where there is a BatchNorm, which needs two numbers of a channel and would fail where a map is pooled to
+        one pixel; the loss, a mean, stays the same.
         """
         inputs = [(image - self.mean) / self.std for image in inputs]
         if mode == "predict":
             found = [self.in_order(self._classify(image[None])) for image in inputs]
-            return [dict(found=f, mask=mask, index=index) for f, mask, index in zip(found, masks, indices)]
+            unknown = [None] * len(found)  # of images that came alone
+            known = zip(found, masks or unknown, indices or unknown)
+            return [dict(found=f, mask=mask, index=index) for f, mask, index in known]
         if mode == "loss" and not inputs:
             return self.zero_loss()
+        masks = masks or []
         if mode == "loss" and len(inputs) == 1 and any(isinstance(m, _BatchNorm) for m in self.segmenter.modules()):
             inputs, masks = inputs * 2, masks * 2
         sizes = {tuple(image.shape) for image in inputs}
@@ -145,7 +150,7 @@ class ImageSegmenter(TaskModel):
             scale = self.short_side / min(size)
             sides = tuple(round(side * scale) for side in size)
             image = F.interpolate(image, sides, mode="bilinear", antialias=True)
-        if self.window is None:
+        if self.window is None or self.stride is None:  # both or neither
             logits = self.segmenter(image)
         else:
             logits = sliding_window(self.segmenter, image, self.window, self.stride)

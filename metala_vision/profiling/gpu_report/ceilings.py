@@ -69,10 +69,11 @@ def assemblers(capability: tuple[int, int] = (9, 0)) -> list[Path]:
     return sorted(found, key=lambda path: path != default)
 
 
-def assembler_version(path: Path) -> str:
-    """Such as "12.9.86"."""
+def assembler_version(path: Path) -> str | None:
+    """Such as "12.9.86"; None where it tells none."""
     text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"V(\d[\d.]*)", text)[1]
+    found = re.search(r"V(\d[\d.]*)", text)
+    return found[1] if found else None
 
 
 def driver() -> str | None:

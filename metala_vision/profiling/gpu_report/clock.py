@@ -18,7 +18,8 @@ def milliseconds(
     On a GPU a large buffer is written before each run. While the device does so the host can launch what follows, so
     that the time between the events is the device's own, unless the launches take longer than that write.
     """
-    taken: dict[str, list] = {name: [] for name in candidates}
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in candidates}
     flush = torch.empty(FLUSH, dtype=torch.uint8, device=device) if device == "cuda" else None
     for number in range(-warmup, rounds):
         for name, run in candidates.items():
@@ -26,17 +27,19 @@ def milliseconds(
                 start = time.perf_counter()
                 run()
                 interval = 1e3 * (time.perf_counter() - start)
+                if number >= 0:
+                    taken[name].append(interval)
             else:
                 flush.zero_()
-                interval = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
-                interval[0].record()
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
                 run()
-                interval[1].record()
-            if number >= 0:
-                taken[name].append(interval)
+                end.record()
+                if number >= 0:
+                    events[name].append((begin, end))
     if flush is not None:
         torch.cuda.synchronize()
-        taken = {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in taken.items()}
+        taken = {name: [begin.elapsed_time(end) for begin, end in pairs] for name, pairs in events.items()}
     return {name: Spread(tuple(values)) for name, values in taken.items()}
 
 

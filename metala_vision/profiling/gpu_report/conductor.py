@@ -200,8 +200,15 @@ def _run(command: list[str], environment: dict, log: Path, seconds: float) -> in
 
 def _start(command: list[str], environment: dict, output: IO | int) -> subprocess.Popen:
     """A process in a group of its own, which what it starts belongs to as well."""
-    streams = dict(stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **streams)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+    )
 
 
 def _end(process: subprocess.Popen) -> None:

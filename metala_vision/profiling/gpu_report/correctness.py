@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,17 +26,18 @@ SHARE = 0.6  # of the part's time for the first assembler: it is the one that us
 def cells(job: Job) -> list[Cell]:
     """The tests with the default assembler, with the other one, and small shapes under compute-sanitizer."""
     capability = torch.cuda.get_device_capability() if job.device == "cuda" else (9, 0)
-    default, *others = assemblers(capability) or [None]
-    if capability >= (10, 0):
-        others = []  # the older one does not know these cards
+    known = assemblers(capability)
+    default = known[0] if known else None
+    others = known[1:2] if capability < (10, 0) else []  # the older one does not know later cards
+
+    def with_other(path: Path) -> dict:
+        return tests(job, path.name, path, path, job.left - 20)
+
     found = [Cell("tests", lambda: tests(job, "default", default, None, SHARE * job.left))]
-    found += [
-        Cell(f"tests, {path.name}", lambda path=path: tests(job, path.name, path, path, job.left - 20))
-        for path in others[:1]
-    ]
+    found += [Cell(f"tests, {path.name}", partial(with_other, path)) for path in others]
     if job.rehearse:
         return found
-    return [*found, *(Cell(tool, lambda tool=tool: sanitizer(job, tool)) for tool in ("memcheck", "racecheck"))]
+    return [*found, *(Cell(tool, partial(sanitizer, job, tool)) for tool in ("memcheck", "racecheck"))]
 
 
 def tests(job: Job, name: str, version_of: Path | None, assembler: Path | None, seconds: float) -> dict:
@@ -68,7 +71,7 @@ def tests(job: Job, name: str, version_of: Path | None, assembler: Path | None, 
     cases = {line.pop("test"): line for line in lines}
     _save(job, name, cases)
     outcomes = [case["outcome"] for case in cases.values()]
-    row = {outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "skipped")}
+    row: dict[str, Any] = {outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "skipped")}
     row["not_run"] = _collected(command, environment) // every - len(cases) if None in codes else 0
     row["failures"] = [f"{test}: {x['reason']}" for test, x in cases.items() if x["outcome"] == "failed"][:LISTED]
     row |= {"assembler": assembler_version(version_of) if version_of else None, "processes": shards}

@@ -10,7 +10,7 @@ import torch
 import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.profiling.speed.isolated import is_out_of_memory, one_line
 from metala_vision.profiling.speed.steps import Cell as Step
-from metala_vision.profiling.speed.steps import create, make_step
+from metala_vision.profiling.speed.steps import compiled_module, create, make_step
 from metala_vision.profiling.speed.timing import Spread, seconds_of
 
 from .parts import Cell, Job
@@ -60,7 +60,7 @@ def compilations(job: Job) -> list[Cell]:
     if job.rehearse:
         name, _ = REHEARSED
         return [Cell("one", partial(_compile, job, name, Step(32, 1, "bfloat16", "infer"), "compiled"))]
-    sizes = [(PAIRS[size], *rest) for size, *rest in SIZES[:9]]
+    sizes = [(PAIRS[size], pixels, batch) for size, pixels, batch in SIZES[:9]]
     return [
         Cell(f"{name} {pixels} {mode} {way}", partial(_compile, job, name, Step(pixels, batch, "bfloat16", mode), way))
         for names, pixels, batch in sizes
@@ -101,7 +101,7 @@ def measure(job: Job, names: tuple[str, str], cell: Step, way: str) -> dict:
     return row | ({"status": "failed", "reason": "; ".join(failed)} if failed else {})
 
 
-def prepared(job: Job, name: str, cell: Step, way: str) -> tuple[Callable[[], None], dict]:
+def prepared(job: Job, name: str, cell: Step, way: str) -> tuple[Callable[[], object], dict]:
     """A warm step of a model, and its memory: the peak of the device over what was there before."""
     before = torch.cuda.memory_allocated() if job.device == "cuda" else 0
     model = create(name, cell.size, job.device).train(cell.mode == "train")
@@ -124,11 +124,11 @@ def compiled(model: torch.nn.Module, way: str, job: Job) -> torch.nn.Module:
     if WAYS[way] is None:
         return model
     if job.rehearse:
-        return torch.compile(model, backend="eager", dynamic=False, fullgraph=True)
-    return torch.compile(model, mode=WAYS[way], dynamic=False, fullgraph=True)
+        return compiled_module(model, backend="eager", dynamic=False, fullgraph=True)
+    return compiled_module(model, mode=WAYS[way], dynamic=False, fullgraph=True)
 
 
-def in_turn(runs: dict[str, Callable[[], None]], job: Job) -> dict[str, Spread]:
+def in_turn(runs: dict[str, Callable[[], object]], job: Job) -> dict[str, Spread]:
     """Seconds of a step, round by round; a turn is as many steps as take `TURN`."""
     repeats = {name: max(1, min(50, int(TURN / max(seconds_of(run, job.device), 1e-6)))) for name, run in runs.items()}
     taken: dict[str, list[float]] = {name: [] for name in runs}

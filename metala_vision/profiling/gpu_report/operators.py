@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -66,7 +67,8 @@ def measure(job: Job, shape: tuple[int, int, int], dtype: torch.dtype, passes: s
             except Exception as error:  # of one candidate: a softmax kernel that this card or dtype does not have
                 missing[name] = "out of memory" if is_out_of_memory(error) else one_line(error)
         spreads = milliseconds(runs, job.device, rounds=2 if job.rehearse else 25)
-    tokens, floors, found = batch * rows * cols * HEADS, floor_bytes(dtype, passes), {}
+    tokens, floors = batch * rows * cols * HEADS, floor_bytes(dtype, passes)
+    found: dict[str, dict[str, Any]] = {}
     for name in (name for name in spreads if not name.endswith(", eager")):
         median = spreads[name].median
         found[name] = {"ns_per_head_token": 1e6 * median / tokens, "milliseconds": median}
@@ -110,13 +112,13 @@ def candidates(job: Job, shape: tuple[int, int, int], dtype: torch.dtype) -> dic
     gate = (F.logsigmoid(torch.randn(q.shape, device=job.device)) / 16).to(dtype)
     projected, bias, weight = leaf(batch, tokens, 3 * dim), leaf(dim).float(), leaf(dim // 2).float()
     grid = (rows, cols)
+
+    def fused(projected: torch.Tensor, bias: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return mixer(projected, bias, weight, HEADS, rows, cols, ",".join(SCAN))
+
     found: dict[str, Call] = {
         "operator": (partial(gated_linear_attention, grid=grid, scan=SCAN), [q, gate, v], torch.randn_like(v)),
-        "fused mixer": (
-            lambda *leaves: mixer(*leaves, HEADS, rows, cols, ",".join(SCAN)),
-            [projected, bias, weight],
-            leaf(batch, tokens, dim),
-        ),
+        "fused mixer": (fused, [projected, bias, weight], leaf(batch, tokens, dim)),
     }
     wide = [leaf(batch, HEADS, tokens, VALUE) for _ in range(3)]
     names = ("softmax (flash)", "softmax (math)") if job.rehearse else SOFTMAX

@@ -16,8 +16,8 @@ def main(device: str = "cuda") -> None:
         out.sum().backward()
         channels = 64 * heads
         projected = torch.randn(batch, tokens, 3 * channels, device=device).to(torch.bfloat16).requires_grad_()
-        parameters = [torch.randn(size, device=device).requires_grad_() for size in (channels, channels // 2)]
-        mixer(projected, *parameters, heads, rows, cols, "row,column_reverse").sum().backward()
+        bias, weight = (torch.randn(size, device=device).requires_grad_() for size in (channels, channels // 2))
+        mixer(projected, bias, weight, heads, rows, cols, "row,column_reverse").sum().backward()
     if device == "cuda":
         torch.cuda.synchronize()
 

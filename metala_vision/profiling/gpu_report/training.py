@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import metala_vision  # noqa: F401  (registers the models)
+from metala_vision.profiling.speed.steps import compiled_module
 
 from .parts import Cell, Job
 
@@ -24,7 +26,7 @@ FALLS_TO = 0.7  # of the first losses, at most
 
 def cells(job: Job) -> list[Cell]:
     """Both half precisions, compiled, with recomputed activations, and one process of DistributedDataParallel."""
-    runs = {
+    runs: dict[str, dict[str, Any]] = {
         "bfloat16": {},
         "float16": {"dtype": torch.float16},
         "bfloat16, compiled": {"wrap": partial(compiled, rehearse=job.rehearse)},
@@ -34,7 +36,7 @@ def cells(job: Job) -> list[Cell]:
     return [Cell(name, partial(train, job, **options)) for name, options in runs.items()]
 
 
-def checkpointed(model: nn.Module) -> nn.Module:
+def checkpointed(model: Any) -> nn.Module:  # timm's models have methods in common, and no class
     """The model, whose blocks forget their activations and compute them again."""
     model.set_grad_checkpointing()
     return model
@@ -42,7 +44,7 @@ def checkpointed(model: nn.Module) -> nn.Module:
 
 def compiled(model: nn.Module, rehearse: bool) -> nn.Module:
     """torch.compile of the model; a rehearsal only traces it."""
-    return torch.compile(model, fullgraph=True, **({"backend": "eager"} if rehearse else {}))
+    return compiled_module(model, fullgraph=True, **({"backend": "eager"} if rehearse else {}))
 
 
 def distributed(model: nn.Module, job: Job) -> nn.Module:

@@ -3,7 +3,7 @@
 Independent of any tracer: they read nothing of a model but its dimensions, and hold what counters must find.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from timm.layers import Mlp, PatchEmbed
 from timm.models.efficientvit_mit import EfficientVit, EfficientVitBlock
@@ -44,6 +44,7 @@ def metala_vit(model: MetaLAViT, height: int, width: int) -> Formula:
     grid = -(-height // patch), -(-width // patch)
     tokens = grid[0] * grid[1]
     products = tokens * model.in_chans * patch * patch * dim
+    block: Any  # torch.nn.Sequential does not say of what it is
     for block in model.blocks:
         heads = block.mixer.num_heads
         key, value = dim // 2 // heads, dim // heads
@@ -122,10 +123,10 @@ def efficientvit(model: EfficientVit, height: int, width: int) -> Formula:
                 products += (5 * dim**2 + 3 * dim * (25 + head) + 4 * dim * (head + 1)) * pixels
                 others += 2 * dim * pixels
             width_in = dim
-    first, last = (module for module in model.head.classifier if isinstance(module, nn.Linear))
-    hidden = first.in_features
-    products += width_in * hidden * pixels + hidden * first.out_features + last.in_features * last.out_features
-    return Formula(products, others + 3 * hidden * pixels + 5 * first.out_features)
+    expand, classify = (module for module in model.head.classifier if isinstance(module, nn.Linear))
+    hidden, wide = expand.in_features, expand.out_features
+    products += width_in * hidden * pixels + hidden * wide + classify.in_features * classify.out_features
+    return Formula(products, others + 3 * hidden * pixels + 5 * wide)
 
 
 def _is_plain_vit(model: VisionTransformer) -> bool:

@@ -82,9 +82,10 @@ def counting_handles() -> dict[str, Callable | None]:
     """Operator -> Counter of its MACs by its name, of the elements it writes, and for scans of both forms."""
     recurrent, chunkwise = fvcore_handles("recurrent"), fvcore_handles("chunkwise")
     handles = {name: _with_activations(name, handle) for name, handle in {**_PRODUCTS, **recurrent}.items()}
-    for name, handle in chunkwise.items():
-        if handle is not None:
-            handles[name] = _with_chunkwise(handles[name], recurrent[name], handle)
+    for name, chunks in chunkwise.items():
+        counted, steps = handles[name], recurrent[name]
+        if counted is not None and steps is not None and chunks is not None:  # what counts nothing does so in any form
+            handles[name] = _with_chunkwise(counted, steps, chunks)
     return handles | {name: _named(name, handle) for name, handle in _OTHERS.items()}
 
 

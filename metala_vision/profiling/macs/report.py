@@ -63,7 +63,9 @@ def _row(name: str, size: int | tuple[int, int], allow: Collection[str], depth: 
     return {
         "model": name,
         "size": [size, size] if isinstance(size, int) else list(size),
-        **cost._replace(formula=formula, modules=modules)._asdict(),
+        **cost._asdict(),
+        "formula": formula,
+        "modules": modules,
     }
 
 

@@ -26,7 +26,8 @@ _RAN = {
 
 def attention(sdpa: str) -> AbstractContextManager:
     """Within, softmax attention runs by the kernel of this name; it raises where that one cannot."""
-    return nullcontext() if SDPA[sdpa] is None else sdpa_kernel([SDPA[sdpa]])
+    kernel = SDPA[sdpa]
+    return nullcontext() if kernel is None else sdpa_kernel([kernel])
 
 
 def attention_that_ran(run: Callable[[], object]) -> str | None:

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from metala_vision.errors import InputError
 
 from .products import matrix_products, replay
-from .steps import Cell, create, make_step
+from .steps import Cell, compiled_module, create, make_step
 from .timing import MIN_ROUNDS, Spread, interleaved
 
 
@@ -43,7 +43,7 @@ def bench_models(
         task = progress.add_task("", total=len(cells) * (rounds + 1))
         for number, cell in enumerate(cells):
             progress.update(task, description=f"{cell.size}x{cell.batch} {cell.dtype}", completed=number * (rounds + 1))
-            candidates = {}
+            candidates: dict[str, Callable[[], object]] = {}
             for name in names:
                 model = create(name, cell.size, device).train(cell.mode == "train")
                 step = make_step(model, cell)
@@ -53,7 +53,7 @@ def bench_models(
                     if any(product.onednn for product in products):
                         products = [product._replace(onednn=False) for product in products]
                         candidates[f"torch floor of {name}"] = replay(products)
-                candidates[name] = make_step(torch.compile(model), cell) if compiled else step
+                candidates[name] = make_step(compiled_module(model), cell) if compiled else step
             spreads = _measure(candidates, rounds, seconds, device, lambda: progress.advance(task))
             rows += [_row(name, cell, spreads, names[0]) for name in names]
     return rows

@@ -9,13 +9,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import torch
 
 PRELOAD = ["metala_vision", "metala_vision.profiling.speed.workers"]
-_context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+if sys.platform == "win32":
+    _context = multiprocessing.get_context("spawn")
+else:
+    _context = multiprocessing.get_context("forkserver")
 
 
 class Ended(Exception):
@@ -27,7 +31,9 @@ class Ended(Exception):
         self.memory = memory
 
 
-def stream(function: Callable, arguments: dict, seconds: float, memory_limit: int | None) -> Iterator[dict]:
+def stream(
+    function: Callable, arguments: dict, seconds: float, memory_limit: int | None
+) -> Generator[dict, None, None]:
     """Yields what `function(send, **arguments)` sends from a process of its own, which ends with this generator.
 
     Args:
@@ -69,7 +75,7 @@ def stream(function: Callable, arguments: dict, seconds: float, memory_limit: in
 def _without_main() -> Iterator[None]:
     """Hides what the user runs: a new process would run it again, and begin the same measurement in it."""
     main = sys.modules["__main__"]
-    hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
     main.__spec__ = None
     try:
         yield

@@ -3,7 +3,7 @@
 import types
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -80,6 +80,12 @@ def compiled(model: nn.Module, sdpa: str = "default") -> nn.Module:
     return _Compiled(model, types.FunctionType(own, globals(), own.co_name, None, forward.__closure__))
 
 
+def compiled_module(model: nn.Module, **options: Any) -> nn.Module:
+    """torch.compile of a model, which makes a module of it where its type hints promise a mere function."""
+    module: Any = torch.compile(model, **options)
+    return module
+
+
 def make_step(
     model: nn.Module, cell: Cell, no_gradients: type = torch.inference_mode, sdpa: str = "default"
 ) -> Callable[[], object]:
@@ -128,7 +134,7 @@ _EMBEDDINGS = ("PatchEmbed", "ConvPatchEmbed")
 _PADDED = ("MetaLAViT", "Xcit")  # the others leave out what is no whole patch
 
 
-def tokens(model: nn.Module, size: int) -> int | None:
+def tokens(model: Any, size: int) -> int | None:  # timm's models have attributes in common, and no class
     """Patches of an image of `size` that every block of a ViT works on, or None for a model that is none."""
     if type(model).__name__ not in _PATCHES or type(model.patch_embed).__name__ not in _EMBEDDINGS:
         return None

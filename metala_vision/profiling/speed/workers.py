@@ -102,7 +102,7 @@ def race(
     index is sent as `failed` with the `reason`.
     """
     _set_up(setting)
-    runs: list[Callable[[], None] | None] = [None] * len(candidates)
+    runs: list[Callable[[], object] | None] = [None] * len(candidates)
     repeats = [1] * len(candidates)
 
     def failing_alone(index: int, act: Callable[[int], float | None]) -> float | None:
@@ -117,11 +117,13 @@ def race(
         return None
 
     def build(index: int) -> None:
-        runs[index] = _build(candidates[index], cells[index], setting)[1]
-        runs[index]()
+        _, run = _build(candidates[index], cells[index], setting)
+        runs[index] = run
+        run()
 
     def turn(index: int) -> float | None:
-        return None if runs[index] is None else seconds_of(runs[index], setting.device, repeats[index])
+        run = runs[index]
+        return None if run is None else seconds_of(run, setting.device, repeats[index])
 
     for index in range(len(candidates)):
         failing_alone(index, build)
@@ -141,7 +143,7 @@ def _set_up(setting: Setting) -> None:
     torch.set_num_threads(setting.threads)
 
 
-def _build(candidate: Candidate, cell: Cell, setting: Setting) -> tuple[torch.nn.Module, Callable[[], None]]:
+def _build(candidate: Candidate, cell: Cell, setting: Setting) -> tuple[torch.nn.Module, Callable[[], object]]:
     model = create(candidate.model, cell.size, setting.device).train(cell.mode == "train")
     step = make_step(compiled(model, candidate.sdpa) if setting.compiled else model, cell, sdpa=candidate.sdpa)
     return model, step

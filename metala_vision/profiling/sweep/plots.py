@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
             if column == "ratio" and name == baseline:  # it is the line at 1
                 continue
             named = mine[0]["sdpa"] != "default"
-            style = dict(linestyle="--" if named else "-", marker="s" if named else "o", markersize=4)
+            style: dict[str, Any] = dict(linestyle="--" if named else "-", marker="s" if named else "o", markersize=4)
             style["color"] = colours(models.index(mine[0]["model"]) % 20)
             measured = [row for row in mine if row[column] is not None]
             parts = [list(some) for _, some in groupby(measured, key=lambda row: row["batch"])]

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from metala_vision.profiling.speed.steps import DTYPES, MODES
 from metala_vision.profiling.speed.timing import Spread
@@ -37,7 +38,7 @@ def derive(
     rows = []
     for key, row in cells.items():
         theirs = keys.get(_place(row))
-        rounds = races.get(row.get("race"), {})
+        rounds = races.get(row.get("race", ""), {})
         both = (rounds[theirs], rounds[key]) if theirs in rounds and key in rounds else None
         rows.append(_derived(row, None if theirs is None else pool[theirs], both))
     return rows
@@ -54,7 +55,7 @@ def _place(row: dict) -> tuple:
 
 
 def _derived(row: dict, baseline: dict | None, beside: tuple[list[float], list[float]] | None) -> dict:
-    flat = {name: row.get(name) for name in COLUMNS}
+    flat: dict[str, Any] = {name: row.get(name) for name in COLUMNS}
     for kind in ("peak", "baseline"):
         value = row.get(f"{kind}_memory")
         flat[f"{kind}_memory_mb"] = None if value is None else round(value / 1e6, 1)

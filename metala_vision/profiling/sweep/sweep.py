@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from metala_vision.profiling.environment import available_memory
 from metala_vision.profiling.speed import workers
@@ -106,7 +106,7 @@ def _probe(candidate: Candidate, group: Cell, setting: Setting, limits: Limits) 
     """The batch that fits, the seconds of its steps, and its memory; or a `status` that is not "ok", and the reason."""
     batch = group.batch
     while True:
-        found = {"batch": batch, "seconds": []}
+        found: dict[str, Any] = {"batch": batch, "seconds": []}
         arguments = dict(candidate=candidate, cell=group._replace(batch=batch), setting=setting)
         try:
             for message in _in_own_process(workers.probe, arguments | {"seconds": limits.cell_seconds}, limits):

@@ -4,11 +4,11 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.errors import InputError
@@ -85,7 +85,7 @@ def measure(
         everything = in_order(derive(same, store.races, baseline))
         keys = plan.keys()
         rows = derive({key: same[key] for key in keys if key in same}, store.races, baseline, same)
-        result = {
+        result: dict[str, Any] = {
             "rows": in_order(rows),
             "exponents": exponents(rows),
             "environment": store.environment,
@@ -108,7 +108,7 @@ def _fill(plan: Plan, store: Store, request: Request, baseline: Candidate, retry
     keys = plan.keys()
     if retry_failed:
         store.forget_failures(keys)
-    columns = ["{task.description}", BarColumn(), "{task.completed}/{task.total} cells"]
+    columns: list[str | ProgressColumn] = ["{task.description}", BarColumn(), "{task.completed}/{task.total} cells"]
     console = Console(stderr=True)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("measuring", total=len(keys), completed=sum(key in store.cells for key in keys))
@@ -158,7 +158,8 @@ def _plan(request: Request, setting: Setting) -> Plan:
         chosen = asked if asked == ["default"] or _calls_softmax(model, request.resolutions) else ["default"]
         candidates += [Candidate(model, sdpa) for sdpa in chosen]
     batch = None if request.batch == "auto" else int(request.batch)
-    sizes, modes, dtypes = (list(dict.fromkeys(x)) for x in (request.resolutions, request.modes, request.dtypes))
+    sizes = list(dict.fromkeys(request.resolutions))
+    modes, dtypes = (list(dict.fromkeys(names)) for names in (request.modes, request.dtypes))
     return Plan(candidates, sizes, modes, dtypes, batch, setting)
 
 
