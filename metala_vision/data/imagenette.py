@@ -1,6 +1,7 @@
 """Imagenette: ten classes of ImageNet that are easily told apart, real photographs, small enough for a CPU."""
 
 from pathlib import Path
+from typing import Any
 
 from mmengine.registry import DATASETS
 from torchvision import datasets as tv_datasets
@@ -37,7 +38,7 @@ class Imagenette(ImageFolder):
         transform: dict | None = None,
         holdout: float = 0.0,
         download: bool = True,
-        **options,
+        **options: Any,
     ):
         folder = Path(root)
         if not (folder / "train").is_dir():

@@ -1,37 +1,34 @@
 """How far a scan remembers on another grid than the one it was trained on.
 
-A gate forgets by tokens: what it has learned on 10 x 10 tokens reaches over a quarter as many rows of a grid four times
-as wide. `decay_scale` multiplies the log-decay so that it reaches over as many rows, or columns, as before.
+A gate forgets by tokens: what it has learned on 10 x 10 tokens reaches over a sixteenth of the picture on 40 x 40. A
+factor on the log-decay lets it reach over the same share of the picture on every grid.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 DECAY_SCALES = ("grid", "none")
 
 
-def decay_scale(grid: tuple[int, int], nominal: tuple[int, int], axis: str) -> float:
-    """What the log-decay of a scan is multiplied by: 1 on the nominal grid, and where `nominal` is (0, 0).
+def decay_scale(grid: tuple[int, int], nominal: tuple[int, int]) -> float:
+    """What the log-decay is multiplied by: the tokens of the nominal grid over those of this one, at most 1.
+
+    Other exponents of rows and columns, and of them apart, were measured and lost: see the page on what was tried.
 
     Args:
         grid: rows and columns of the tokens.
-        nominal: of the grid that the weights were trained on.
-        axis: "row" or "column", along which the scan runs, or "both".
+        nominal: of the grid that the weights were trained on; (0, 0) is unknown, and scales by 1.
     """
     if nominal[0] == 0:
         return 1.0
-    rows, cols = grid
-    if not torch.jit.is_scripting() and isinstance(rows, torch.SymInt):  # ONNX has no division of its integers
-        rows = torch.sym_float(rows)
-    if not torch.jit.is_scripting() and isinstance(cols, torch.SymInt):
-        cols = torch.sym_float(cols)
-    if axis == "row":
-        return nominal[1] / cols
-    if axis == "column":
-        return nominal[0] / rows
-    return (nominal[0] * nominal[1] / (rows * cols)) ** 0.5
-
-
-def axis_of(scan: tuple[str, ...]) -> str:
-    """Along which axis the orders of a scan run."""
-    axes = {order.removesuffix("_reverse") for order in scan}
-    return axes.pop() if len(axes) == 1 else "both"
+    known = nominal[0] * nominal[1]
+    if torch.jit.is_scripting():
+        return known / max(grid[0] * grid[1], known)
+    tokens: Any = grid[0] * grid[1]
+    if isinstance(tokens, Tensor):  # of torch.jit.trace
+        return known / tokens.clamp(min=known)
+    tokens = torch.sym_max(tokens, known)
+    # ONNX has no division of the integers of torch.export
+    return known / (torch.sym_float(tokens) if isinstance(tokens, torch.SymInt) else tokens)

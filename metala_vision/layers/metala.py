@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metala_vision.kernels import SCAN_ORDERS
 
-from .decay import axis_of, decay_scale
+from .decay import decay_scale
 from .local_conv import CausalConv, GridConv, NoConv
 from .operators import mixer
 
@@ -70,7 +70,6 @@ class MetaLA(nn.Module):
         self.key_dim = dim // 2 // num_heads
         self.value_dim = dim // num_heads
         self.scan = tuple(scan)
-        self.axis = axis_of(self.scan)
         self.nominal_grid: tuple[int, int] = (0, 0)
         self.orders = ",".join(scan)  # what the operator takes: tracers take a string, and no tuple of them
         self.conv = (CausalConv(dim, **dd) if causal else GridConv(dim, **dd)) if local_conv else NoConv()
@@ -91,6 +90,6 @@ class MetaLA(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
         x = self.in_proj(self.conv(x, grid))
-        scale = decay_scale(grid, self.nominal_grid, self.axis)
+        scale = decay_scale(grid, self.nominal_grid)
         x = mixer(x, self.gate_bias, self.aug_weight, self.num_heads, grid, self.orders, scale)
         return self.proj_drop(self.out_proj(x))

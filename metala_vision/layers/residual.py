@@ -40,7 +40,7 @@ def mixer_branch(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Mod
             mixer.num_heads,
             grid,
             mixer.orders,
-            decay_scale(grid, mixer.nominal_grid, mixer.axis),
+            decay_scale(grid, mixer.nominal_grid),
         )
     return x + drop_path(mixer(norm(x), grid))
 

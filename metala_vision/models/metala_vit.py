@@ -14,11 +14,13 @@ from timm.models._input import update_model_input_size
 from timm.models._manipulate import named_apply
 from torch import Tensor, nn
 
-from metala_vision.layers import MetaLA, MetaLABlock, PatchEmbed
+from metala_vision.layers import MetaLABlock, PatchEmbed
 from metala_vision.layers.decay import DECAY_SCALES
 from metala_vision.layers.pos_embed import resampled
 
 from .checkpoints import checkpoint_filter_fn
+from .init import init_module
+from .nominal_grid import HasNominalGrid
 from .scans import orders_of_blocks
 
 __all__ = ["MetaLAViT"]
@@ -27,7 +29,7 @@ POOLS = ("", "avg", "max", "avgmax")
 torch.fx.wrap("resampled")  # it compares sizes, which FX does not know while it traces
 
 
-class MetaLAViT(nn.Module):
+class MetaLAViT(HasNominalGrid):
     """MetaLA-ViT with timm's model surface.
 
     Args:
@@ -46,7 +48,7 @@ class MetaLAViT(nn.Module):
             ("row", "column"), as `gated_linear_attention` takes them.
         local_conv: False leaves the convolutions of the mixers out.
         self_aug: False leaves the self-augmentation of the mixers out.
-        decay_scale: "grid", so that the scans of larger or smaller images remember as many rows and columns as those of
+        decay_scale: "grid", so that the scans of larger or smaller images remember the same share of them as those of
             the training, see `metala_vision.layers.decay`; "none", so that they remember as many tokens. The grid of
             the training is that of `img_size`, and travels with the weights as the buffer `nominal_grid`: weights
             from before there was one have none, and remember as many tokens.
@@ -142,7 +144,7 @@ class MetaLAViT(nn.Module):
         self._set_nominal_grid(self.pos_grid)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        named_apply(_init_weights, self)
+        named_apply(init_module, self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -174,7 +176,7 @@ class MetaLAViT(nn.Module):
         self.head = nn.Identity()
         if num_classes > 0:
             self.head = nn.Linear(self.embed_dim, num_classes, device=reference.device, dtype=reference.dtype)
-            _init_weights(self.head)
+            init_module(self.head)
         self.head.train(self.training)
 
     def set_input_size(
@@ -199,23 +201,6 @@ class MetaLAViT(nn.Module):
     def _set_grid_of_blocks(self) -> None:
         for block in self.blocks:
             block.grid = self.pos_grid
-
-    @torch.jit.ignore
-    def _set_nominal_grid(self, grid: tuple[int, int]) -> None:
-        """The grid that the weights are trained on; (0, 0) is none that is known."""
-        if not self.nominal_grid.is_meta:
-            self.nominal_grid.copy_(torch.tensor(grid))
-        for block in self.blocks:
-            block.mixer.nominal_grid = grid if self.decay_scale == "grid" else (0, 0)
-
-    @torch.jit.ignore
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Takes the grid of the weights, or (0, 0) from older ones, which remember as many tokens on any grid."""
-        found = state_dict.setdefault(f"{prefix}nominal_grid", torch.zeros_like(self.nominal_grid, device="cpu"))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if not found.is_meta:
-            rows, cols = found.tolist()
-            self._set_nominal_grid((rows, cols))
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Patches [B, rows, cols, C] -> tokens [B, N, C], with the position embedding where there is one."""
@@ -336,19 +321,6 @@ class MetaLAViT(nn.Module):
 def _check_pool(global_pool: str) -> None:
     if global_pool not in POOLS:
         raise ValueError(f"global_pool: got {global_pool!r}, expected one of {POOLS}")
-
-
-def _init_weights(module: nn.Module, name: str = "") -> None:
-    """Truncated normal of 0.02 for the projections, zeros for biases, gate and self-augmentation; the rest as torch."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, MetaLA):
-        nn.init.zeros_(module.gate_bias)
-        nn.init.zeros_(module.aug_weight)
-    elif callable(reset := getattr(module, "reset_parameters", None)):
-        reset()
 
 
 def _create_metala_vit(variant: str, pretrained: bool = False, **kwargs) -> MetaLAViT:

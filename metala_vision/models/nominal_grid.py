@@ -1,0 +1,36 @@
+"""The grid that weights were trained on: it travels with them, and decides how far scans remember on another one."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class HasNominalGrid(nn.Module):
+    """A model whose blocks have a `mixer` that scales its memory by `nominal_grid`, see `metala_vision.layers.decay`.
+
+    Attributes:
+        nominal_grid: rows and columns, as a buffer; zeros where the weights are from before there was one.
+        decay_scale: "grid", or "none" for blocks that are not told.
+    """
+
+    nominal_grid: Tensor
+    decay_scale: str
+
+    @torch.jit.ignore
+    def _set_nominal_grid(self, grid: tuple[int, int]) -> None:
+        """The grid that the weights are trained on; (0, 0) is none that is known."""
+        if not self.nominal_grid.is_meta:
+            self.nominal_grid.copy_(torch.tensor(grid))
+        blocks: Any = self.blocks
+        for block in blocks:
+            block.mixer.nominal_grid = grid if self.decay_scale == "grid" else (0, 0)
+
+    @torch.jit.ignore
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Takes the grid of the weights, or (0, 0) from older ones, which remember as many tokens on any grid."""
+        found = state_dict.setdefault(f"{prefix}nominal_grid", torch.zeros_like(self.nominal_grid, device="cpu"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if not found.is_meta:
+            rows, cols = found.tolist()
+            self._set_nominal_grid((rows, cols))
