@@ -53,7 +53,7 @@ def check_mixer(
     check_device("gate_bias", gate_bias, x)
     check_device("aug_weight", aug_weight, x)
     check_grid(x.shape[1], rows, cols, orders)
-    # one that compilers know no value of is the model's, of a grid
+    # torch.export and torch.compile hand in symbols, which have no value yet: comparing them would fix one
     if isinstance(decay_scale, int | float) and not 0 < decay_scale < math.inf:
         raise ValueError(f"decay_scale: got {decay_scale}, expected a positive number")
     return orders

@@ -132,7 +132,7 @@ def mixer_forward(
     """Everything between MetaLA's two projections.
 
     q, logits, v, z = split of `projected` [B, N, 3C] into C/2, C/2, C, C channels
-    g = root * logsigmoid(logits), clamped
+    g = decay_scale * logsigmoid(logits) / 16, clamped to [-5, 0]
     o = gated_linear_attention(q, g, v) + sigmoid((q . (aug_weight * k)) v) - 1/2
     y = SiLU(z + gate_bias) * LayerNorm_per_head(o)
 
@@ -144,7 +144,7 @@ def mixer_forward(
         grid: (rows, cols).
         scan: scan orders.
         keep: whether `mixer_backward` will need o.
-        decay_scale: 16 times the root.
+        decay_scale: what the log-decay is multiplied by.
 
     Returns:
         y [B, N, C] in the dtype of `projected`, and o [B, N, C] in float32, empty without `keep`.

@@ -72,6 +72,19 @@ def test_transformers_and_peft(site, first, installed):
     assert where.strip() == (str(SITE / "kernels" / "__init__.py") if installed else "None")
 
 
+def test_tools_do_not_wait_for_transformers(tmp_path):
+    """Catches seconds of every process for an optimiser of mmengine's, and a package that cannot be imported after."""
+    (tmp_path / "transformers.py").write_text("Adafactor = print('imported')\n")
+    code = """
+        import metala_vision.engine
+        from mmengine.registry import OPTIMIZERS
+        assert OPTIMIZERS.get("AdamW") is not None
+        print("ours is there")
+        import transformers
+    """
+    assert run(code, tmp_path, SITE).split("\n")[:2] == ["ours is there", "imported"]
+
+
 @pytest.mark.parametrize("name", ["kernels", "tools", "tests", "configs", "results", "shared"])
 def test_no_folder_is_a_package(name, tmp_path):
     """Catches a folder of the checkout that is imported in the place of somebody's package of the same name."""

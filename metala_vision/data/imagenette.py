@@ -11,7 +11,18 @@ from metala_vision.errors import InputError
 from .image_folder import ImageFolder
 
 ARCHIVE = "imagenette2-160"  # what torchvision unpacks at 160 pixels of the short side
-CLASSES = {wnid: names[0] for wnid, names in tv_datasets.Imagenette._WNID_TO_CLASS.items()}
+CLASSES = {  # by their WordNet ids, which are the names of the folders
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
 
 
 @DATASETS.register_module()
@@ -24,7 +35,7 @@ class Imagenette(ImageFolder):
         transform: see `LabelledImages`.
         holdout: share of `train` that is val. 0 trains on all of it: val is then the `val` folder too, and nothing may
             be chosen by it.
-        download: fetch the archive (160 pixels, 95 MB) where `root` holds neither.
+        download: fetch the archive (160 pixels) where `root` holds neither.
         **options: of `ImageFolder`.
 
     Raises:

@@ -28,9 +28,15 @@ class HasNominalGrid(nn.Module):
 
     @torch.jit.ignore
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Takes the grid of the weights, or (0, 0) from older ones, which remember as many tokens on any grid."""
-        found = state_dict.setdefault(f"{prefix}nominal_grid", torch.zeros_like(self.nominal_grid, device="cpu"))
+        """Takes the grid of the weights, or (0, 0) from older ones, which remember as many tokens on any grid.
+
+        Where no blocks are loaded, as with a head alone, the grid of those that are there stays.
+        """
+        key = f"{prefix}nominal_grid"
+        if key not in state_dict and any(name.startswith(f"{prefix}blocks.") for name in state_dict):
+            state_dict[key] = torch.zeros_like(self.nominal_grid, device="cpu")
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if not found.is_meta:
+        found = state_dict.get(key)
+        if found is not None and not found.is_meta:
             rows, cols = found.tolist()
             self._set_nominal_grid((rows, cols))

@@ -155,8 +155,12 @@ def test_strided_inputs_on_another_stream(backend, compare):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=name_of)
-@pytest.mark.parametrize("scan", [("row",), ("row", "row_reverse"), ALL_ORDERS], ids=["row", "rows", "cross"])
-def test_fused_mixer(scan, shape, dtype, backend, compare):
+@pytest.mark.parametrize(
+    ("scan", "decay_scale"),
+    [(("row",), 1.0), (("row", "row_reverse"), 0.25), (ALL_ORDERS, 4.0)],
+    ids=["row", "rows", "cross"],
+)
+def test_fused_mixer(scan, decay_scale, shape, dtype, backend, compare):
     """Catches the fused kernels against the same operator in float64, which runs unfused."""
     batch, rows, cols = shape
     heads, channels = 3, 192
@@ -167,7 +171,7 @@ def test_fused_mixer(scan, shape, dtype, backend, compare):
     sizes = [channels // 2, channels // 2, channels, channels]
     found = []
     for tensors, name in ((leaves, backend), (wide, "chunked")):
-        y = mixer(*tensors, heads, rows, cols, ",".join(scan), name)
+        y = mixer(*tensors, heads, rows, cols, ",".join(scan), name, decay_scale)
         projected, *parameters = torch.autograd.grad(y, tensors, grad_y.to(y.dtype))
         parts = dict(zip(("q", "log_decay", "v", "z"), projected.split(sizes, dim=-1)))
         found.append({"y": y, **parts, "gate_bias": parameters[0], "aug_weight": parameters[1]})
