@@ -26,9 +26,8 @@ def decay_scale(grid: tuple[int, int], nominal: tuple[int, int]) -> float:
     known = nominal[0] * nominal[1]
     if torch.jit.is_scripting():
         return known / max(grid[0] * grid[1], known)
-    tokens: Any = grid[0] * grid[1]
-    if isinstance(tokens, Tensor):  # of torch.jit.trace
-        return known / tokens.clamp(min=known)
-    tokens = torch.sym_max(tokens, known)
-    # ONNX has no division of the integers of torch.export
-    return known / (torch.sym_float(tokens) if isinstance(tokens, torch.SymInt) else tokens)
+    tokens: Any = grid[0] * grid[1]  # compilers and tracers hand in integers of their own
+    tokens = tokens.clamp(min=known) if isinstance(tokens, Tensor) else torch.sym_max(tokens, known)
+    if isinstance(tokens, torch.SymInt):  # torch.export, whose division of integers ONNX has not
+        tokens = torch.sym_float(tokens)
+    return known / tokens
