@@ -45,7 +45,7 @@ CHUNK = 16
 CONFIGS = {
     ("segment_states", False, False): Config("ieee", 8, maxnreg=255),
     ("segment_states", False, True): Config("ieee", 8, maxnreg=255),
-    ("segment_states", True, False): Config("tf32", 4),
+    ("segment_states", True, False): Config("tf32", 4, maxnreg=255),
     ("segment_states", True, True): Config("tf32", 4, BV=32),
     ("outputs", False, False): Config("ieee", 8),
     ("outputs", False, True): Config("ieee", 8),
