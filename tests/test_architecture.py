@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "metala_vision"
 # From the ground up. A file imports from its own room and from lower floors; rooms of one floor do not know each other.
 FLOORS = (
-    ("errors",),
+    ("errors", "yapf_cache"),
     ("kernels", "files", "description"),
     ("layers", "figures"),
     ("models", "command_line"),

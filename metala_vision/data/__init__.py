@@ -1,5 +1,6 @@
 """Images with labels, boxes or masks, their splits and their augmentation, registered with mmengine."""
 
+from . import imports  # isort: skip  # before anything else imports mmengine
 from .base import LabelledImages, UnreadableImageError, collate_images
 from .boxes import BoxDataset, collate_boxes
 from .coco import CocoDetection
@@ -15,6 +16,8 @@ from .shapes import ShapesDetection, ShapesSegmentation
 from .splits import stratified_split, stratified_subset
 from .transforms import Albumentations, EvalTransform, TrainTransform
 from .voc import VOCDetection
+
+del imports
 
 __all__ = [
     "Albumentations",

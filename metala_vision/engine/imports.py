@@ -5,6 +5,10 @@ Where transformers is installed that takes seconds, in every process of every to
 
 import sys
 
+from metala_vision.yapf_cache import import_yapf
+
+import_yapf()
+
 if "mmengine.optim" not in sys.modules and "transformers" not in sys.modules:
     sys.modules["transformers"] = None  # type: ignore[assignment]  # what Python takes for a package that is not there
     try:
