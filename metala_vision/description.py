@@ -97,6 +97,11 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:SHOWN])}{more}"
 
 
+def size_name(img_size: int | tuple[int, int]) -> str:
+    """A size in pixels as options and tables have it: "160" for a square, "320x160" for height and width."""
+    return "x".join(map(str, img_size)) if isinstance(img_size, tuple) else str(img_size)
+
+
 def plain(value: object, name: str) -> Any:
     """Dicts, lists, strings and numbers as Python's own; tuples become lists.
 

@@ -32,6 +32,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def image_size(text: str) -> int | tuple[int, int]:
+    """A size of images: "160" for a square, "320x160" for height and width."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected pixels such as 160, or 320x160 for H x W")
+    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """A result for machines alone."""
     parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")

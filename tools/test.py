@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from arguments import add_config, add_device, add_json
+from arguments import add_config, add_device, add_json, image_size
 
 CONFIGS = (".py", ".json", ".yaml", ".yml")  # what mmengine reads
 EXAMPLES = """examples:
@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   python tools/test.py work_dirs/metala_vit_digits/best.pth
   python tools/test.py CONFIG work_dirs/*/best.pth --weights raw --out work_dirs/all
   python tools/test.py CONFIG best.pth --img-size 288 --crop-ratio 1.0
+  python tools/test.py CONFIG best.pth --resolutions 160 224 320x160
 """
 
 
@@ -35,9 +36,11 @@ def parse_args() -> argparse.Namespace:
     add_config(parser)
     parser.add_argument("checkpoints", nargs="*", help="best.pth or last.pth of runs, or state_dicts of the timm model")
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--img-size", type=int, metavar="N", help="test at N x N pixels instead of the config's size")
     sizes.add_argument(
-        "--resolutions", type=int, nargs="+", metavar="N", help="test at each of these sizes, and draw it"
+        "--img-size", type=image_size, metavar="N", help="test at N x N pixels, or HxW, instead of the config's size"
+    )
+    sizes.add_argument(
+        "--resolutions", type=image_size, nargs="+", metavar="N", help="test at each of these sizes, and draw it"
     )
     parser.add_argument("--crop-ratio", type=float, metavar="R", help="share of the short side that the crop keeps")
     parser.add_argument(

@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   python tools/train.py configs/shapes/mask_rcnn_metala_vit_nano_p8_128_shapes_6e.py
   python tools/train.py configs/imagefolder/metala_vit_tiny_224_folder_100e.py --data-root FOLDER --num-classes 3 \\
       --dry-run
+  python tools/train.py configs/imagenette/metala_vit_nano_160_imagenette_30e.py --multi-scale 128 160 192 224
   torchrun --nproc-per-node 8 tools/train.py configs/imagenet/metala_vit_tiny_224_imagenet_300e_paper.py \\
       --launcher pytorch --amp
   srun --kill-on-bad-exit=1 --ntasks-per-node 8 --gpus-per-node 8 python tools/train.py CONFIG --launcher slurm --amp
@@ -45,6 +46,17 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--ema", nargs="?", const=0.9999, type=float, metavar="DECAY", help="keep a moving average (default: 0.9999)"
+    )
+    parser.add_argument(
+        "--multi-scale", type=int, nargs="+", metavar="N", help="one of these image sizes for each batch (classifiers)"
+    )
+    parser.add_argument(
+        "--equal-tokens",
+        action="store_true",
+        help="batches of --multi-scale have more or fewer images, for as many tokens as one of the config's size",
+    )
+    parser.add_argument(
+        "--curriculum", type=int, nargs="+", metavar="N", help="these image sizes, each for a share of the epochs"
     )
     parser.add_argument("--seed", type=int, help="random seed (default: the config's)")
     parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
@@ -92,6 +104,9 @@ def main(args: argparse.Namespace) -> dict:
             compile=args.compile,
             grad_checkpointing=args.grad_checkpointing,
             ema=args.ema,
+            multi_scale=args.multi_scale,
+            curriculum=args.curriculum,
+            equal_tokens=args.equal_tokens,
         )
         join_processes(config, args.launcher)
         stack.enter_context(held(config.work_dir))

@@ -2,6 +2,7 @@
 
 from . import imports  # isort: skip  # before anything else imports mmengine
 from .base import LabelledImages, UnreadableImageError, collate_images
+from .batch_sizes import CurriculumBatchSampler, MultiScaleBatchSampler
 from .boxes import BoxDataset, collate_boxes
 from .coco import CocoDetection
 from .dense_transforms import BoxTransform, MaskTransform
@@ -24,6 +25,7 @@ __all__ = [
     "BoxDataset",
     "BoxTransform",
     "CocoDetection",
+    "CurriculumBatchSampler",
     "Digits",
     "EpochSampler",
     "EvalTransform",
@@ -34,6 +36,7 @@ __all__ = [
     "MaskDataset",
     "MaskFolder",
     "MaskTransform",
+    "MultiScaleBatchSampler",
     "SampleKey",
     "ShapesDetection",
     "ShapesSegmentation",

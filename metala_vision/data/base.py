@@ -66,13 +66,14 @@ class LabelledImages(Dataset):
 
     def __getitem__(self, key: int | SampleKey) -> dict:
         """dict(image [channels, height, width] uint8, label), or dict(error) for an image that cannot be read."""
-        index, seed = key if isinstance(key, SampleKey) else (key, None)
+        index, seed, img_size = key if isinstance(key, SampleKey) else (key, None, None)
         try:
             image = self.load(index)
         except UnreadableImageError as error:
             return dict(error=str(error))
         if self.transform is not None:
-            image = self.transform(image, seed)
+            transform = self.transform if img_size is None else self.transform.at(img_size)
+            image = transform(image, seed)
         if image.dtype != np.uint8:
             raise InputError(
                 f"transform: it makes images of {image.dtype}, expected uint8; mean and std are the model's business"

@@ -136,7 +136,7 @@ class BoxDataset(Dataset):
         The target has boxes [K, 4], labels [K], iscrowd [K], image_id, size (height, width) and, where the set has
         them, area [K], by the set's count, and masks [K, height, width] uint8. In training crowds are left out.
         """
-        index, seed = key if isinstance(key, SampleKey) else (key, None)
+        index, seed = key[:2] if isinstance(key, SampleKey) else (key, None)
         try:
             image = self.load(index)
         except UnreadableImageError as error:

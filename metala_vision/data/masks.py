@@ -69,7 +69,7 @@ class MaskDataset(Dataset):
 
     def __getitem__(self, key: int | SampleKey) -> dict:
         """dict(image [channels, height, width] uint8, mask [height, width] int64, index), or dict(error)."""
-        index, seed = key if isinstance(key, SampleKey) else (key, None)
+        index, seed = key[:2] if isinstance(key, SampleKey) else (key, None)
         try:
             image, mask = self.load(index)
             if image.shape[:2] != mask.shape:

@@ -45,7 +45,7 @@ def middle(image: np.ndarray) -> np.ndarray:
 
 
 class ShortSide(A.SmallestMaxSize):
-    """albumentations' resize of the short side to a length, with `resize` for images."""
+    """albumentations' resize of the short side to a length, or until a box is covered, with `resize` for images."""
 
     def apply(self, img: np.ndarray, scale: float, **params) -> np.ndarray:
         height, width = (max(1, round(side * scale)) for side in img.shape[:2])

@@ -16,10 +16,14 @@ from metala_vision.errors import InputError
 
 
 class SampleKey(NamedTuple):
-    """What the sampler yields and a dataset's `__getitem__` takes: which sample, and the seed of its augmentation."""
+    """What the sampler yields and a dataset's `__getitem__` takes: which sample, and the seed of its augmentation.
+
+    `img_size` is the side of the image to make of it; None leaves that to the dataset's transform.
+    """
 
     sample: int
     seed: int
+    img_size: int | None = None
 
 
 @DATA_SAMPLERS.register_module()

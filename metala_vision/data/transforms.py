@@ -4,6 +4,7 @@ import os
 import random
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 # albumentations asks a package index for its newest version while it is imported, and waits.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -47,21 +48,35 @@ class Albumentations:
             reseed(self.compose, seed)
         return self.compose(image=image)["image"]
 
+    def at(self, img_size: int) -> "Albumentations":
+        """The same for another size of the images it makes, where the sampler asks for one.
+
+        Raises:
+            InputError: it has no such argument.
+        """
+        raise InputError(f"transform: {type(self).__name__} has no img_size to change; use TrainTransform")
+
 
 @TRANSFORMS.register_module()
 class EvalTransform(Albumentations):
-    """Resize of the short side to `img_size / crop_ratio`, then the central square of side `img_size`."""
+    """Resize until the image just covers a box of `img_size / crop_ratio`, then the central `img_size` of it.
 
-    def __init__(self, img_size: int, crop_ratio: float = 0.875, interpolation: str = "bicubic"):
-        _check_size(img_size)
+    Args:
+        img_size: side of a square, whose box the short side of the image fits, or (height, width).
+        crop_ratio: share of the box that is kept, in (0, 1].
+        interpolation: "nearest", "bilinear", "bicubic" or "area".
+    """
+
+    def __init__(self, img_size: int | Sequence[int], crop_ratio: float = 0.875, interpolation: str = "bicubic"):
+        height, width = _sides(img_size)
         if not 0 < crop_ratio <= 1:
             raise InputError(f"crop_ratio: got {crop_ratio!r}, expected a number in (0, 1]")
         self.crop_ratio, self.interpolation = crop_ratio, interpolation
-        side = max(img_size, round(img_size / crop_ratio))
+        box = tuple(max(side, round(side / crop_ratio)) for side in (height, width))
         super().__init__(
             [
-                dict(type="ShortSide", max_size=side, interpolation=_interpolation(interpolation)),
-                dict(type="CenterCrop", height=img_size, width=img_size),
+                dict(type="ShortSide", max_size_hw=box, interpolation=_interpolation(interpolation)),
+                dict(type="CenterCrop", height=height, width=width),
             ]
         )
 
@@ -126,6 +141,16 @@ class TrainTransform(Albumentations):
         extra: Sequence[dict] = (),
     ):
         _check_size(img_size)
+        self.arguments: dict[str, Any] = dict(
+            scale=scale,
+            hflip=hflip,
+            interpolation=interpolation,
+            strength=strength,
+            rand_augment=rand_augment,
+            erasing=erasing,
+            extra=extra,
+        )
+        self.others: dict[int, TrainTransform] = {}  # of other sizes
         if strength not in STRENGTHS:
             raise InputError(f"strength: got {strength!r}, expected one of {tuple(STRENGTHS)}")
         if not 0 <= erasing <= 1:
@@ -143,6 +168,11 @@ class TrainTransform(Albumentations):
         if erasing > 0:
             transforms.append(dict(type="TimmErasing", p=erasing))
         super().__init__(transforms)
+
+    def at(self, img_size: int) -> "TrainTransform":
+        if img_size not in self.others:
+            self.others[img_size] = TrainTransform(img_size, **self.arguments)
+        return self.others[img_size]
 
 
 OWN = {own.__name__: own for own in (TimmRandAugment, TimmErasing, ShortSide, ResizedCrop)}
@@ -180,6 +210,18 @@ def reseed(compose: A.BaseCompose, seed: int) -> None:
 def _check_size(img_size: int) -> None:
     if not isinstance(img_size, int) or img_size < 1:
         raise InputError(f"img_size: got {img_size!r}, expected a positive integer")
+
+
+def _sides(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of images that are square or not."""
+    if isinstance(img_size, Sequence) and not isinstance(img_size, str) and len(img_size) == 2:
+        for side in img_size:
+            _check_size(side)
+        return img_size[0], img_size[1]
+    if isinstance(img_size, Sequence):
+        raise InputError(f"img_size: got {img_size!r}, expected one integer, or (height, width)")
+    _check_size(img_size)
+    return img_size, img_size
 
 
 def _interpolation(name: str) -> int:

@@ -40,7 +40,7 @@ def browse(config: Config, split: str, path: str | Path, images: int = 32, epoch
     runner = VisionRunner.from_cfg(config)
     runner.prepare()
     loader = {"train": runner.train_loop, "val": runner.val_loop, "test": runner.test_loop}[split].dataloader
-    loader.sampler.set_epoch(epoch)
+    loader.batch_sampler.sampler.set_epoch(epoch)
     training = split == "train"
     pictures, seen = [], []
     for batch in loader:

@@ -1,22 +1,27 @@
 """Everything a run would do, for two batches: does it fit, how much memory, how long would the whole of it take."""
 
+import copy
 import itertools
 import math
 import sys
 import time
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from mmengine.dist import all_gather_object
 
+from metala_vision.data import SampleKey
 from metala_vision.errors import InputError
 
 from .busy import Others
 from .run.ema import ModelEmaHook
+from .run.image_sizes import training_sizes
 from .run.optim import highest_rate
 from .run.runner import VisionRunner
 from .run.schedule import warn_of_end
 
-STEPS = 2
+STEPS = 2  # of each image size
 SAMPLES = 16  # images whose loading is timed
 NOTABLE = 0.15  # share of the cores beyond which what others take is said
 
@@ -30,7 +35,9 @@ def dry_run(runner: VisionRunner) -> dict:
     Returns:
         A dict of plain values: `images_per_step`, `seconds_per_step`, `seconds_per_batch_model` and `_data`,
         `seconds_per_epoch` with its validation, `hours`, `peak_memory_gb` of the fullest process and what it is of (0
-        where the system does not say), `others_share` of the cores that other programs took meanwhile.
+        where the system does not say), `others_share` of the cores that other programs took meanwhile. Where the
+        training has several image sizes, `sizes` has the images, the seconds and the steps of each in the whole run;
+        the other figures are means over all steps, but for `input`, which is the largest.
 
     Raises:
         InputError: what does not fit, as at the start of a real run.
@@ -54,28 +61,31 @@ def dry_run(runner: VisionRunner) -> dict:
     others = Others()
     per_image = _seconds_to_load(loader.dataset)
     try:
-        step, batch = _train(runner, device)
+        paces = _paces(runner, device, per_image)
         validation = _validate(runner, device, per_image)
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"memory: a batch of {loader.batch_size} images does not fit {device}: {error}. Lower "
+            f"memory: a batch of {loader.batch_sampler.batch_size} images does not fit {device}: {error}. Lower "
             f"train_dataloader.batch_size, or give --grad-checkpointing or --amp"
         ) from error
     taken = max(all_gather_object(others.share()))
-    data = _data_seconds(loader, per_image)
+    steps = sum(pace.steps for pace in paces)
+    model, data = (sum(pace.steps * getattr(pace, part) for pace in paces) / steps for part in ("model", "data"))
     # Without workers the model waits for the images.
-    seconds = step + data if loader.num_workers == 0 else max(step, data)
-    epoch = len(loader) * seconds + validation / max(1, getattr(loop, "val_interval", 1))
+    seconds = [pace.steps * (sum if loader.num_workers == 0 else max)((pace.model, pace.data)) for pace in paces]
+    epoch = sum(seconds) / loop.max_epochs + validation / max(1, getattr(loop, "val_interval", 1))
+    sizes = {pace.img_size: dict(images=pace.images, seconds=round(pace.model, 4), steps=pace.steps) for pace in paces}
     return {
         "model": runner.cfg.model.backbone.model_name,
         "parameters": sum(p.numel() for p in runner.task.net.parameters()),
         "trainable": sum(p.numel() for p in runner.task.net.parameters() if p.requires_grad),
         "images": len(loader.dataset),
         "classes": len(loader.dataset.classes),
-        "input": list(batch["inputs"][0].shape) if len(batch["inputs"]) else [],
+        "input": paces[-1].shape,
+        **({"sizes": sizes} if training_sizes(loader) else {}),
         "images_per_step": images_per_step,
         "lr": lr,
-        "seconds_per_batch_model": round(step, 4),
+        "seconds_per_batch_model": round(model, 4),
         "seconds_per_batch_data": round(data, 4),
         "data_workers": loader.num_workers,
         "seconds_per_epoch": round(epoch, 1),
@@ -89,14 +99,44 @@ def dry_run(runner: VisionRunner) -> dict:
     }
 
 
-def _train(runner: VisionRunner, device: torch.device) -> tuple[float, dict]:
-    """Seconds of the last of the steps, and its batch; the loader begins anew where it has fewer."""
-    loader = runner.train_dataloader
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+class Pace(NamedTuple):
+    """What the batches of one image size take; `img_size` is None where the transform alone decides."""
+
+    img_size: int | None
+    shape: list[int]
+    images: int
+    steps: int  # in the whole run
+    model: float  # seconds of a step
+    data: float  # seconds for its images, with all workers
+
+
+def _paces(runner: VisionRunner, device: torch.device, per_image: float) -> list[Pace]:
+    """Trains on batches of each size, the smallest first."""
+    loader, epochs = runner.train_dataloader, runner.train_loop.max_epochs
+    workers = max(1, loader.num_workers)
     runner.model.train()
-    for batch in itertools.islice(batches, STEPS):
+    if not training_sizes(loader):
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))  # the loader begins anew where it has fewer
+        seconds, shape = _train(runner, itertools.islice(batches, STEPS), device)
+        size, data = loader.batch_sampler.batch_size, _data_seconds(loader, per_image)
+        return [Pace(None, shape, size, epochs * len(loader), seconds, data)]
+    paces, dataset = [], loader.dataset
+    for img_size, steps in loader.batch_sampler.steps(epochs).items():
+        images = loader.batch_sampler.full_batch(img_size)
+        start = time.perf_counter()
+        samples = [dataset[SampleKey(i % len(dataset), i, img_size)] for i in range(images)]
+        data = (time.perf_counter() - start) / workers
+        batch = loader.collate_fn(samples)
+        seconds, shape = _train(runner, (copy.deepcopy(batch) for _ in range(STEPS)), device)
+        paces.append(Pace(img_size, shape, images, steps, seconds, data))
+    return paces
+
+
+def _train(runner: VisionRunner, batches: Iterable[dict], device: torch.device) -> tuple[float, list[int]]:
+    """Seconds of the last of the steps, and the shape of its images."""
+    for batch in batches:
         seconds = _timed(device, lambda batch=batch: runner.model.train_step(batch, runner.optim_wrapper))
-    return seconds, batch
+    return seconds, list(batch["inputs"][0].shape) if len(batch["inputs"]) else []
 
 
 def _validate(runner: VisionRunner, device: torch.device, per_image: float) -> float:
@@ -122,6 +162,10 @@ def describe(result: dict) -> str:
         f"rate {result['lr']:.3g}",
         f"a batch: {result['seconds_per_batch_model']:.3g} s in the model, {result['seconds_per_batch_data']:.3g} s to "
         f"load with {result['data_workers']} workers{': more of them would help' if waits else ''}",
+        *(
+            f"{size} pixels: {pace['images']} images a batch, {pace['seconds']:.3g} s, {pace['steps']} steps"
+            for size, pace in result.get("sizes", {}).items()
+        ),
         f"peak memory: {result['peak_memory_gb']:.2f} GB ({result['memory_of']})"
         if result["peak_memory_gb"]
         else "peak memory: not known on this system",
@@ -162,7 +206,7 @@ def _seconds_to_load(dataset) -> float:
 
 
 def _data_seconds(loader, per_image: float) -> float:
-    return loader.batch_size * per_image / max(1, loader.num_workers)
+    return loader.batch_sampler.batch_size * per_image / max(1, loader.num_workers)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from rich.console import Console
 from rich.table import Table
 
-from metala_vision.description import read_description
+from metala_vision.description import read_description, size_name
 from metala_vision.errors import InputError
 from metala_vision.files import to_csv, write_atomic, write_json
 
@@ -32,7 +32,7 @@ def evaluate_checkpoints(
     config: Config,
     checkpoints: Sequence[str],
     out: str | None = None,
-    resolutions: Sequence[int | None] = (None,),
+    resolutions: Sequence[int | tuple[int, int] | None] = (None,),
     crop_ratio: float | None = None,
     weights: str = "auto",
     device: str = "auto",
@@ -44,7 +44,7 @@ def evaluate_checkpoints(
         checkpoints: files of the same model. Classes that they name in another order than the test set are matched by
             name.
         out: folder for the results; None is `test` beside the first checkpoint.
-        resolutions: sides of the test images, None for the config's own.
+        resolutions: sides of square test images, or (height, width); None for the config's own.
         crop_ratio: share of the short side that the central crop keeps; None for the config's own.
         weights: "auto" (the moving average where there is one), "ema" or "raw".
         device: as for `tools/test.py`.
@@ -58,17 +58,18 @@ def evaluate_checkpoints(
     """
     folder = Path(out) if out is not None else Path(checkpoints[0]).parent / "test"
     if len(set(resolutions)) < len(resolutions):
-        raise InputError(f"--resolutions: got {' '.join(map(str, resolutions))}, expected none twice")
+        raise InputError(f"--resolutions: got {' '.join(size_name(s) for s in resolutions if s)}, expected none twice")
     names = _short_names(checkpoints)
     cells = []
     for (checkpoint, name), size in itertools.product(zip(checkpoints, names), resolutions):
         cell = copy.deepcopy(config)  # its own `copy` shares the transforms
         apply_test_options(cell, checkpoint, size, crop_ratio, device)
         size = (cell.test_dataloader.dataset.get("transform") or {}).get("img_size")
+        size = tuple(size) if isinstance(size, list) else size
         if len(checkpoints) > 1:
-            place = folder / (name if size is None else f"{name}_{size}")
+            place = folder / (name if size is None else f"{name}_{size_name(size)}")
         else:
-            place = folder / str(size) if len(resolutions) > 1 else folder
+            place = folder / size_name(size) if size is not None and len(resolutions) > 1 else folder
         cell.work_dir = str(place)
         cell.experiment_name = f"test {place}"  # mmengine keeps one message hub for each name
         cells.append((checkpoint, size, cell))
@@ -109,7 +110,13 @@ def _check_weights(config: Config, checkpoints: Sequence[str], weights: str) -> 
     return described
 
 
-def _test(runner: VisionRunner, checkpoint: str, size: int | None, weights: str, order: Sequence[int] | None) -> dict:
+def _test(
+    runner: VisionRunner,
+    checkpoint: str,
+    size: int | tuple[int, int] | None,
+    weights: str,
+    order: Sequence[int] | None,
+) -> dict:
     """One checkpoint at one image size; the model is resized where its position embedding asks for it.
 
     `order` is that of its classes, where it is known.
@@ -119,7 +126,7 @@ def _test(runner: VisionRunner, checkpoint: str, size: int | None, weights: str,
         runner.task.take_order(order)
     used = runner.load_checkpoint(checkpoint, weights=weights)["weights"]
     if size is not None:
-        runner.task.resize(size)
+        runner.task.resize(*(size if isinstance(size, tuple) else (size, size)))
     try:
         result = runner.evaluate()
     except torch.OutOfMemoryError as error:
@@ -147,7 +154,7 @@ def render(results: Sequence[dict]) -> str:
     for column in (*settings.values(), "images", *(score.name for score in scores.values())):
         table.add_column(column, justify="right", overflow="fold")
     for r in results:
-        texts = ["" if r[key] is None else str(r[key]) for key in settings]
+        texts = ["" if r[key] is None else str(_text(r[key])) for key in settings]
         numbers = [f"{r[key]:.{score.digits}f}" if key in r else "" for key, score in scores.items()]
         table.add_row(r["checkpoint"], r["weights"], *texts, str(r["images"]), *numbers)
     text = io.StringIO()
@@ -168,4 +175,9 @@ def _short_names(checkpoints: Sequence[str]) -> list[str]:
 
 
 def _flat(result: dict) -> dict:
-    return {key: value for key, value in result.items() if not isinstance(value, dict)}
+    return {key: _text(value) for key, value in result.items() if not isinstance(value, dict)}
+
+
+def _text(value: object) -> object:
+    """A size that is not square as "320x160"; anything else as it is."""
+    return size_name(value) if isinstance(value, tuple) else value

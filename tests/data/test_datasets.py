@@ -289,6 +289,23 @@ def test_eval_transform_resizes_and_crops():
     assert np.array_equal(EvalTransform(28, crop_ratio=1.0)(same).reshape(28, 28, 1), same)
 
 
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (50, 50), (40, 400)])
+def test_eval_transform_of_a_size_that_is_not_square(shape):
+    """Catches height for width, an image that is stretched, and a border that no pixel of the image has filled."""
+    rows, columns = np.indices(shape)
+    image = np.stack([255 * rows / shape[0], 255 * columns / shape[1], 0 * rows + 255], -1).round().astype(np.uint8)
+    found = EvalTransform((64, 32), crop_ratio=0.8)(image).astype(int)
+    assert found.shape == (64, 32, 3)
+    scale = max(80 / shape[0], 40 / shape[1])  # of the image, which just covers 80 x 40
+    assert found[..., 2].min() > 250
+    for axis, name in ((0, "rows"), (1, "columns")):
+        seen = found[..., axis].max() - found[..., axis].min()
+        assert seen == pytest.approx(255 * (64, 32)[axis] / (scale * shape[axis]), abs=12), name
+        assert found[..., axis].mean() == pytest.approx(127, abs=5), f"{name}: the middle"
+    square = EvalTransform((32, 32))(image)
+    assert np.array_equal(square, EvalTransform(32)(image))
+
+
 def test_train_transform_is_reproducible_and_random():
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     transform = TrainTransform(32)
@@ -317,6 +334,11 @@ def test_augmentation_arguments_are_errors(config, message):
 def test_transform_errors():
     with pytest.raises(ValueError, match="img_size: got 0"):
         EvalTransform(0)
+    for size in ((32,), (32, 32, 3), "32"):
+        with pytest.raises(ValueError, match=r"img_size: got .*, expected one integer, or \(height, width\)"):
+            EvalTransform(size)
+    with pytest.raises(ValueError, match="img_size: got -8, expected a positive integer"):
+        EvalTransform((32, -8))
     with pytest.raises(ValueError, match="crop_ratio: got 1.5"):
         EvalTransform(8, crop_ratio=1.5)
     with pytest.raises(ValueError, match="interpolation: got 'cubic'"):

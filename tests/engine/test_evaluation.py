@@ -58,7 +58,7 @@ def config():
     return load_config(str(DIGITS), OPTIONS)
 
 
-def top1(model: torch.nn.Module, size: int, crop_ratio: float = 1.0) -> float:
+def top1(model: torch.nn.Module, size: int | tuple[int, int], crop_ratio: float = 1.0) -> float:
     """By hand: every test image through the transform and the model."""
     data = Digits("test", transform=EvalTransform(size, crop_ratio))
     images = torch.stack([data[i]["image"] for i in range(len(data))]).float() / 255
@@ -150,6 +150,31 @@ def test_position_embedding_follows_the_resolution(tmp_path):
     (result,) = evaluate_checkpoints(config, [path], str(tmp_path / "out"), resolutions=(16,))
     model.set_input_size(img_size=(16, 16))
     assert result["top1"] == pytest.approx(top1(model, 16), abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["metala_vit_nano", "vit_tiny_patch16_224"])
+def test_sizes_that_are_not_square(name, tmp_path):
+    """Height by width in results, tables and folders; a position embedding of the same shape."""
+    model = make(name, 3, patch_size=2, embed_dim=32, depth=2, num_heads=2)
+    with torch.no_grad():
+        for p in model.parameters():  # not one class for all images
+            p.add_(torch.randn_like(p) * 0.3)
+    path = str(tmp_path / "run.pth")
+    torch.save(model.state_dict(), path)
+    config = load_config(str(DIGITS), {**OPTIONS, "model.backbone.model_name": name, "model.backbone.num_heads": 2})
+    results = evaluate_checkpoints(config, [path], str(tmp_path / "out"), resolutions=(8, (16, 8), (8, 16)))
+    scores = {result["img_size"]: result["top1"] for result in results}
+    for size in ((16, 8), (8, 16)):
+        if name.startswith("vit"):
+            model.set_input_size(img_size=size)
+        assert scores[size] == pytest.approx(top1(model, size), abs=0.3)
+    assert len(set(scores.values())) > 1
+    assert [r["img_size"] for r in json.loads((tmp_path / "out" / "result.json").read_text())] == [8, [16, 8], [8, 16]]
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
+    assert [row["img_size"] for row in rows] == ["8", "16x8", "8x16"]
+    assert "16x8" in render(results)
+    assert (tmp_path / "out" / "16x8" / "per_class.csv").is_file()
+    assert (tmp_path / "out" / "resolutions.png").is_file()
 
 
 def test_per_class_against_scikit_learn():

@@ -1,17 +1,20 @@
 """What the options of the tools change in a config."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 
 from metala_vision.command_line import check_device
+from metala_vision.description import plain, size_name
 from metala_vision.errors import InputError
 
 from .checkpoint import BEST, LAST, read_checkpoint
+from .image_sizes import set_image_sizes
 from .optim import DTYPES
-from .settings import check_model
+from .settings import check_model, trained_settings
 
 
 def limit_workers(config: Config) -> None:
@@ -69,6 +72,9 @@ def apply_train_options(
     compile: bool = False,
     grad_checkpointing: bool = False,
     ema: float | None = None,
+    multi_scale: Sequence[int] | None = None,
+    curriculum: Sequence[int] | None = None,
+    equal_tokens: bool = False,
 ) -> None:
     """Writes the options of `tools/train.py` into the config.
 
@@ -84,6 +90,7 @@ def apply_train_options(
         for part in ("train", "val", "test"):
             config[f"{part}_dataloader"].setdefault("pin_memory", True)
     _check_scaling(config)
+    set_image_sizes(config, multi_scale, curriculum, equal_tokens)
     if compile:
         config.model.compile = True
     if grad_checkpointing:
@@ -156,6 +163,15 @@ def _same_run(config: Config, source: Path, seed: int | None, amp: str | None) -
     if ema is not None and ema != former_ema:
         was = "no moving average" if former_ema is None else f"one with {former_ema}"
         raise InputError(f"--ema: got a moving average with {ema}, but the run of {source} has {was}; leave it out")
+    former_sizes = trained_settings(checkpoint).get("train_dataloader", {}).get("batch_sampler")
+    sizes = config.train_dataloader.get("batch_sampler")
+    if sizes is not None and plain(sizes, "batch_sampler") != former_sizes:
+        was = "one image size" if former_sizes is None else former_sizes
+        raise InputError(
+            f"--multi-scale, --curriculum: got {dict(sizes)}, but the run of {source} has {was}; leave it out"
+        )
+    if former_sizes is not None:
+        config.train_dataloader.batch_sampler = dict(former_sizes)
     check_model(config, source, checkpoint, "python tools/train.py", f"--resume {source}")
     if former_ema is not None:
         _set_ema(config, dict(former_ema))
@@ -165,7 +181,7 @@ def _same_run(config: Config, source: Path, seed: int | None, amp: str | None) -
 def apply_test_options(
     config: Config,
     checkpoint: str,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     crop_ratio: float | None = None,
     device: str = "auto",
 ) -> None:
@@ -179,8 +195,8 @@ def apply_test_options(
     config.device = check_device(device)
     limit_workers(config)
     transform = config.test_dataloader.dataset.get("transform") or {}
-    if img_size is not None and img_size < 1:
-        raise InputError(f"--img-size, --resolutions: got {img_size}, expected a positive integer")
+    if img_size is not None and min(img_size if isinstance(img_size, tuple) else (img_size,)) < 1:
+        raise InputError(f"--img-size, --resolutions: got {size_name(img_size)}, expected positive integers")
     if crop_ratio is not None and not 0 < crop_ratio <= 1:
         raise InputError(f"--crop-ratio: got {crop_ratio}, expected a number in (0, 1]")
     for key, value in (("img_size", img_size), ("crop_ratio", crop_ratio)):

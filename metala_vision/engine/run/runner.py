@@ -29,6 +29,7 @@ from .checkpoint import BEST, LAST, LastBestCheckpointHook, from_portable, read_
 from .config import config_errors
 from .distributed import DistributedTask
 from .hooks import UnreadableImagesHook, history
+from .image_sizes import training_sizes
 from .progress import keep_console_short
 from .schedule import check_same_plan, plan, warn_of_end
 from .settings import warn_of_changes
@@ -129,7 +130,7 @@ class VisionRunner(Runner):
 
     def step_images(self) -> tuple[int, int, int]:
         """Images of a batch, processes, batches that are accumulated."""
-        return self.train_dataloader.batch_size, self.world_size, self.optim_wrapper._accumulative_counts
+        return self.train_dataloader.batch_sampler.batch_size, self.world_size, self.optim_wrapper._accumulative_counts
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         device = self.cfg.get("device", "auto")
@@ -208,6 +209,8 @@ class VisionRunner(Runner):
         hooks = [hook for hook in self.hooks if isinstance(hook, LastBestCheckpointHook)]
         if not hooks:
             raise InputError("default_hooks.checkpoint: expected a LastBestCheckpointHook, which --resume needs")
+        if sizes := training_sizes(self.train_dataloader):
+            self.task.check_sizes(sizes)
         if self._val_loop is None:
             return
         dataset = self.val_dataloader.dataset

@@ -120,8 +120,18 @@ class TaskModel(BaseModel):
         """Indices of classes of the training as those of the data."""
         return found if self.class_order is None else self.class_order.argsort().to(found.device)[found]
 
-    def resize(self, size: int) -> None:
-        """Adapts the model to test images of `size` x `size` pixels, where it depends on that."""
+    def resize(self, height: int, width: int) -> None:
+        """Adapts the model to test images of this size in pixels, where it depends on that."""
+
+    def check_sizes(self, sizes: Sequence[int]) -> None:
+        """Whether the model can be trained on square images of several sides in pixels.
+
+        Raises:
+            InputError: it cannot; the message says why.
+        """
+        raise InputError(
+            f"train_dataloader.batch_sampler: a {type(self).__name__} does not take its sizes; only classifiers do"
+        )
 
     def zero_loss(self) -> dict:
         """The loss of a batch without images, with zero gradients for all that is trained."""

@@ -151,11 +151,29 @@ class ImageClassifier(TaskModel):
         images = images * self.data_preprocessor.std + self.data_preprocessor.mean
         return list(zip(images.permute(0, 2, 3, 1).cpu().numpy(), (_title(row, classes) for row in shares.cpu())))
 
-    def resize(self, size: int) -> None:
+    def resize(self, height: int, width: int) -> None:
         """A position embedding for test images of this size, where there is one that does not follow them by itself."""
         dynamic = getattr(self.backbone, "dynamic_img_size", False)  # ours measures sizes against that of its training
         if hasattr(self.backbone, "set_input_size") and not dynamic:
-            self.backbone.set_input_size(img_size=(size, size))
+            self.backbone.set_input_size(img_size=(height, width))
+
+    def check_sizes(self, sizes: Sequence[int]) -> None:
+        """One image of each size goes through the model: what it refuses it refuses now."""
+        training = self.backbone.training
+        self.backbone.eval()
+        weight = next(self.backbone.parameters())
+        try:
+            with torch.no_grad():
+                for size in sizes:
+                    # Not a call: a compiled model would be compiled for a batch of one
+                    self.backbone.forward(weight.new_zeros(1, len(self.mean), size, size))
+        except Exception as error:  # a model is anybody's code
+            raise InputError(
+                f"train_dataloader.batch_sampler: {self.arguments['model_name']} takes no images of {size} pixels: "
+                f"{error}. timm's ViTs need model.backbone.dynamic_img_size=True, and multiples of their patches"
+            ) from error
+        finally:
+            self.backbone.train(training)
 
     def train(self, mode: bool = True) -> "ImageClassifier":
         super().train(mode)
