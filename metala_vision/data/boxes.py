@@ -16,41 +16,41 @@ from metala_vision.errors import InputError
 from .base import UnreadableImageError, check_split
 from .sampling import SampleKey
 
-LISTED = 5  # files of one kind of trouble that are named in the log
+LISTED = 5  # files that the log names for each kind of fault
 
 
 class Objects(NamedTuple):
-    """Those of one image; K of them, boxes as left, top, right, bottom in pixels."""
+    """The K objects of one image; boxes are left, top, right, bottom in pixels."""
 
     boxes: np.ndarray  # [K, 4] float32
     labels: np.ndarray  # [K] int64, 1 to the number of classes
-    crowd: np.ndarray  # [K] bool: a crowd, or too difficult: neither trained on nor counted against a detector
-    masks: tuple[Any, ...] | None = None  # K, as `BoxDataset.decode` takes them; None where the set has none
-    areas: np.ndarray | None = None  # [K] float32, pixels as the set counts them; None where it does not
+    crowd: np.ndarray  # [K] bool: crowds and difficult objects, neither trained on nor counted against a detector
+    masks: tuple[Any, ...] | None = None  # K masks as `BoxDataset.decode` takes them; None if there are none
+    areas: np.ndarray | None = None  # [K] float32, in pixels, as the dataset states them; None if it states none
 
     def only(self, keep: np.ndarray) -> "Objects":
-        """Those with these indices."""
+        """The objects with these indices."""
         masks = None if self.masks is None else tuple(self.masks[i] for i in keep)
         areas = None if self.areas is None else self.areas[keep]
         return Objects(self.boxes[keep], self.labels[keep], self.crowd[keep], masks, areas)
 
 
 class Troubles:
-    """Counts what is wrong with annotations, by kind, and says so once."""
+    """Counts the faults found in annotations, by kind; `log` reports them."""
 
     def __init__(self):
         self.files: dict[str, list[str]] = {}
 
     def add(self, kind: str, file: str) -> None:
-        """One more of a kind, in a file."""
+        """Counts one more fault of a kind, found in a file."""
         self.files.setdefault(kind, []).append(file)
 
     def counts(self) -> dict[str, int]:
-        """How many of each kind."""
+        """Number of faults of each kind."""
         return {kind: len(files) for kind, files in self.files.items()}
 
     def log(self, where: str) -> None:
-        """A line for each kind, with its number and its first files."""
+        """Logs a line for each kind, with the number of faults and the first files."""
         for kind, files in self.files.items():
             named = Counter(files)
             some = [f"{file} ({count})" if count > 1 else file for file, count in list(named.items())[:LISTED]]
@@ -59,15 +59,15 @@ class Troubles:
 
 
 class BoxDataset(Dataset):
-    """Images with boxes, and masks where the set has them. A subclass says where they come from in `load`.
+    """Images with boxes, and with masks where the dataset has them. A subclass reads an image in `load`.
 
     Args:
         split: "train", "val" or "test".
         classes: names of the classes; labels begin with 1.
-        names: what each image is called in predictions and messages.
-        objects: of each image.
+        names: name of each image.
+        objects: the objects of each image.
         transform: a `BoxTransform`, or its config; None leaves images as they are.
-        troubles: what was met while the annotations were read.
+        troubles: faults that were found while the annotations were read.
 
     Raises:
         InputError: an unknown split, no images, a training split without any object.
@@ -124,7 +124,7 @@ class BoxDataset(Dataset):
         raise NotImplementedError
 
     def image_id(self, index: int) -> int:
-        """What the image is called in result files."""
+        """The id of an image in result files."""
         return index
 
     def __len__(self) -> int:
@@ -133,8 +133,9 @@ class BoxDataset(Dataset):
     def __getitem__(self, key: int | SampleKey) -> dict:
         """dict(image [channels, height, width] uint8, target), or dict(error) for an image that cannot be read.
 
-        The target has boxes [K, 4], labels [K], iscrowd [K], image_id, size (height, width) and, where the set has
-        them, area [K], by the set's count, and masks [K, height, width] uint8. In training crowds are left out.
+        The target has boxes [K, 4] float32, labels [K] int64, iscrowd [K] bool, image_id, index and size (height,
+        width). Where the dataset has them, it also has area [K] float32, in pixels as the dataset states it, and masks
+        [K, height, width] uint8. The train split leaves crowds out.
         """
         index, seed = key[:2] if isinstance(key, SampleKey) else (key, None)
         try:
@@ -150,7 +151,7 @@ class BoxDataset(Dataset):
         if found.masks is not None:
             masks = np.stack([self.decode(mask, height, width) for mask in found.masks]) if len(boxes) else None
             masks = np.zeros((0, height, width), np.uint8) if masks is None else masks
-        keep = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= 1e-3).all(1))  # nothing is left of some beyond the image
+        keep = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= 1e-3).all(1))  # clipping leaves nothing of some boxes
         if self.transform is not None:
             image, boxes, masks, kept = self.transform(image, boxes[keep], None if masks is None else masks[keep], seed)
             keep = keep[kept]
@@ -172,13 +173,13 @@ class BoxDataset(Dataset):
 
 
 def sound_boxes(boxes: np.ndarray, size: tuple[int, int] | None, file: str, troubles: Troubles) -> np.ndarray:
-    """Indices of the boxes that enclose something within the image; what is wrong is counted.
+    """Indices of the boxes that cover a part of the image; faults are counted in `troubles`.
 
     Args:
         boxes: [K, 4] left, top, right, bottom.
-        size: height and width of the image, None where nothing is known of them.
-        file: for the messages.
-        troubles: what is counted.
+        size: height and width of the image, None where they are unknown.
+        file: name of the file, for messages.
+        troubles: where faults are counted.
     """
     keep = []
     for i, (left, top, right, bottom) in enumerate(boxes.tolist()):

@@ -21,26 +21,27 @@ from .splits import held_out
 
 @DATASETS.register_module()
 class CocoDetection(BoxDataset):
-    """`root/annotations/instances_val2017.json` and `root/val2017`, or files of that form anywhere.
+    """COCO's `root/annotations/instances_val2017.json` with the images in `root/val2017`, or other files of this form.
 
     Args:
         root: the folder.
         split: "train", "val" or "test".
         transform: see `BoxDataset`.
-        annotations: the JSON file, with {split}.
-        images: folder of its images, with {split}.
+        annotations: path of the JSON file in `root`; {split} stands for the split.
+        images: path of the folder of its images in `root`; {split} stands for the split.
         masks: read the masks too.
-        classes: names of the categories to use, in this order; None is all of them in the order of their ids. Those
-            of one name are one class.
-        holdout: where one file holds all splits, the share of its images that is validation, and test too.
-        orientation: turn pictures as cameras note it beside them (EXIF), where the width and height of an image entry,
-            or the size of a run-length code, do not decide; see `orientation`.
-        max_share: of pictures that may be of another size than the file states. Such pictures are refused; some are
-            looked at here, all when they are loaded.
+        classes: names of the categories to use, in this order; None is all of them in the order of their ids.
+            Categories of the same name are one class.
+        holdout: where one file holds all splits, the share of its images that is the validation split, and also the
+            test split. None where each split has a file.
+        orientation: turn pictures as their EXIF note says, unless the width and height of the image entry, or the size
+            of a run-length code, decide; see the module `orientation`.
+        max_share: share of the pictures whose size may differ from the one that the file states. Such pictures are
+            refused: a sample of the pictures is checked here, and every picture when it is loaded.
 
     Raises:
-        InputError: a missing or broken file, an annotation of an unknown image or category, masks asked for and absent,
-            two images of one id, too many pictures of another size.
+        InputError: a missing or broken file, an annotation of an unknown image or category, no usable mask where masks
+            are asked for, two images with one id, too many pictures of another size.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""COCO's JSON files: read, and checked for what the form leaves open, such as two images of one id."""
+"""Reads COCO's JSON files and checks what the form leaves open, such as two images with one id."""
 
 import json
 import logging
@@ -15,10 +15,13 @@ WANTED = {"images": ("id", "file_name"), "annotations": ("bbox",), "categories":
 
 
 def read_coco(file: Path, troubles: Troubles) -> dict[str, list[dict]]:
-    """Its `images`, `annotations` and `categories`, none of them twice; what was there twice is counted.
+    """The `images`, `annotations` and `categories` of a file.
+
+    Images and annotations that are repeated under one id are dropped, and counted in `troubles`.
 
     Raises:
-        InputError: no such file, not JSON, not of COCO's form, no images, or one id or one file for different images.
+        InputError: no such file, not JSON, not of COCO's form, no images, one id or one file for different images, or
+            one id for different categories.
     """
     if not file.is_file():
         raise InputError(f"annotations: no file {file}")
@@ -70,7 +73,7 @@ def _images(entries: Iterable[dict], file: Path, troubles: Troubles) -> list[dic
 
 
 def _annotations(entries: Iterable[dict], files: dict[object, str], troubles: Troubles) -> list[dict]:
-    """Different ones of one id are kept: nothing here goes by it."""
+    """Different annotations with one id are all kept, since nothing here depends on the id."""
     of_id: dict[object, dict] = {}
     kept = []
     for annotation in entries:

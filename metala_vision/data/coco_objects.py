@@ -26,18 +26,18 @@ def objects_of(
     masks: bool,
     troubles: Troubles,
 ) -> Objects:
-    """Those of one image. Where masks are asked for, one without is taken for a crowd with its box as mask.
+    """The objects of one image. Where masks are asked for, an object without one becomes a crowd with its box as mask.
 
     Args:
-        annotations: of the image.
-        label_of: labels of the categories.
-        file: the image's, for messages.
-        size: height and width of the image, None where nothing is known of them.
-        masks: whether they are asked for.
-        troubles: what is counted.
+        annotations: the annotations of the image.
+        label_of: label of each category id.
+        file: name of the image file, for messages.
+        size: height and width of the image, None where they are unknown.
+        masks: whether masks are asked for.
+        troubles: where faults are counted.
 
     Raises:
-        InputError: a box that is none.
+        InputError: a bbox that is no list of four numbers.
     """
     try:
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
@@ -62,7 +62,7 @@ def objects_of(
 
 
 def size_of_codes(annotations: Sequence[dict]) -> Size | None:
-    """Height and width by the first run-length code of an image's objects; None where there is none."""
+    """Height and width that the first run-length code of an image's objects states; None where there is no code."""
     codes = [a["segmentation"] for a in annotations if isinstance(a.get("segmentation"), dict)]
     sizes = [code["size"] for code in codes if _is_size(code.get("size"))]
     return tuple(sizes[0]) if sizes else None
@@ -73,7 +73,10 @@ def _is_size(value: object) -> bool:
 
 
 def _mask(found: object, size: Size | None, file: str, troubles: Troubles) -> list | dict | None:
-    """Polygons or a run-length code that can be decoded for an image of this size; None, and counted, for neither."""
+    """The polygons or the run-length code of an object, if they can be decoded for an image of this size.
+
+    None for an object without either; this is counted in `troubles`.
+    """
     if isinstance(found, dict):
         return _code(found, size, file, troubles)
     parts = found if isinstance(found, list) else []
@@ -100,11 +103,11 @@ def _is_polygon(part: object) -> bool:
 
 
 def _is_inside(part: list[float], size: Size, file: str, troubles: Troubles) -> bool:
-    """Whether some of a polygon may be within its image."""
+    """Whether a part of a polygon may be within its image."""
     height, width = size
     columns, rows = part[::2], part[1::2]
     left, top, right, bottom = min(columns), min(rows), max(columns), max(rows)
-    # pycocotools walks along what lies far outside pixel by pixel, until there is no memory left.
+    # pycocotools follows a polygon far outside of the image pixel by pixel, until there is no memory left.
     far = left < -width or top < -height or right > 2 * width or bottom > 2 * height
     if far or left >= width or top >= height or right <= 0 or bottom <= 0:
         troubles.add("polygons outside of their image dropped", file)

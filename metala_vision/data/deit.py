@@ -12,7 +12,7 @@ from timm.data import rand_augment_transform
 
 from metala_vision.errors import InputError
 
-GREY = (124, 116, 104)  # mean colour of ImageNet, for what rotations and shifts bring in
+GREY = (124, 116, 104)  # mean colour of ImageNet, with which rotations and shifts fill borders
 NOISE = (116.0, 57.0)  # mean and deviation of ImageNet over all channels
 
 
@@ -83,5 +83,5 @@ class TimmErasing(A.ImageOnlyTransform):
 
 
 def _some_bits(level_to_bits: Callable, level: float, hparams: dict) -> tuple[int]:
-    """timm's number of bits that Posterize keeps; it asks for none at the highest levels, which Pillow refuses."""
+    """The number of bits that timm lets Posterize keep, but at least 1: Pillow refuses the 0 of the highest levels."""
     return (max(1, level_to_bits(level, hparams)[0]),)

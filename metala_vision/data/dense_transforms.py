@@ -16,7 +16,8 @@ from .transforms import build_albumentation, reseed
 class BoxTransform:
     """A list of albumentations for images with boxes, and masks where there are some.
 
-    Objects of which too little is left are dropped; where there are masks, a box is what its mask spans.
+    Objects of which too little remains in the image are dropped. Where there are masks, every box is the bounding box
+    of its mask.
 
     Args:
         transforms: dicts such as dict(type="HorizontalFlip", p=0.5).
@@ -37,8 +38,8 @@ class BoxTransform:
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, masks: np.ndarray | None, seed: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
-        """[height, width, channels] uint8, [K, 4] and [K, height, width] -> the same of the new image, and the indices
-        of the objects that are left; the same `seed` gives the same result.
+        """Image [height, width, channels] uint8, boxes [K, 4], masks [K, height, width] -> the same of the new image,
+        and the indices of the objects that remain. The same `seed` gives the same result.
         """
         if seed is not None:
             reseed(self.compose, seed)
@@ -63,7 +64,7 @@ class BoxTransform:
 class MaskTransform:
     """A list of albumentations for images with a class for each pixel.
 
-    What comes in from outside of an image should be ignored: give fill_mask=255 to what pads, rotates or shifts.
+    Pixels from outside of the image should be ignored: give fill_mask=255 to transforms that pad, rotate or shift.
 
     Args:
         transforms: as for `BoxTransform`.
@@ -84,7 +85,7 @@ class MaskTransform:
 
 
 def spanned(masks: np.ndarray) -> np.ndarray:
-    """The boxes [K, 4] float32 that masks [K, height, width], none of them empty, span."""
+    """Bounding boxes [K, 4] float32 of masks [K, height, width], none of which may be empty."""
     columns, rows = np.any(masks, 1), np.any(masks, 2)
     left, top = columns.argmax(1), rows.argmax(1)
     right = masks.shape[2] - columns[:, ::-1].argmax(1)

@@ -1,4 +1,4 @@
-"""Boxes of one's own, as annotation tools leave them: COCO's form or VOC's, in any of the usual layouts."""
+"""Your own boxes, as annotation tools write them: in COCO's form or VOC's, in any of the usual layouts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from .coco import CocoDetection
 from .splits import SPLITS, held_out
 from .voc import VOCDetection
 
-# What tools call the splits.
+# The names that tools give the splits.
 CALLED = {"train": ("train", "train2017"), "val": ("val", "valid", "validation", "val2017"), "test": ("test",)}
-# Where COCO's files of a split are: the annotations, and the images.
+# Where the annotations and the images of one split are in COCO's form.
 OF_A_SPLIT = (
     ("annotations/instances_{name}.json", "{name}"),
     ("annotations/instances_{name}.json", "images/{name}"),
@@ -31,7 +31,7 @@ OF_A_SPLIT = (
     ("{name}.json", "images/{name}"),
     ("{name}.json", "images"),
 )
-# The same of a set that nobody has split.
+# The same for a dataset without splits.
 OF_ALL = (
     ("annotations/instances_default.json", "images/default"),
     ("annotations/instances_default.json", "images"),
@@ -52,28 +52,31 @@ def detection_folder(
     holdout: float = 0.15,
     **options: Any,
 ) -> BoxDataset:
-    """The dataset of a folder, whose form and layout are found by what is there.
+    """The dataset in a folder; its form and layout are recognised by the files that are there.
 
     - COCO's form, split: annotations/instances_train.json, annotations/train.json, train/_annotations.coco.json or
       train.json, and so on, with the images in train/, images/train/ or images/.
     - COCO's form, in one file: annotations/instances_default.json or annotations.json with images/,
-      _annotations.coco.json among the images. Validation is `holdout` of the images.
-    - VOC's form: JPEGImages/ and Annotations/, with train.txt and val.txt there or in ImageSets/Main, or without, and
-      then validation is `holdout` of the images.
+      _annotations.coco.json among the images. `holdout` of the images are the validation split.
+    - VOC's form: JPEGImages/ and Annotations/, with train.txt and val.txt beside them or in ImageSets/Main. Without
+      these lists, `holdout` of the images are the validation split.
 
-    "valid", "validation" and "train2017" are understood. Where there is no test split, it is that of validation.
+    The names "valid", "validation" and "train2017" are understood too. Where there is no test split, the validation
+    split takes its place.
 
     Args:
         root: the folder.
         split: "train", "val" or "test".
         transform: see `BoxDataset`.
-        classes: their names, in order; None is those of COCO's file by their ids, or of VOC's files by the alphabet.
-        masks: read masks too, which COCO's form has.
-        holdout: share of a set that is not split.
-        **options: of `CocoDetection` or `VOCDetection`, whichever it is.
+        classes: names of the classes, in order. None takes those of COCO's file in the order of their ids, or those of
+            VOC's files in alphabetical order.
+        masks: read masks too; only COCO's form has them.
+        holdout: share of the images that is the validation split of a dataset without splits.
+        **options: further arguments of `CocoDetection` or `VOCDetection`, whichever reads the folder.
 
     Raises:
-        InputError: no known layout, with what was looked for; what `CocoDetection` and `VOCDetection` raise.
+        InputError: no known layout (the message lists what was looked for), or what `CocoDetection` and `VOCDetection`
+            raise.
     """
     check_split(split)
     check_holdout(holdout)
@@ -101,7 +104,7 @@ def detection_folder(
 
 
 def _found(folder: Path, name: str) -> tuple[str, str] | None:
-    """Annotations and images of a split that is called so, relative to the folder."""
+    """The annotations and images of the split with this name, relative to the folder; None where there are none."""
     for annotations, images in OF_A_SPLIT:
         place = annotations.format(name=name), images.format(name=name)
         if (folder / place[0]).is_file() and (folder / place[1]).is_dir():
@@ -137,7 +140,7 @@ def _list_of_validation(folder: Path) -> str:
 
 
 def _classes(folder: Path) -> list[str]:
-    """The names of all objects of all splits, by the alphabet; files that are broken are met when they are read."""
+    """The class names in all annotation files, in alphabetical order. Broken files are reported when they are read."""
     found: set[str] = set()
     for file in (folder / "Annotations").glob("*.xml"):
         try:

@@ -29,7 +29,7 @@ class FashionMNIST(LabelledImages):
         transform: see `LabelledImages`.
         holdout: share of the 60 000 training images that is val. 0 trains on all of them: val is then the test set, and
             nothing may be chosen by it.
-        subset: keep about this many images of the split, with the proportions of the classes.
+        subset: keep about this many images of the split, in the same class proportions.
         download: fetch the files where they are missing and the Debian package is not installed.
 
     Raises:

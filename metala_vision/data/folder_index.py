@@ -1,7 +1,8 @@
 """The images of a folder with a subfolder per class, listed once and remembered.
 
-A listing of ImageNet's 1.3 million files takes minutes on a network disk. It is kept under the user's cache folder with
-the modification time of every folder in it; a folder in which a file came or went is newer, and all is listed anew.
+Listing ImageNet's 1.3 million files takes minutes on a network disk. The list is therefore kept in the user's cache
+folder, with the modification time of every folder. A file that is added or removed changes the time of its folder, and
+then everything is listed anew.
 """
 
 import functools
@@ -19,13 +20,14 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from metala_vision.errors import InputError
 from metala_vision.kernels.cache import CacheError, cache_folder, make_private, open_trusted, write_private
 
-SETTLED = 2.0  # seconds: a folder changed more recently may change again within the same tick of its clock
+SETTLED = 2.0  # seconds: a folder that changed more recently may change again without a new modification time
 
 
 def list_images(folder: Path, cache: bool = True) -> tuple[list[str], list[str], np.ndarray]:
     """Classes, image paths in a fixed order, and labels [N] of folder/CLASS/.../IMAGE.
 
-    Hidden files and folders are left out: they hold thumbnails and checkpoints, copies of images that would leak.
+    Hidden files and folders are left out: they hold thumbnails and checkpoints, copies of images that would leak from
+    one split into another.
 
     Raises:
         InputError: no class folders, or one without images.
@@ -76,11 +78,11 @@ def _subfolders(folder: Path) -> list[str]:
 def _listed(folder: Path) -> dict[str, tuple[int, list[str]]]:
     """Relative folder -> (its modification time in ns, names of the images right in it)."""
     folders = {}
-    waiting: list[tuple[Path, frozenset]] = [(folder, frozenset())]  # and what it lies in
+    waiting: list[tuple[Path, frozenset]] = [(folder, frozenset())]  # each with the folders that it lies in
     while waiting:
         place, around = waiting.pop()
         status = os.stat(place)
-        changed = status.st_mtime_ns  # before it is read: what comes after makes it newer
+        changed = status.st_mtime_ns  # taken before the folder is read: later changes make it newer
         itself = (status.st_dev, status.st_ino)
         if itself in around:
             raise InputError(f"--data-root (root): {place} is a link to a folder that it lies in; remove it")
@@ -98,12 +100,12 @@ def _listed(folder: Path) -> dict[str, tuple[int, list[str]]]:
 
 
 def _cache_file(folder: Path) -> Path | None:
-    """Where the list of a folder is kept; None where the user has no place of their own for it, which is said."""
+    """The file that keeps the list of a folder; None, with a warning, where the user has no private cache folder."""
     key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
     try:
         make_private(cache_folder())
         make_private(cache_folder() / "folders")
-    except OSError as error:  # CacheErrors too
+    except OSError as error:  # or CacheError, which is one
         _say_once(f"lists of files are not kept: {error}")
         return None
     return cache_folder() / "folders" / f"{key}.json"
@@ -115,12 +117,12 @@ def _say_once(text: str) -> None:
 
 
 def _remembered(folder: Path) -> dict[str, tuple[int, list[str]]] | None:
-    """The listing of an earlier time, if every folder is as old as it was then."""
+    """The list that an earlier process kept, if no folder has changed since."""
     path = _cache_file(folder)
     if path is None:
         return None
     try:
-        with open_trusted(path) as file:  # a list of somebody else's would be trained on
+        with open_trusted(path) as file:  # training must not use a list that somebody else wrote
             kept = json.load(file)
         folders = {name: (changed, files) for name, (changed, files) in kept["folders"].items()}
         if kept["folder"] != str(folder.resolve()):
@@ -129,7 +131,7 @@ def _remembered(folder: Path) -> dict[str, tuple[int, list[str]]] | None:
     except CacheError as error:
         _say_once(f"the list of {folder} is made anew: {error}")
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, of another time, or half a file
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, of another version, or half a file
         return None
     return folders if current else None
 

@@ -1,4 +1,4 @@
-"""A folder of images with a subfolder per class, in any of the three layouts people keep them in."""
+"""A folder of images with a subfolder per class, in any of the usual layouts."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ from .orientation import Size, WrongSizeError, needed_turn, opened
 from .packed import PackedStrings
 from .splits import SPLITS, stratified_split
 
-# of files that are taken for images where masks or annotations stand beside them
+# Suffixes of the files that are taken for images in datasets with masks or boxes.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -25,10 +25,10 @@ class ImageFolder(LabelledImages):
     """Images under `root`, one folder per class. The three splits share no file:
 
     - root/{train,val,test}/CLASS: as they are;
-    - root/{train,val}/CLASS (ImageNet, also with its unlabelled root/test/IMAGE): test is `val`, and val is held out of
-      `train`;
+    - root/{train,val}/CLASS (ImageNet, also with its unlabelled root/test/IMAGE) or root/{train,test}/CLASS: the second
+      folder is the test split, and val is held out of `train`;
     - root/CLASS: test and val are both held out;
-    - root/test/CLASS alone: there is a test, and nothing to train on.
+    - root/test/CLASS alone: there is only a test split.
 
     Args:
         root: the folder.
@@ -38,8 +38,8 @@ class ImageFolder(LabelledImages):
             `train`: val and test are then both the `val` folder, and nothing may be chosen by it.
         channels: 3 for RGB, 1 for grey; every image is converted.
         cache: remember the list of files under the user's cache folder, see `folder_index`.
-        orientation: turn pictures as cameras note it beside them (EXIF). False reads as timm and torchvision do, which
-            leave all but TIFF files as they are stored.
+        orientation: turn pictures as their EXIF note says. False reads them as timm and torchvision do: all but TIFF
+            files as they are stored.
 
     Raises:
         InputError: missing or empty folder, a class without images, classes that differ between splits.
@@ -111,17 +111,17 @@ class ImageFolder(LabelledImages):
 
 
 def read_image(path: str | Path, channels: int, orientation: bool = True, stated: Size | None = None) -> np.ndarray:
-    """An image file as [height, width, channels] uint8, of any mode. What is transparent is white.
+    """An image file of any mode as [height, width, channels] uint8. Transparent images are laid over white.
 
     Args:
         path: of the file.
         channels: 3 for RGB, 1 for grey.
-        orientation: turn it as its camera noted (EXIF), where `stated` does not decide; see `orientation`.
-        stated: height and width that its annotations are for.
+        orientation: turn the picture as its EXIF note says, unless `stated` decides; see the module `orientation`.
+        stated: height and width that its annotations state; None where they state none.
 
     Raises:
-        UnreadableImageError: it is no image, not whole, of another size than stated, or so large that a few bytes ask
-            for gigabytes of memory.
+        UnreadableImageError: the file is no image, is incomplete, has another size than stated, or has so many pixels
+            that Pillow takes it for a decompression bomb.
     """
     try:
         with opened(path) as image:
@@ -134,12 +134,12 @@ def read_image(path: str | Path, channels: int, orientation: bool = True, stated
 
 
 def _pixels(image: Image.Image, channels: int, turn: Image.Transpose | None) -> np.ndarray:
-    """[height, width, channels] uint8, of any mode; 16-bit grey is scaled, where PIL would clip it to white."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PGM's too are of 16 bits
+    """An image of any mode as [height, width, channels] uint8; 16-bit grey is scaled, which PIL would clip to white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PGM: 16 bits too
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {image.mode}) have no agreed range; save it with 8 or 16 bits")
-    if image.has_transparency_data:  # the colours beneath are black in most files
+    if image.has_transparency_data:  # in most files transparent pixels are black
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = "RGB" if channels == 3 else "L"
@@ -147,7 +147,7 @@ def _pixels(image: Image.Image, channels: int, turn: Image.Transpose | None) -> 
         image = image.convert(mode)
     if turn is not None:
         image = image.transpose(turn)
-    pixels = np.asarray(image)  # loads what is still a file; Pillow turns a TIFF file, and changes its size, only then
+    pixels = np.asarray(image)  # reads the file; only now does Pillow turn a TIFF file and change its size
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

@@ -27,16 +27,16 @@ CLASSES = {  # by their WordNet ids, which are the names of the folders
 
 @DATASETS.register_module()
 class Imagenette(ImageFolder):
-    """`ImageFolder` on Imagenette, its classes by their names instead of their WordNet ids.
+    """`ImageFolder` on Imagenette, with the names of the classes instead of their WordNet ids.
 
     Args:
-        root: a folder with train/ and val/ in it, or the one where torchvision has unpacked its archive or is to do it.
+        root: a folder with train/ and val/ in it, or the folder in which torchvision has unpacked its archive, or will.
         split: "train", "val" or "test"; test is the `val` folder.
         transform: see `LabelledImages`.
         holdout: share of `train` that is val. 0 trains on all of it: val is then the `val` folder too, and nothing may
             be chosen by it.
         download: fetch the archive (160 pixels) where `root` holds neither.
-        **options: of `ImageFolder`.
+        **options: further arguments of `ImageFolder`.
 
     Raises:
         InputError: no data and no way to get it, or what `ImageFolder` raises.

@@ -21,11 +21,11 @@ from .sampling import SampleKey
 from .sizes import check_sizes
 from .splits import SPLITS, held_out
 
-IGNORE = 255  # the label of pixels that nobody is asked about
+IGNORE = 255  # the label of pixels that neither loss nor metrics count
 
 
 class MaskDataset(Dataset):
-    """Images with masks. A subclass says where they come from in `load`.
+    """Images with masks. A subclass reads both in `load`.
 
     Args:
         split: "train", "val" or "test".
@@ -34,7 +34,7 @@ class MaskDataset(Dataset):
         transform: a `MaskTransform`, or its config; None leaves images as they are.
 
     Attributes:
-        named: False where the classes are mere numbers, which nothing can be held against.
+        named: False where the classes are mere numbers, which cannot be compared with the names of other classes.
 
     Raises:
         InputError: an unknown split, no images.
@@ -57,10 +57,10 @@ class MaskDataset(Dataset):
         return dict(dataset=type(self).__name__, split=self.split, classes=self.classes)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The image [height, width, channels] uint8, and the mask [height, width] uint8 of classes and 255.
+        """The image [height, width, channels] uint8, and the mask [height, width] uint8 of classes, or 255.
 
         Raises:
-            UnreadableImageError: one of them cannot be decoded, or they do not fit.
+            UnreadableImageError: one of them cannot be decoded, or their sizes do not fit.
         """
         raise NotImplementedError
 
@@ -93,28 +93,31 @@ class MaskDataset(Dataset):
 
 @DATASETS.register_module()
 class MaskFolder(MaskDataset):
-    """A folder of images, and one of masks with the same names, as PNG files whose values are the classes.
+    """A folder of images, and a folder of masks with the same names: PNG files whose pixel values are the classes.
 
-    ADE20K's is images="images/training", masks="annotations/training", zero_is_ignored=True; other sets have
-    "{split}" in theirs, or no splits at all: then a share is held out. Where there is no test split, it is that of
-    validation.
+    For ADE20K give images="images/training", masks="annotations/training" and zero_is_ignored=True. Other datasets have
+    "{split}" in their paths, or no splits at all: then a share of the images is held out. Where there is no test split,
+    the validation split takes its place.
 
     Args:
-        root: the folder of both.
+        root: the folder that holds both.
         split: "train", "val" or "test".
         classes: names of the classes, or their number.
         transform: see `MaskDataset`.
-        images: folder of the images, with {split}.
-        masks: folder of the masks, with {split}.
+        images: folder of the images in `root`; {split} stands for the split.
+        masks: folder of the masks in `root`; {split} stands for the split.
         zero_is_ignored: the label 0 is ignored, and 1 is the first class.
-        max_share: of images that may have no mask, they are left out; and of those that may be of another size than
-            their mask. Such images are refused; some are looked at here, all when they are loaded.
-        holdout: where there are no folders of splits, the share of all images that is validation, and test too.
-        orientation: turn images as cameras note it beside them (EXIF), where the size of the mask does not decide; see
+        max_share: share of the images that may lack a mask; they are left out. Also the share of the images whose size
+            may differ from that of their mask; they are refused: a sample is checked here, and every image when it is
+            loaded.
+        holdout: where the splits have no folders, the share of all images that is the validation split, and also the
+            test split.
+        orientation: turn images as their EXIF note says, unless the size of the mask decides; see the module
             `orientation`. Masks are taken as they are stored.
 
     Raises:
-        InputError: a missing folder, no images, two of one mask, or too many without one or with one of another size.
+        InputError: a missing folder, no images, two images with one mask, or too many images without a mask or with a
+            mask of another size.
     """
 
     def __init__(
@@ -198,7 +201,7 @@ class MaskFolder(MaskDataset):
 
 
 def _size(mask: Path) -> Size | None:
-    """Height and width of a mask by its header; None for what is no image, which loading it says."""
+    """Height and width of a mask by its header; None for a file that is no image, which is reported on loading."""
     with contextlib.suppress(Exception), opened(mask) as file:  # PIL raises almost anything on broken files
         return file.height, file.width
     return None

@@ -10,8 +10,8 @@ import numpy as np
 class PackedStrings(Sequence):
     """Strings, or paths, as one block of bytes.
 
-    Reading a list changes the reference counts of its members, and so copies, page by page, what a worker process
-    shares with its parent: 150 MB a worker for ImageNet's paths.
+    Reading a Python list changes the reference counts of its members. That copies, page by page, the memory that a
+    worker process shares with its parent: 150 MB per worker for ImageNet's paths.
     """
 
     def __init__(self, strings: Sequence[str]):
@@ -29,5 +29,5 @@ class PackedStrings(Sequence):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        place = range(len(self))[index]  # negative ones from the end; IndexError past it
+        place = range(len(self))[index]  # negative indices count from the end; IndexError beyond it
         return os.fsdecode(self._bytes[self._ends[place] : self._ends[place + 1]].tobytes())

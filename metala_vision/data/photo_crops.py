@@ -1,7 +1,7 @@
 """A classification task out of a few photographs: which of them does a grey crop come from?
 
-Real pixels of more than 64 at a side, without a download; the crops of training and test come from different parts of a
-photograph, so that nothing but texture and structure can be learned.
+It has images of real pixels, with sides of more than 64, and needs no download. Training and test crops come from
+different parts of a photograph, so that nothing but texture and structure can be learned.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from PIL import Image
 
 from metala_vision.errors import InputError
 
-# Of scikit-image and scikit-learn, and all wide enough for crops of 128 pixels on both sides of the cut.
+# Photographs of scikit-image and scikit-learn, all wide enough for crops of 128 pixels on both sides of the cut.
 SKIMAGE = (
     *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png"),
     *("grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg"),
@@ -62,8 +62,8 @@ def write_photo_crops(
         size: side of a crop.
         train: crops of each photograph, from its left part.
         val: crops of each photograph, from the rest.
-        train_share: of the columns that are the left part.
-        seed: of the places of the crops.
+        train_share: share of the columns that makes up the left part.
+        seed: seed of the positions of the crops.
 
     Returns:
         How many crops each split has.

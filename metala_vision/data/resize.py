@@ -1,4 +1,4 @@
-"""Resizing as Pillow, and so timm's evaluation, does it: by filters as wide as the reduction. OpenCV's skip pixels.
+"""Resizing as Pillow, and so timm's evaluation, does it: the filters widen with the reduction. OpenCV's skip pixels.
 
 PyTorch's uint8 kernels give Pillow's values within two levels of 255, in 0.4 of its time.
 """
@@ -35,9 +35,9 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: int) -> np
 
 
 def middle(image: np.ndarray) -> np.ndarray:
-    """What a central crop may see of an image: no more than `LONGEST` times as long as it is short.
+    """The middle of an image, all that a central crop may see: at most `LONGEST` times as long as it is short.
 
-    Resized as a whole one of 1x30000 pixels, a few kilobytes on disk, would take gigabytes.
+    Resizing the whole of an image of 1x30000 pixels, a few kilobytes on disk, would take gigabytes.
     """
     longest = LONGEST * min(image.shape[:2])
     top, left = (max(0, side - longest) // 2 for side in image.shape[:2])

@@ -19,7 +19,7 @@ def encode(masks: np.ndarray) -> list[dict]:
 
 
 def decode(codes: Sequence[dict]) -> np.ndarray:
-    """The inverse, of at least one code."""
+    """The inverse of `encode`, for at least one code: [K, height, width] uint8."""
     with _coder() as coder:
         return coder.decode(list(codes)).transpose(2, 0, 1)
 
@@ -35,9 +35,9 @@ def decode_any(mask: list | dict, height: int, width: int) -> np.ndarray:
 
 
 def runs(counts: list | str) -> np.ndarray | None:
-    """Lengths of the runs of a code, zeros first, whose counts are numbers or text; None for what is no code.
+    """Lengths of the runs of a code, the first one of zeros. Its counts are numbers or text; None if they are no code.
 
-    pycocotools checks little: where runs do not fill a mask, the rest of it is what was in memory.
+    pycocotools checks little: where the runs do not fill a mask, it leaves uninitialised memory in the rest.
     """
     try:
         if isinstance(counts, list):
@@ -47,7 +47,7 @@ def runs(counts: list | str) -> np.ndarray | None:
         digits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
     except (ValueError, AttributeError, OverflowError):
         return None
-    # Each number is in digits of five bits, the lowest first, and a sixth bit that says whether another one follows.
+    # Each number is written in digits of five bits, the lowest first; a sixth bit says whether another digit follows.
     follows = digits & 32 > 0
     if len(digits) == 0 or digits.min() < 0 or digits.max() > 63 or follows[-1]:
         return None
@@ -58,22 +58,22 @@ def runs(counts: list | str) -> np.ndarray | None:
         return None
     values = np.add.reduceat((digits & 31) << (5 * place), starts)
     values -= np.where(digits[ends] & 16, 1 << (5 * (place[ends] + 1)), 0)
-    # From the fourth on, a number is what a run is longer than the last but one.
+    # From the fourth on, each number is the difference between its run and the run two places before.
     values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
     return values if values.min() >= 0 else None
 
 
 def area(code: dict) -> float:
-    """Pixels of a mask."""
+    """Number of pixels in a mask, from its code."""
     with _coder() as coder:
         return float(coder.area(code))
 
 
 def check_installed() -> None:
-    """Whether there is pycocotools.
+    """Checks that pycocotools is installed.
 
     Raises:
-        InputError: there is not.
+        InputError: it is not.
     """
     if importlib.util.find_spec("pycocotools") is None:
         raise InputError(
@@ -88,6 +88,6 @@ def _coder() -> Iterator:
     from pycocotools import mask
 
     with warnings.catch_warnings():
-        # It makes its arrays the way of numpy 1, which numpy 2 still takes.
+        # pycocotools makes its arrays as numpy 1 did, which numpy 2 still accepts.
         warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy keyword", DeprecationWarning)
         yield mask

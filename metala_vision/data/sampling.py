@@ -36,8 +36,9 @@ class EpochSampler(Sampler):
         seed: of permutations and samples; None is 0.
         round_up: repeat the first samples so that every rank gets equally many. None is the value of `shuffle`: in
             training every rank must take as many steps, in evaluation no image may count twice.
-        repeats: of each sample in an epoch, with augmentations of its own and on different ranks, of correspondingly
-            fewer samples: repeated augmentation (arXiv 1902.05509), as DeiT is trained with 3.
+        repeats: how often an epoch has each of its samples, every time with another augmentation and, with several
+            ranks, on another one. It has correspondingly fewer samples: repeated augmentation (arXiv 1902.05509), for
+            which DeiT uses 3.
 
     Raises:
         InputError: fewer than one repeat, or repeats without shuffling.

@@ -17,8 +17,8 @@ from .splits import SPLITS
 SHAPES = ("disc", "rectangle", "triangle")
 BACKGROUND = "background"
 ATTEMPTS = 20
-GROUND = 110  # grey value that the ground is around
-CONTRAST = 70  # least distance of a shape's colour from it, in one channel
+GROUND = 110  # grey value around which the ground varies
+CONTRAST = 70  # least distance of a shape's colour from GROUND, in one channel
 
 
 class Drawing(NamedTuple):
@@ -30,7 +30,7 @@ class Drawing(NamedTuple):
 
 
 def draw(seed: int, size: int, most: int = 5) -> Drawing:
-    """One to `most` shapes of random colour, size and place, at most a third of one hidden by later ones.
+    """One to `most` shapes of random colour, size and place. Later shapes hide at most a third of an earlier one.
 
     The same arguments give the same drawing anywhere.
     """
@@ -59,7 +59,7 @@ def draw(seed: int, size: int, most: int = 5) -> Drawing:
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
-    """One that can be told from the ground."""
+    """A random colour that can be told from the ground."""
     while True:
         colour = rng.integers(0, 256, 3)
         if np.abs(colour - GROUND).max() > CONTRAST:
@@ -67,7 +67,7 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def _shape(rng: np.random.Generator, kind: int, size: int) -> np.ndarray:
-    """One shape [size, size] uint8, 0 or 1; a part of it may be outside."""
+    """One shape [size, size] uint8, 0 or 1; a part of it may be outside of the image."""
     mask = np.zeros((size, size), np.uint8)
     centre = rng.uniform(0.15 * size, 0.85 * size, 2)
     radius = rng.uniform(0.1, 0.22) * size
@@ -78,7 +78,7 @@ def _shape(rng: np.random.Generator, kind: int, size: int) -> np.ndarray:
     if SHAPES[kind] == "triangle":
         angles = turn + np.array([0, 2, 4]) * np.pi / 3
     else:
-        half = rng.uniform(0.5, 1.0)  # of the angle between two diagonals: how long the rectangle is
+        half = rng.uniform(0.5, 1.0)  # half the angle between the diagonals: it sets how long the rectangle is
         angles = turn + np.array([-half, half, np.pi - half, np.pi + half])
     corners = centre + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
     cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 1)
@@ -100,10 +100,10 @@ class ShapesDetection(BoxDataset):
     """Shapes with boxes and masks.
 
     Args:
-        split: "train", "val" or "test", of different drawings.
-        images: how many.
-        size: of an image, in pixels.
-        most: shapes in an image.
+        split: "train", "val" or "test"; each has other drawings.
+        images: number of images.
+        size: side of an image in pixels.
+        most: largest number of shapes in an image.
         transform: see `BoxDataset`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The sizes that annotations state, against those of the pictures."""
+"""Compares the sizes that annotations state with those of the pictures."""
 
 import contextlib
 import math
@@ -13,15 +13,15 @@ from metala_vision.errors import InputError
 from .boxes import Troubles
 from .orientation import Size, WrongSizeError, check_size, shown_size
 
-# A header takes 0.03 to 0.1 ms from memory, and milliseconds on a network disk: minutes for all of COCO at each start.
+# Reading a header takes 0.03 to 0.1 ms from memory, and milliseconds from a network disk: minutes for COCO.
 LOOKED_AT = 100
 REFUSED = "pictures refused that are not of the size they were annotated at"
 
 
 def stated_size(height: Any, width: Any, file: str, troubles: Troubles) -> Size | None:
-    """The size that a file states, as numbers or text; None where it states none, or zeros as some tools do.
+    """The size that a file states, in numbers or text; None where it states none, or zeros, as some tools write.
 
-    What is no size is counted.
+    Anything but whole positive numbers is counted in `troubles` and gives None too.
     """
     if all(value in (None, "", 0, "0") for value in (height, width)):
         return None
@@ -36,7 +36,7 @@ def stated_size(height: Any, width: Any, file: str, troubles: Troubles) -> Size 
 
 
 def size_of_picture(path: Path, follow: bool) -> Size | None:
-    """The size of a picture that nothing is stated about; None for one that cannot be opened, which loading it says."""
+    """The size of a picture whose annotations state none; None if it cannot be opened, which is reported on loading."""
     with contextlib.suppress(Exception):  # Pillow raises almost anything on broken files
         return shown_size(path, follow)
     return None
@@ -45,19 +45,19 @@ def size_of_picture(path: Path, follow: bool) -> Size | None:
 def check_sizes(
     argument: str, paths: Sequence[Path], stated: Callable[[int], Size | None], troubles: Troubles, max_share: float
 ) -> None:
-    """Looks at the headers of some pictures from all over a set, before any is needed.
+    """Checks the headers of a sample of the pictures, spread over the dataset, before any picture is needed.
 
-    Each that does not fit is counted. All others are held against their sizes when they are loaded.
+    Each picture of another size than stated is counted in `troubles`. Every picture is checked when it is loaded.
 
     Args:
-        argument: the one that names the pictures.
-        paths: of all pictures.
-        stated: the size that the picture of an index was annotated at.
-        troubles: what is counted.
-        max_share: of the pictures that may not fit.
+        argument: name of the argument that gives the pictures, for messages.
+        paths: paths of all pictures.
+        stated: gives the size at which the picture of an index was annotated.
+        troubles: where faults are counted.
+        max_share: share of the pictures that may have another size.
 
     Raises:
-        InputError: more do not fit.
+        InputError: more pictures have another size.
     """
     looked_at = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), LOOKED_AT)).astype(int)).tolist()
     wrong = []
@@ -70,11 +70,11 @@ def check_sizes(
         except WrongSizeError as error:
             wrong.append(f"{paths[i]}: {error}")
             troubles.add(REFUSED, str(paths[i]))
-        except Exception:  # no image: loading it says so, with all that is wrong
+        except Exception:  # no image: this is reported when it is loaded
             continue
     allowed = max_share * len(looked_at)
     if len(looked_at) < len(paths):
-        allowed += 3 * math.sqrt(allowed)  # a few more may be met by chance
+        allowed += 3 * math.sqrt(allowed)  # a sample may have a few more by chance
     if len(wrong) > allowed:
         raise InputError(
             f"{argument}: {len(wrong)} of {len(looked_at)} pictures looked at are not of the size they were annotated "

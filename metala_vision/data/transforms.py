@@ -85,8 +85,8 @@ class EvalTransform(Albumentations):
         return super().__call__(middle(image))
 
 
-# What comes after crop and flip, by how much it changes an image. Colours first: a border that a rotation or an erased
-# patch brings in is no colour of the image.
+# What follows crop and flip, by how much it changes an image. Colours come first, while all pixels are the image's own:
+# rotations add borders, and erasing adds noise.
 _TONES = (
     dict(type="AutoContrast", p=1.0),
     dict(type="Equalize", p=1.0),
@@ -126,7 +126,7 @@ class TrainTransform(Albumentations):
             colours, an erased rectangle in a quarter of the images).
         rand_augment: timm's name of a RandAugment policy for RGB images, such as "rand-m9-mstd0.5-inc1" (DeiT's).
         erasing: probability of a rectangle erased to random pixels, last of all, by timm's rule (`TimmErasing`).
-        extra: further albumentations before it, as for `Albumentations`.
+        extra: further albumentations, applied before the erasing, as for `Albumentations`.
     """
 
     def __init__(

@@ -19,24 +19,24 @@ from .sizes import check_sizes, size_of_picture, stated_size
 
 @DATASETS.register_module()
 class VOCDetection(BoxDataset):
-    """`root/JPEGImages`, `root/Annotations` and the names of a split in a text file.
+    """Images in `root/JPEGImages`, boxes in `root/Annotations`, and the names of each split in a text file.
 
     Args:
         root: the folder.
         split: "train", "val" or "test".
-        classes: their names; objects of others are an error.
+        classes: names of the classes; an object of another class is an error.
         transform: see `BoxDataset`.
-        names: of the images, or the text file with a name a line, with {split}; None looks for `{split}.txt` and
-            `ImageSets/Main/{split}.txt`.
+        names: names of the images, or the text file with one name per line, in which {split} stands for the split; None
+            looks for `{split}.txt` and `ImageSets/Main/{split}.txt`.
         difficult: "ignore" neither trains on difficult objects nor counts them: in evaluation each is what COCO calls a
-            crowd, in which any detection is forgiven. "use" takes them as all others.
+            crowd, in which any detection is forgiven. "use" treats them like all others.
         one_based: whether pixels are counted from 1 and the last one belongs to the box, as VOC has it; False for files
             of tools that write corners as they are.
-        max_share: of annotation files that may be unreadable or missing, their images are left out; and of pictures
-            that may be of another size than their files state. Such pictures are refused; some are looked at here, all
-            when they are loaded.
-        orientation: turn pictures as cameras note it beside them (EXIF), where the size of an annotation file does not
-            decide; see `orientation`.
+        max_share: share of the annotation files that may be unreadable or missing; their images are left out. Also the
+            share of the pictures whose size may differ from the one that their file states; they are refused: a sample
+            is checked here, and every picture when it is loaded.
+        orientation: turn pictures as their EXIF note says, unless the size in the annotation file decides; see the
+            module `orientation`.
 
     Raises:
         InputError: a missing folder or file, an unknown class, too many broken annotations or pictures of another size.
@@ -97,7 +97,7 @@ class VOCDetection(BoxDataset):
 
 
 class _BrokenError(Exception):
-    """An annotation that is XML and no annotation."""
+    """An annotation file that is XML but no whole annotation."""
 
 
 def _names(folder: Path, split: str, names: str | Sequence[str] | None) -> list[str]:
@@ -122,7 +122,7 @@ def _once(listed: Sequence[str], troubles: Troubles) -> list[str]:
 
 
 def _pictures(folder: Path) -> dict[str, list[Path]]:
-    """Name -> its files, those of the first suffix first."""
+    """The files of each name, in the order of their suffixes in `SUFFIXES`."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES:
@@ -131,7 +131,7 @@ def _pictures(folder: Path) -> dict[str, list[Path]]:
 
 
 def _picture(folder: Path, name: str, pictures: dict[str, list[Path]], troubles: Troubles) -> Path:
-    """The image of a name; a missing one is met, and counted, when it is read."""
+    """The image file of a name. A missing file is found, and counted, when it is read."""
     paths = pictures.get(name, [folder / "JPEGImages" / f"{name}.jpg"])
     if len(paths) > 1:
         troubles.add("names with several pictures, of which the first is used", ", ".join(map(str, paths)))
@@ -139,7 +139,7 @@ def _picture(folder: Path, name: str, pictures: dict[str, list[Path]], troubles:
 
 
 def _stated(root: ElementTree.Element, name: str, file: str, troubles: Troubles) -> Size | None:
-    """Height and width, where the file has them: some have zeros. Whether it is of this picture is looked at too."""
+    """The size that an annotation file states, if any. A file that names another picture is counted in `troubles`."""
     picture = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
     if picture and Path(name).name not in (picture, Path(picture).stem):
         troubles.add("annotation files that name another picture", file)
