@@ -20,11 +20,11 @@ def browse(config: Config, split: str, path: str | Path, images: int = 32, epoch
     """Draws the first images of an epoch, augmented, mixed and with their labels, boxes or masks, as PNG.
 
     Args:
-        config: of a training run, with its `work_dir` set.
+        config: config of a training run, with its `work_dir` set.
         split: "train", "val" or "test".
-        path: of the picture.
-        images: how many, at most.
-        epoch: whose order and augmentation.
+        path: path of the picture.
+        images: largest number of images.
+        epoch: epoch whose order and augmentation are drawn.
 
     Returns:
         A dict of plain values: `picture`, `images`, `shape` (of the first), `pixels` (smallest and largest value).
@@ -65,10 +65,10 @@ def browse(config: Config, split: str, path: str | Path, images: int = 32, epoch
 
 
 def _fit_classes(config: Config, split: str) -> None:
-    """Gives the model, of which no weight is looked at, as many classes as the data have: nobody has to count them."""
+    """Gives the model as many classes as the data have, so that nobody has to count them; its weights are not used."""
     for part in SPLITS:
         dataset = config[f"{part}_dataloader"].dataset
-        if isinstance(dataset.get("classes"), int):  # of masks, whose files do not say how many
+        if isinstance(dataset.get("classes"), int):  # of a dataset of masks, whose files do not say how many
             dataset.classes = IGNORE
     with config_errors():
         set_num_classes(config, len(DATASETS.build(config[f"{split}_dataloader"].dataset).classes))

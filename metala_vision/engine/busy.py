@@ -1,4 +1,4 @@
-"""How much of the processors other programs take while something is timed."""
+"""How much processor time other programs take while something is timed."""
 
 import os
 import socket
@@ -9,14 +9,14 @@ from mmengine.dist import all_gather_object, barrier
 
 STATISTICS = Path("/proc/stat")
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-IDLE = (3, 4)  # columns of waiting for work, and for disks
+IDLE = (3, 4)  # columns for the time spent idle, and waiting for disks
 
 
 class Others:
-    """The share of this process's cores that programs outside of the run take, from its making on.
+    """The share of this process's cores that programs outside of the run have taken since this object was made.
 
-    All processes of a run make theirs and ask it together: the work of none of them is that of others. Linux counts
-    it; elsewhere the load of the minute before, less one process, stands in for it.
+    All processes of a run make their object and call `share` together, so that the work of none of them counts as that
+    of others. Linux counts the time; elsewhere the load of the minute before, less one process, stands in for it.
     """
 
     def __init__(self):
@@ -25,7 +25,7 @@ class Others:
         self.load = os.getloadavg()[0] - 1 if hasattr(os, "getloadavg") else 0.0
 
     def share(self) -> float:
-        """In [0, 1], since the making of this object; 0 where the system does not say."""
+        """The share, in [0, 1], since this object was made; 0 where the system does not say."""
         barrier()
         cores = sorted(_cores())
         seconds = time.perf_counter() - self.start
@@ -42,19 +42,19 @@ def _cores() -> set[int]:
 
 
 def _own_seconds() -> float:
-    """Of all threads of this process, and of the processes that it has started: a loader's workers go on for long."""
+    """Processor time of all threads of this process, and of the processes that it started, ended or still running."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system + _living_seconds()
 
 
 def _living_seconds() -> float:
-    """Of the living processes that this one has started and that those have; 0 where nobody counts."""
+    """Processor time of the running descendants of this process; 0 where the system does not count it."""
     spent: dict[int, float] = {}
     children: dict[int, list[int]] = {}
     for path in STATISTICS.parent.glob("[0-9]*/stat"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()  # what is before is its name, which may have spaces
-        except OSError:  # it has just ended
+            fields = path.read_text().rpartition(")")[2].split()  # the fields after the name, which may have spaces
+        except OSError:  # the process has just ended
             continue
         process = int(path.parent.name)
         spent[process] = sum(int(field) for field in fields[11:15]) / TICKS
@@ -68,7 +68,7 @@ def _living_seconds() -> float:
 
 
 def _busy_seconds() -> float | None:
-    """For which the cores of this process had something to do, since the system was started; None if nobody counts."""
+    """How long this process's cores were busy since the system was started; None where the system does not count it."""
     try:
         lines = [line.split() for line in STATISTICS.read_text().splitlines()]
     except OSError:

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed, put together: mean and spread of what they reached, and what it cost."""
+"""Puts runs together that differ in their seed: mean and spread of their accuracy, and what they cost."""
 
 import json
 import statistics
@@ -24,8 +24,8 @@ def gather(groups: dict[str, Sequence[str | Path]]) -> list[dict]:
         (of each seed by epoch: training loss, seconds, and the validation's top-1 where there is one).
 
     Raises:
-        InputError: a group without runs, a folder without a finished run, two runs of one seed, runs of several models
-            or of no classifier.
+        InputError: a group without runs, a folder without a finished run, two runs with one seed, runs that
+            differ in model, data or epochs, or are of no classifier.
     """
     return [_row(name, [Path(folder) for folder in folders]) for name, folders in groups.items()]
 

@@ -1,4 +1,4 @@
-"""What a config imports for detectors and segmenters: the others need neither torchvision's models nor a decoder."""
+"""What a config of a detector or segmenter imports: other configs need neither torchvision's models nor a decoder."""
 
 from .tasks.detector import ImageDetector
 from .tasks.segmenter import ImageSegmenter

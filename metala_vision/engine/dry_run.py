@@ -23,21 +23,22 @@ from .run.schedule import warn_of_end
 
 STEPS = 2  # of each image size
 SAMPLES = 16  # images whose loading is timed
-NOTABLE = 0.15  # share of the cores beyond which what others take is said
+NOTABLE = 0.15  # a larger share of the cores taken by other programs is reported
 
 
 def dry_run(runner: VisionRunner) -> dict:
     """Two training steps, and a validation batch twice; nothing is written but the log.
 
-    The first of each warms up: it compiles what is to be compiled. The second step's time, without waiting for images,
-    and the time that the workers need for a batch of images decide, the longer of the two, how long a step will take.
+    The first of each warms up: it compiles what is to be compiled. How long a step will take is the longer of two
+    times: that of the second step, without waiting for images, and that which the workers need for a batch of images.
+    Without workers it is their sum.
 
     Returns:
         A dict of plain values: `images_per_step`, `seconds_per_step`, `seconds_per_batch_model` and `_data`,
-        `seconds_per_epoch` with its validation, `hours`, `peak_memory_gb` of the fullest process and what it is of (0
-        where the system does not say), `others_share` of the cores that other programs took meanwhile. Where the
-        training has several image sizes, `sizes` has the images, the seconds and the steps of each in the whole run;
-        the other figures are means over all steps, but for `input`, which is the largest.
+        `seconds_per_epoch` with its validation, `hours`, `peak_memory_gb` of the fullest process (0 where the system
+        does not say), `memory_of` (GPU or process), `others_share` of the cores that other programs took meanwhile.
+        Where the training has several image sizes, `sizes` has the images, the seconds and the steps of each size in
+        the whole run. The other figures are then means over all steps, except `input`, which is the largest.
 
     Raises:
         InputError: what does not fit, as at the start of a real run.
@@ -140,7 +141,7 @@ def _train(runner: VisionRunner, batches: Iterable[dict], device: torch.device) 
 
 
 def _validate(runner: VisionRunner, device: torch.device, per_image: float) -> float:
-    """Seconds of a whole validation, from the second time of one batch of it."""
+    """Seconds of a whole validation, estimated from the second pass over one of its batches."""
     if runner.val_loop is None or len(runner.val_dataloader) == 0:
         return 0.0
     loader = runner.val_dataloader
@@ -197,7 +198,7 @@ def _timed(device: torch.device, call) -> float:
 
 
 def _seconds_to_load(dataset) -> float:
-    indices = range(0, len(dataset), max(1, len(dataset) // SAMPLES))
+    indices = range(0, len(dataset), max(1, -(-len(dataset) // SAMPLES)))
     dataset[0]  # opens what is opened once
     start = time.perf_counter()
     for index in indices:

@@ -1,4 +1,4 @@
-"""Testing checkpoints: several in one go, at several resolutions, with what each class gets out of it."""
+"""Tests checkpoints: several in one go, at several resolutions, with the results of each class."""
 
 import copy
 import gc
@@ -95,7 +95,7 @@ def evaluate_checkpoints(
 
 
 def _check_weights(config: Config, checkpoints: Sequence[str], weights: str) -> dict[str, dict]:
-    """Whether every checkpoint is of the config's model and has the weights asked for; what each says of itself."""
+    """Checks that all checkpoints fit the config's model and have the weights asked for; returns their descriptions."""
     with config_errors():
         model = MODELS.build(config.model)
     described = {}
@@ -119,7 +119,7 @@ def _test(
 ) -> dict:
     """One checkpoint at one image size; the model is resized where its position embedding asks for it.
 
-    `order` is that of its classes, where it is known.
+    `order` is the result of `class_order` for the checkpoint.
     """
     runner.prepare()
     if order is not None:

@@ -21,18 +21,18 @@ ARCHS = ("nano", "tiny", "small", "base", "large")
 
 @MODELS.register_module()
 class MetaLAViT(metala_vit.MetaLAViT):
-    """MetaLA-ViT as OpenMMLab's backbones are: a tuple of maps out, some stages frozen, weights by `init_cfg`.
+    """MetaLA-ViT in OpenMMLab's form of a backbone: it returns a tuple of maps, can freeze stages, and has `init_cfg`.
 
     Its parameters have the names of the timm model, so that checkpoints of either fit the other.
 
     Args:
         arch: "nano", "tiny", "small", "base" or "large", or a dict with embed_dim, depth and num_heads.
-        out_indices: of the blocks whose outputs are given; negative ones count from the end.
-        out_norm: the final norm is applied to each output.
+        out_indices: indices of the blocks whose outputs are returned; negative ones count from the end.
+        out_norm: apply the final norm to each output.
         frozen_stages: -1 freezes nothing, 0 the patch embedding, n also the first n blocks.
         init_cfg: None, or dict(type="Pretrained", checkpoint=FILE): a state_dict, or a checkpoint of tools/train.py.
         with_cp: recompute activations in the backward pass, for less memory.
-        **options: of the timm model, such as img_size, patch_size, in_chans, scan or drop_path_rate.
+        **options: arguments of the timm model, such as img_size, patch_size, in_chans, scan or drop_path_rate.
 
     Raises:
         InputError: an argument that does not fit.
@@ -65,7 +65,7 @@ class MetaLAViT(metala_vit.MetaLAViT):
         self.out_indices = tuple(sorted({i % depth for i in indices}))
         self.out_norm = out_norm
         self.frozen_stages = frozen_stages
-        # Parameters without gradients stop distributed training.
+        # Parameters that get no gradient would stop distributed training.
         self.prune_intermediate_layers(list(self.out_indices), prune_norm=not out_norm)
         self.set_grad_checkpointing(with_cp)
         self._freeze()
@@ -88,7 +88,7 @@ class MetaLAViT(metala_vit.MetaLAViT):
         self.load_state_dict({key: weights[key] for key in own})
 
     def forward(self, x: Tensor) -> Any:  # a tuple, where the timm model's forward gives one tensor
-        """[B, in_chans, height, width] -> a tuple with for each of `out_indices` [B, C, rows, columns]."""
+        """[B, in_chans, height, width] -> a tuple with a map [B, C, rows, columns] for each of `out_indices`."""
         return tuple(self.forward_intermediates(x, list(self.out_indices), norm=self.out_norm, intermediates_only=True))
 
     def train(self, mode: bool = True) -> "MetaLAViT":
@@ -105,7 +105,7 @@ class MetaLAViT(metala_vit.MetaLAViT):
 
 
 def _sizes(arch: str) -> dict:
-    """Those of the timm model of this name."""
+    """embed_dim, depth and num_heads of the timm model of this size."""
     model = timm.create_model(f"metala_vit_{arch}", device="meta")
     return dict(embed_dim=model.embed_dim, depth=len(model.blocks), num_heads=model.blocks[0].mixer.num_heads)
 
@@ -115,11 +115,11 @@ class SimpleFeaturePyramidNeck(nn.Module):
     """ViTDet's pyramid as a neck: the last of a backbone's maps in, a tuple of maps out.
 
     Args:
-        in_channels: of the map.
-        in_stride: image pixels of one of its steps.
-        out_channels: of every level.
-        strides: of the levels.
-        init_cfg: None; the parameters are initialised as torch does.
+        in_channels: channels of the backbone's map.
+        in_stride: image pixels between two positions of the backbone's map.
+        out_channels: channels of every level.
+        strides: image pixels between two positions of each level.
+        init_cfg: must be None; the parameters are initialised as torch does.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class SimpleFeaturePyramidNeck(nn.Module):
         self.neck = PyramidNeck(in_channels, in_stride, out_channels, strides)
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """[B, in_channels, rows, columns], or several of which the last counts -> a map for each stride."""
+        """[B, in_channels, rows, columns], or a sequence of maps whose last is used -> a map for each stride."""
         x = inputs if isinstance(inputs, torch.Tensor) else inputs[-1]
         rows, cols = x.shape[-2:]
         return tuple(self.neck(x, (rows * self.in_stride, cols * self.in_stride)))

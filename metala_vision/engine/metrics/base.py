@@ -10,19 +10,20 @@ OfTask = TypeVar("OfTask", bound=Dataset)  # the datasets of a task
 
 
 class GatheredMetric(BaseMetric, Generic[OfTask]):
-    """A metric of what all processes have seen together, in every process.
+    """A metric that every process computes from the results of all processes.
 
-    mmengine's own way cuts all parts to the shortest: images would be lost where a process skipped unreadable ones.
+    mmengine itself cuts the results of all processes to the shortest: images would be lost where a process skipped
+    unreadable ones.
     """
 
-    default_prefix = ""  # names as they are; mmengine warns in every run where none is set
+    default_prefix = ""  # no prefix; with None mmengine would warn in every run
 
     def names(self, dataset: OfTask) -> tuple[str, ...] | None:
-        """What the metrics of a dataset are called; one may be left out where it means nothing. None: not known."""
+        """The names of a dataset's metrics, None if not known. A result may lack a metric that means nothing for it."""
         return None
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """The metrics of all results, which are forgotten."""
+        """The metrics of all results, which are cleared afterwards."""
         results = [result for part in all_gather_object(self.results) for result in part]
         self.results.clear()
         if not results:

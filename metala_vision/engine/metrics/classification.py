@@ -53,7 +53,7 @@ class ClassificationMetric(GatheredMetric[LabelledImages]):
         return {**metrics, "loss": losses.double().mean().item()}
 
     def report(self, dataset: LabelledImages, folder: Path) -> dict:
-        """Draws `confusion_matrix.png` and writes `per_class.csv` of the last evaluation; says where they are."""
+        """Draws `confusion_matrix.png` and writes `per_class.csv` of the last evaluation; returns their paths."""
         picture, table = folder / "confusion_matrix.png", folder / "per_class.csv"
         if is_main_process():
             plot_confusion(self.confusion, dataset.classes, picture)

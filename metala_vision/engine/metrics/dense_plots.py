@@ -1,4 +1,4 @@
-"""Pictures of what detectors and segmenters find, beside what is there."""
+"""Pictures of what detectors and segmenters find, beside the ground truth."""
 
 import io
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from metala_vision.data.masks import IGNORE
 
 FONT = findfont("DejaVu Sans")  # matplotlib brings it along
-LEAST_SIDE = 480  # pixels of a picture's longer side: what is written into it should be read
+LEAST_SIDE = 480  # pixels of a picture's longer side, so that the text in it can be read
 
 
 def draw_objects(sample: dict, found: dict, classes: Sequence[str], min_score: float) -> bytes:
-    """PNG of an image twice: with what was found at `min_score` or better, and with what is there.
+    """PNG of an image twice: with the objects found at `min_score` or better, and with the true ones.
 
     Args:
-        sample: of a `BoxDataset`.
-        found: boxes, labels, scores and, for some, masks, as lists or arrays.
+        sample: a sample of a `BoxDataset`.
+        found: boxes, labels, scores and, for some detectors, masks, as lists or arrays.
         classes: names of the labels from 1.
-        min_score: of what is drawn.
+        min_score: least score of an object that is drawn.
     """
     chosen = [i for i, score in enumerate(found["scores"]) if score >= min_score]
     left = _drawn(
@@ -37,7 +37,7 @@ def draw_objects(sample: dict, found: dict, classes: Sequence[str], min_score: f
 
 
 def objects_on(image: torch.Tensor, target: dict, classes: Sequence[str]) -> torch.Tensor:
-    """[3, height, width] uint8 of an image with the objects that are there, enlarged where it is small."""
+    """[3, height, width] uint8: an image with its true objects, enlarged where it is small."""
     labels = target["labels"].tolist()
     masks = target["masks"].cpu().numpy() if "masks" in target and len(labels) else None
     return _drawn(image, target["boxes"].cpu().numpy(), labels, [classes[label - 1] for label in labels], masks)
@@ -46,10 +46,10 @@ def objects_on(image: torch.Tensor, target: dict, classes: Sequence[str]) -> tor
 def draw_classes(sample: dict, found: np.ndarray, classes: Sequence[str]) -> bytes:
     """PNG of an image three times: with the classes found laid over it, with the true ones, and alone.
 
-    What is ignored stays as it is in the image.
+    Ignored pixels stay as they are in the image.
 
     Args:
-        sample: of a `MaskDataset`.
+        sample: a sample of a `MaskDataset`.
         found: [height, width] classes.
         classes: their names.
     """
@@ -58,7 +58,7 @@ def draw_classes(sample: dict, found: np.ndarray, classes: Sequence[str]) -> byt
 
 
 def classes_on(image: torch.Tensor, labels: np.ndarray, classes: int) -> torch.Tensor:
-    """[3, height, width] uint8 of an image with classes laid over it, enlarged where it is small."""
+    """[3, height, width] uint8: an image with classes laid over it, enlarged where it is small."""
     image = _enlarged(_rgb(image))
     enlarged = _nearest(labels, image)
     present = [label for label in range(classes) if label != IGNORE and (enlarged == label).any()]
@@ -83,7 +83,7 @@ def _enlarged(image: torch.Tensor) -> torch.Tensor:
 
 
 def _nearest(labels: np.ndarray, image: torch.Tensor) -> torch.Tensor:
-    """Labels of the size of the image."""
+    """Labels resized to the size of the image, by nearest neighbour."""
     height, width = image.shape[-2:]
     return torch.from_numpy(np.array(Image.fromarray(labels.astype(np.uint8)).resize((width, height), 0)))
 
@@ -99,7 +99,7 @@ def _drawn(
     scale = _scale(image)
     picture = _enlarged(_rgb(image))
     colours = [_colour(label) for label in labels]
-    for mask, colour in zip([] if masks is None else masks, colours):  # at once, overlaps would be drawn black
+    for mask, colour in zip([] if masks is None else masks, colours):  # together, overlaps would be black
         picture = draw_segmentation_masks(picture, _nearest(mask, picture) > 0, alpha=0.35, colors=[colour])
     if len(boxes) == 0:
         return picture

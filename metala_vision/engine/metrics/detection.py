@@ -16,19 +16,19 @@ from metala_vision.files import to_csv, to_json, write_atomic
 from .base import GatheredMetric
 from .dense_plots import draw_objects
 
-# What COCOeval's twelve numbers are called.
+# Names of the first six of COCOeval's twelve numbers.
 NAMES = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large")
 
 
 @METRICS.register_module()
 class CocoMetric(GatheredMetric[BoxDataset]):
-    """mAP (0.5 to 0.95), mAP50, mAP75 and those of small, medium and large objects, as pycocotools has them, in [0, 1].
+    """mAP (0.5 to 0.95), mAP50, mAP75, and mAP of small, medium and large objects, in [0, 1], by pycocotools.
 
-    With masks also mask_mAP and so on. A number that no object of the split has a part in is left out.
+    With masks also mask_mAP and so on. A number to which no object of the split contributes is left out.
 
     Args:
-        pictures: images of a test that are drawn with what was found in them and what is there.
-        min_score: of the objects that are drawn.
+        pictures: number of test images that are drawn, with the objects found and the true ones.
+        min_score: least score of an object that is drawn.
     """
 
     def __init__(self, pictures: int = 8, min_score: float = 0.5, **kwargs):
@@ -42,7 +42,7 @@ class CocoMetric(GatheredMetric[BoxDataset]):
         return (*NAMES, *(f"mask_{name}" for name in NAMES))
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """One result per image: what was found, and what is there."""
+        """One result per image: the objects found, and the true ones."""
         for sample in data_samples:
             target = sample["target"]
             found = {key: value.detach().cpu() for key, value in sample["found"].items()}
@@ -57,7 +57,7 @@ class CocoMetric(GatheredMetric[BoxDataset]):
             )
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """By COCOeval, of boxes and of masks."""
+        """Computed by COCOeval, for boxes and for masks."""
         self.seen = sorted(results, key=lambda result: result["index"])
         labels = sorted({label for r in results for part in ("found", "truth") for label in r[part]["labels"]})
         self.per_class: dict[str, dict[int, float]] = {}
@@ -71,10 +71,10 @@ class CocoMetric(GatheredMetric[BoxDataset]):
         return metrics or {"mAP": 0.0, "mAP50": 0.0}
 
     def report(self, dataset: BoxDataset, folder: Path) -> dict:
-        """Writes `predictions.json` in COCO's result form, `per_class.csv` and pictures; says where they are."""
+        """Writes `predictions.json` in COCO's result form, `per_class.csv` and pictures; returns their paths."""
         files = {"predictions": folder / "predictions.json", "per_class": folder / "per_class.csv"}
         if is_main_process():
-            categories = getattr(dataset, "categories", None)  # of COCO's file, in the order of the labels
+            categories = getattr(dataset, "categories", None)  # ids in COCO's file, in the order of the labels
             write_atomic(files["predictions"], (to_json(_result_form(self.seen, categories)) + "\n").encode())
             rows = [
                 {"class": name}
@@ -119,10 +119,11 @@ def _decoded(result: dict) -> dict:
 
 
 def _as_coco(results: list[dict], labels: list[int], kind: str):
-    """What is there and what was found, as pycocotools wants it.
+    """The true objects and those found, in pycocotools' form.
 
-    Areas, by which objects are small, medium or large, are those of the set where it has them, as those of COCO, else
-    of the masks, else of the boxes; of what was found they are of what is compared.
+    Areas decide which objects are small, medium or large. The area of a true object is the one that the dataset states,
+    as COCO does; else that of its mask; else that of its box. The area of an object found is that of its mask where
+    masks are compared, and else that of its box.
     """
     from pycocotools.coco import COCO
 

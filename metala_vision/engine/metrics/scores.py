@@ -1,4 +1,4 @@
-"""What evaluations give: what each score is called, and how many digits of it are read."""
+"""The scores that evaluations give: the name of each, and how many of its digits are shown."""
 
 from typing import NamedTuple
 

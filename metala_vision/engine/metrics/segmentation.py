@@ -21,7 +21,7 @@ class SegmentationMetric(GatheredMetric[MaskDataset]):
     """mIoU over the classes that occur, and the share of the pixels that are right (`accuracy`), both in [0, 1].
 
     Args:
-        pictures: images of a test that are drawn with their classes beside the true ones.
+        pictures: number of test images that are drawn, with the classes found beside the true ones.
     """
 
     confusion: np.ndarray
@@ -37,7 +37,7 @@ class SegmentationMetric(GatheredMetric[MaskDataset]):
         return ("mIoU", "accuracy")
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """One result per image: the classes found for its pixels, counted by their true ones."""
+        """One result per image: the count of its pixels by [true, found] class."""
         classes = len(self.dataset_meta["classes"])
         for sample in data_samples:
             found, true = (sample[key].cpu().numpy() for key in ("found", "mask"))
@@ -57,7 +57,7 @@ class SegmentationMetric(GatheredMetric[MaskDataset]):
         return dict(mIoU=float(np.nanmean(overlap)), accuracy=float(right))
 
     def report(self, dataset: MaskDataset, folder: Path) -> dict:
-        """Writes `per_class.csv` and pictures of the last evaluation; says where they are."""
+        """Writes `per_class.csv` and pictures of the last evaluation; returns their paths."""
         table = folder / "per_class.csv"
         if is_main_process():
             pixels = self.confusion.sum(1)
@@ -74,7 +74,7 @@ class SegmentationMetric(GatheredMetric[MaskDataset]):
 
 
 def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
-    """[classes] float64 of a [true, found] count of pixels; NaN for a class that neither has."""
+    """[classes] float64, from a count of pixels by [true, found] class; NaN for a class that occurs in neither."""
     both = np.diag(confusion).astype(np.float64)
     either = confusion.sum(0) + confusion.sum(1) - both
     return np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint and what it meets agree: its classes with those of the data, its images with those of a test."""
+"""Checks that a checkpoint's classes agree with those of the data, and its preprocessing with that of a test."""
 
 import logging
 
@@ -11,10 +11,12 @@ from metala_vision.errors import InputError
 
 
 def class_order(described: dict, dataset: Dataset, file: str) -> list[int] | None:
-    """For each class of a dataset its index in a checkpoint; None where one of them names none, which is said.
+    """The index that each class of a dataset has in a checkpoint.
+
+    None, with a message in the log, where the dataset or the checkpoint has no class names.
 
     Raises:
-        InputError: they are other classes; the message lists them.
+        InputError: the classes are not the same; the message lists them.
     """
     names, classes = described.get("label_names"), names_of(dataset)
     if names is None or classes is None:
@@ -30,10 +32,10 @@ def class_order(described: dict, dataset: Dataset, file: str) -> list[int] | Non
 
 
 def check_goes_on(described: dict, dataset: Dataset, file: str, resumed: bool) -> None:
-    """Whether training can go on from all of a checkpoint's weights, the head too.
+    """Checks that training can go on from all of a checkpoint's weights, those of the head included.
 
     Raises:
-        InputError: its classes are those of the data in another order; for a run that is resumed, other classes too.
+        InputError: the checkpoint has the classes of the data in another order or, if a run is resumed, other classes.
     """
     names, classes = described.get("label_names"), names_of(dataset)
     if names is None or classes is None:
@@ -58,7 +60,7 @@ def check_goes_on(described: dict, dataset: Dataset, file: str, resumed: bool) -
 
 
 def warn_of_preprocessing(trained: dict, now: dict, file: str) -> None:
-    """Says where the images of a test are prepared otherwise than those of the training were; sizes may differ."""
+    """Warns where the images of a test are preprocessed in another way than those of the training; sizes may differ."""
     if not trained:
         return
     pairs = {key: (trained[key], now[key]) for key in ("mean", "std", "interpolation")}

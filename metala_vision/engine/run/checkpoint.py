@@ -24,7 +24,7 @@ WEIGHTS = ("auto", "ema", "raw")
 
 
 def read_checkpoint(filename: str | Path) -> dict:
-    """A checkpoint on the CPU, with weights_only=True: nothing in it is run.
+    """Loads a checkpoint to the CPU, with weights_only=True: no code in it is run.
 
     Raises:
         InputError: no such file, or nothing that can be read as a checkpoint.
@@ -33,7 +33,7 @@ def read_checkpoint(filename: str | Path) -> dict:
         raise InputError(f"checkpoint: no file {filename}")
     try:
         checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose own text advises to run what is in the file
+    except pickle.UnpicklingError as error:  # torch's own message advises to run what is in the file
         raise InputError(
             f"checkpoint: {filename} is no checkpoint that can be read: it is no file of torch.save, or holds more "
             f"than tensors, numbers, strings and containers of them, which could run code"
@@ -49,9 +49,9 @@ def read_checkpoint(filename: str | Path) -> dict:
 def to_portable(checkpoint: dict, prefix: str) -> None:
     """Turns a checkpoint of mmengine, in place, into tensors, numbers, strings and containers of them.
 
-    Its `state_dict` loses `prefix`, that of the `TaskModel`: a classifier's has the names of the timm model then, so
-    that timm.create_model(name, checkpoint_path=...) takes the file. mmengine's own form pickles classes and even
-    `getattr`, which weights_only=True rightly refuses.
+    The keys of its `state_dict` lose `prefix`, that of the `TaskModel`. A classifier's weights then have the names of
+    the timm model, so that timm.create_model(name, checkpoint_path=...) takes the file. mmengine's own form pickles
+    classes and even `getattr`, which weights_only=True rightly refuses.
     """
     checkpoint["state_dict"] = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items()}
     hub = checkpoint["message_hub"]
@@ -66,7 +66,7 @@ def to_portable(checkpoint: dict, prefix: str) -> None:
 
 
 def from_portable(checkpoint: dict, model: TaskModel, weights: str = "raw") -> str:
-    """The inverse of `to_portable`, in place; also takes a bare state_dict of what is trained.
+    """The inverse of `to_portable`, in place; also takes a bare state_dict of the trained model.
 
     Args:
         checkpoint: what `read_checkpoint` gave.
@@ -92,7 +92,7 @@ def from_portable(checkpoint: dict, model: TaskModel, weights: str = "raw") -> s
     checkpoint["state_dict"] = {model.prefix + k.removeprefix(model.prefix): v for k, v in found.items()}
     expected = model.state_dict()
     for key in expected:
-        if key.endswith(".nominal_grid"):  # of a run from before models had one, see `MetaLAViT`
+        if key.endswith(".nominal_grid"):  # missing in older checkpoints, see `MetaLAViT`
             checkpoint["state_dict"].setdefault(key, torch.zeros_like(expected[key], device="cpu"))
     _check_keys(checkpoint["state_dict"], expected, model.prefix)
     if "message_hub" in checkpoint:
@@ -151,7 +151,7 @@ class LastBestCheckpointHook(Hook):
 
     Args:
         interval: epochs between two `last.pth`; the last epoch always writes one.
-        save_best: validation metric that decides, or None for no `best.pth`. A score that is no number is never best.
+        save_best: validation metric that decides, or None for no `best.pth`. A score that is not finite is never best.
         rule: "greater" or "less"; None is "less" for a loss and "greater" for the rest.
 
     Raises:
@@ -201,7 +201,7 @@ class LastBestCheckpointHook(Hook):
                 f"training: weights are not finite after step {runner.iter} (epoch {epoch}); the checkpoints are of "
                 f"earlier epochs. A lower rate or gradient clipping may help"
             )
-        # mmengine would count one epoch more: it expects to be called before the loop counts this one.
+        # Without `meta` mmengine would count one epoch more: it expects to be called before the loop counts this one.
         try:
             runner.save_checkpoint(
                 runner.work_dir,

@@ -1,4 +1,4 @@
-"""Configs: reading them, overriding them from a command line, and refusing what nobody would understand."""
+"""Reads configs, overrides them from a command line, and refuses what has no meaning."""
 
 import argparse
 import difflib
@@ -28,8 +28,8 @@ def load_config(path: str, options: dict | Sequence[str] | None = None) -> Confi
     """A config file with overrides: a dict of "key.subkey" to value, or strings "key.subkey=value".
 
     Raises:
-        InputError: no such file, Python that does not run, a missing key, a key near to a known one and not it, or
-            an override of something that is not there or that is only a variable of the file.
+        InputError: no such file, Python that does not run, a missing key, a key that looks like a misspelt known one,
+            or an override of something that is not there or that is only a variable of the file.
     """
     options = options if isinstance(options, dict) else _parse_options(options or ())
     if not Path(path).is_file():
@@ -59,14 +59,14 @@ def _parse_options(strings: Sequence[str]) -> dict:
     parser.add_argument("--options", nargs="*", action=DictAction)
     try:
         return parser.parse_args(["--options", *strings]).options or {}
-    except (AssertionError, RecursionError, ValueError) as error:  # what mmengine's parser does with dicts and quotes
+    except (AssertionError, RecursionError, ValueError) as error:  # mmengine's parser raises these for dicts and quotes
         raise InputError(
             f"--cfg-options: {' '.join(strings)} cannot be read; values are numbers, words, lists and tuples of them"
         ) from error
 
 
 def _check_option(config: Config, key: str) -> None:
-    """A new argument of an existing part is for that part to judge; everything above it must be there."""
+    """Checks that the parents of a key exist. The key itself may be new: the part that gets it judges it."""
     *parents, last = key.split(".")
     node = config
     for depth, name in enumerate(parents):
@@ -90,7 +90,10 @@ def _check_option(config: Config, key: str) -> None:
 
 @contextmanager
 def config_errors() -> Iterator[None]:
-    """What registries and constructors say of a config's types and arguments, as InputError; our own bugs pass."""
+    """Turns errors of registries and constructors about a config's types and arguments into InputErrors.
+
+    Errors that are bugs of our own pass unchanged.
+    """
     try:
         yield
     except InputError:
@@ -100,7 +103,7 @@ def config_errors() -> Iterator[None]:
         while origin.__context__ is not None:
             origin = origin.__context__
         place = traceback.extract_tb(origin.__traceback__)[-1].filename
-        # A TypeError or KeyError counts where the registry calls and looks up, not where a constructor goes wrong.
+        # A TypeError or KeyError from the registry is due to the config; one from within a constructor is a bug.
         if isinstance(error, (KeyError, TypeError)) and f"{os.sep}registry{os.sep}" not in place:
             raise
         raise InputError(f"config: {error.args[0] if error.args else error}") from error

@@ -29,8 +29,8 @@ def join_processes(config: Config, launcher: str, timeout: float = 1800.0) -> No
         timeout: seconds that a process waits for the others in one exchange before it gives up.
 
     Raises:
-        InputError: an unknown launcher, its variables not set, none named in one of several processes, a GPU by number,
-            more processes than GPUs on a machine.
+        InputError: an unknown launcher, a launcher whose variables are not set, no launcher in one of several
+            processes, a GPU by number, more processes than GPUs on a machine.
     """
     if launcher not in LAUNCHERS:
         raise InputError(f"--launcher: got {launcher!r}, expected one of {LAUNCHERS}")
@@ -62,7 +62,7 @@ def join_processes(config: Config, launcher: str, timeout: float = 1800.0) -> No
     local_rank = int(os.environ["LOCAL_RANK"])
     if on_gpu:
         if launcher == "slurm" and torch.cuda.device_count() == 1:
-            local_rank = 0  # srun --gpus-per-task=1 shows each process its own alone
+            local_rank = 0  # srun --gpus-per-task=1 shows each process only its own GPU
         if local_rank >= torch.cuda.device_count():
             raise InputError(
                 f"--launcher {launcher}: process {local_rank} of this machine has no GPU of its own, there are "
@@ -78,13 +78,13 @@ def join_processes(config: Config, launcher: str, timeout: float = 1800.0) -> No
 
 
 def leave_processes() -> None:
-    """After the end of a run: an orderly goodbye. After an error there is none, so that the others end too."""
+    """Leaves the process group after a run. After an error it is not called, so that the other processes end too."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _translate_slurm() -> None:
-    """srun's variables as those of torchrun."""
+    """Sets the variables of torchrun from those of srun."""
     if "MASTER_ADDR" not in os.environ:
         command = ["scontrol", "show", "hostnames", os.environ["SLURM_NODELIST"]]
         try:
@@ -94,7 +94,7 @@ def _translate_slurm() -> None:
                 f"--launcher slurm: `{' '.join(command)}` fails ({error}); set MASTER_ADDR to the first node"
             ) from error
         os.environ["MASTER_ADDR"] = hosts.stdout.split()[0]
-    # A port of their own for each job and step: two of them may share a node.
+    # Each job and step gets a port of its own: two of them may share a node.
     number = 7 * int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ.get("SLURM_STEP_ID", "0"))
     os.environ.setdefault("MASTER_PORT", str(20000 + number % 20000))
     os.environ["RANK"] = os.environ["SLURM_PROCID"]
@@ -114,9 +114,9 @@ class DistributedTask(MMDistributedDataParallel):
     """DistributedDataParallel whose reported loss is the mean over all processes, the same in each."""
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """One step; a loss that is not finite anywhere is seen by every process, and all end together.
+        """One training step. Every process sees a loss that is not finite in any of them, so that all end together.
 
-        The parts of a loss are those of this process: one without a readable image has none.
+        The parts of a loss are those of this process; a process without a readable image has none.
         """
         losses = super().train_step(data, optim_wrapper)
         loss = losses["loss"].detach().float()

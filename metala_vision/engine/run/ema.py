@@ -1,4 +1,4 @@
-"""A moving average of the weights beside the run: validated in their place, saved beside them."""
+"""A moving average of the weights: validation uses it in their place, and checkpoints hold it beside them."""
 
 import torch
 from mmengine.hooks import Hook
@@ -14,14 +14,14 @@ from .distributed import share_buffers
 
 @HOOKS.register_module()
 class ModelEmaHook(Hook):
-    """timm's ModelEmaV3 of what is trained.
+    """Keeps timm's ModelEmaV3 of the trained model.
 
-    Validation during training is of the average. Checkpoints hold it as `state_dict_ema`, which timm and
+    Validation during training uses the average. Checkpoints hold it as `state_dict_ema`, which timm and
     `tools/test.py` prefer to the weights themselves.
 
     Args:
         decay: share of the former average that one optimiser step keeps, in (0, 1).
-        use_warmup: let the decay grow from 0, so that short runs have an average of their own weights too.
+        use_warmup: let the decay grow from 0, so that the average of a short run is not that of its first weights.
 
     Raises:
         InputError: a decay out of range.
@@ -39,7 +39,7 @@ class ModelEmaHook(Hook):
             self.start(runner)
 
     def start(self, runner: Runner) -> None:
-        """Makes the average, of the weights as they are."""
+        """Starts the average from the current weights."""
         self.ema = ModelEmaV3(runner.task.net, decay=self.decay, use_warmup=self.use_warmup)
         self.ema.requires_grad_(False)
 
@@ -49,13 +49,13 @@ class ModelEmaHook(Hook):
             self.restored = True
 
     def before_train(self, runner: Runner) -> None:
-        if not self.restored:  # the average starts from what was loaded, or from scratch
+        if not self.restored:  # the average starts from the weights that were loaded or initialised
             self.ema.set(runner.task.net)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        if runner.optim_wrapper.should_update():  # just now: between two updates gradients only gather
+        if runner.optim_wrapper.should_update():  # this step has updated the weights; others only add up gradients
             sums = runner.optim_wrapper._accumulative_counts
             earlier = runner.epoch * -(-len(runner.train_dataloader) // sums)
             self.ema.update(runner.task.net, step=earlier + -(-(batch_idx + 1) // sums))
@@ -71,7 +71,7 @@ class ModelEmaHook(Hook):
 
     @torch.no_grad()
     def _swap(self, runner: Runner) -> None:
-        """In place, so that compiled code and optimiser keep hold of the same tensors."""
+        """Swaps weights and averages in place, so that compiled code and the optimiser keep the same tensors."""
         if not runner.is_training:
             return
         ours, averages = runner.task.net.state_dict(), self.ema.module.state_dict()

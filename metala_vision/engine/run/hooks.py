@@ -24,8 +24,8 @@ from .optim import highest_rate
 class StepSeedHook(Hook):
     """Seeds this process anew at each step from (seed, rank, step).
 
-    Drop path and dropout of a step are then the same in a straight run and in a resumed one. Once per epoch would not
-    do: a data loader draws from the same stream, and not equally often when its workers are new and when they go on.
+    Drop path and dropout of a step are then the same in an uninterrupted run and in a resumed one. Seeding once per
+    epoch would not do: a data loader draws from the same stream, and how often depends on whether its workers are new.
     """
 
     priority = "VERY_HIGH"
@@ -39,9 +39,9 @@ class StepSeedHook(Hook):
 
 @HOOKS.register_module()
 class SharedBuffersHook(Hook):
-    """After an epoch every process has the buffers of the first one, whose checkpoint it is.
+    """Gives every process, after each epoch, the buffers of the first one, which writes the checkpoints.
 
-    Each has seen other images: with running means of its own it would validate other weights than those that are saved.
+    Each process has seen other images: with running means of its own it would validate another model than is saved.
     """
 
     priority = "VERY_HIGH"
@@ -52,9 +52,9 @@ class SharedBuffersHook(Hook):
 
 @HOOKS.register_module()
 class AccumulationHook(Hook):
-    """Gradient accumulation that begins anew with each epoch; the last sum of an epoch may be of fewer batches.
+    """Makes gradient accumulation begin anew with each epoch; the last sum of an epoch may be of fewer batches.
 
-    mmengine goes on over the end of an epoch, where a checkpoint would need the gradients of every process.
+    mmengine accumulates across the end of an epoch: a checkpoint there would need the gradients of every process.
     """
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -69,14 +69,15 @@ class HistoryHook(Hook):
     """Writes `history.json`, one record per epoch, and draws it as `curves.png`.
 
     The records travel in the checkpoint, so that the curves of a resumed run are whole. TensorBoard and mmengine's JSON
-    lines get the same numbers by the same names, at the step that ends the epoch.
+    lines get the same numbers under the same names, at the step that ends the epoch.
 
     Args:
-        check_interval: steps after which the losses so far are looked at: a loss that is not finite ends the run, and
-            each look waits for the GPU.
+        check_interval: steps from one check of the losses to the next. A loss that is not finite ends the run; every
+            check waits for the GPU.
 
     Raises:
-        InputError: at a loss that is not finite, with its step; no later checkpoint is written.
+        InputError: a check_interval below 1, and during the run a loss that is not finite: the message names its step,
+            and no later checkpoint is written.
     """
 
     def __init__(self, check_interval: int = 20):
@@ -87,7 +88,8 @@ class HistoryHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         self.start = time.perf_counter()
         self.losses: list[torch.Tensor] = []
-        # mmengine copies what it has logged so far in every step: milliseconds a step after some hundred epochs
+        # In every step mmengine copies all that it has logged: without a limit, milliseconds a step after some hundred
+        # epochs.
         processor = runner.log_processor
         windows = [processor.window_size, *(custom.get("window_size", 1) for custom in processor.custom_cfg)]
         if "global" in windows:
@@ -102,12 +104,12 @@ class HistoryHook(Hook):
     ) -> None:
         outputs = outputs or {}
         self.losses.append(outputs["loss"].detach())
-        self.rate = highest_rate(runner.optim_wrapper)  # of this step: schedulers go on after it
+        self.rate = highest_rate(runner.optim_wrapper)  # of this step: schedulers change it afterwards
         if len(self.losses) % self.check_interval == 0:
             self._check(runner, runner.iter + 1)
 
     def _check(self, runner: Runner, steps: int) -> torch.Tensor:
-        """The losses of this epoch, all finite; `steps` have been taken in all."""
+        """The losses of this epoch, which must all be finite; `steps` counts the steps since the start of the run."""
         loss = torch.stack(self.losses).float()
         wrong = (~loss.isfinite()).nonzero()
         if len(wrong):
@@ -136,7 +138,7 @@ class HistoryHook(Hook):
             self._update(runner, [*records[:-1], {**records[-1], **scores}], scores)
 
     def _update(self, runner: Runner, records: list[dict], new: dict) -> None:
-        """Keeps the records, and shows what is new of the last one in TensorBoard and the JSON lines."""
+        """Keeps the records, writes history.json, and sends the new values to TensorBoard and the JSON lines."""
         runner.message_hub.update_info("history", records)
         scalars = {key: value for key, value in new.items() if key != "iter"}
         runner.visualizer.add_scalars(scalars, step=runner.iter, file_path=f"{runner.timestamp}.json")
@@ -158,10 +160,10 @@ def history(runner: Runner) -> list[dict]:
 
 @HOOKS.register_module()
 class UnreadableImagesHook(Hook):
-    """Logs each image that could not be read, once, and ends the run past a share of them.
+    """Logs each unreadable image once, and ends the run when there are too many.
 
     Args:
-        max_share: of the images of a split, in [0, 1].
+        max_share: share of the images of a split that may be unreadable, in [0, 1].
 
     Raises:
         InputError: a share out of range, and during the run more unreadable images than it allows.
@@ -193,7 +195,7 @@ class UnreadableImagesHook(Hook):
         self._share(runner.test_dataloader.dataset)
 
     def counts(self) -> dict[str, int]:
-        """Unreadable images met so far in each split, by all processes up to the end of its last epoch."""
+        """Number of unreadable images of each split; those that other processes met count from the end of an epoch."""
         return {split: len(messages) for split, messages in self.seen.items()}
 
     def _meet(self, dataset, data_batch: dict | None) -> None:
@@ -205,7 +207,7 @@ class UnreadableImagesHook(Hook):
         self._check(dataset)
 
     def _share(self, dataset) -> None:
-        """Every process learns of the others' images: the log is written by the first one."""
+        """Tells every process the unreadable images of the others, since only the first one writes the log."""
         seen = self.seen.setdefault(dataset.split, set())
         others = set().union(*all_gather_object(self.pending)) - seen
         self.pending.clear()

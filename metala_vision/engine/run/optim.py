@@ -27,7 +27,8 @@ class TimmOptimConstructor:
             by the model's `group_matcher`.
 
     Raises:
-        InputError: another paramwise_cfg, a decay out of range, an optimiser that nobody knows or its arguments.
+        InputError: another key in paramwise_cfg, a decay out of range, an unknown optimiser, or arguments that it does
+            not take.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -57,7 +58,7 @@ class TimmOptimConstructor:
                 group["lr"] = self.optimizer["lr"] * group["lr_scale"]
         own = {id(p) for p in trunk.parameters()}
         rest = {name: p for name, p in task.net.named_parameters() if id(p) not in own and p.requires_grad}
-        for decays in (False, True):  # what stands on the trunk has the full rate
+        for decays in (False, True):  # the parts on top of the trunk have the full rate
             some = [p for p in rest.values() if (p.ndim > 1) == decays]
             if some:
                 groups.append(dict(params=some, weight_decay=weight_decay if decays else 0.0))
@@ -65,7 +66,7 @@ class TimmOptimConstructor:
         return OPTIM_WRAPPERS.build(dict(dict(type="OptimWrapper"), **self.wrapper, optimizer=optimizer))
 
     def _default(self, argument: str) -> float:
-        """What the optimiser takes for an argument that is not given; timm's take no weight decay."""
+        """The optimiser's default for an argument; 0 for timm's optimisers, which take no weight decay unless told."""
         kind = OPTIMIZERS.get(self.optimizer["type"])
         found = inspect.signature(kind).parameters.get(argument) if kind else None
         return 0.0 if found is None else found.default
@@ -86,7 +87,7 @@ class TimmOptimConstructor:
 
 @OPTIM_WRAPPERS.register_module()
 class AutocastOptimWrapper(OptimWrapper):
-    """Autocast of the forward pass on the device of the parameters, CPU included; float16 scales its loss.
+    """Autocast of the forward pass on the device of the parameters, CPU included; with float16 the loss is scaled.
 
     mmengine's AmpOptimWrapper does the same on GPUs only.
 
@@ -131,5 +132,5 @@ class AutocastOptimWrapper(OptimWrapper):
 
 
 def highest_rate(wrapper: OptimWrapper) -> float:
-    """Of all groups of parameters: the rate of what has no lower one of its own."""
+    """The highest rate of all parameter groups: that of the parameters without a lower rate of their own."""
     return max(group["lr"] for group in wrapper.optimizer.param_groups)

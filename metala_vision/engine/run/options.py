@@ -45,10 +45,10 @@ def set_data_root(config: Config, root: str) -> None:
 
 
 def set_num_classes(config: Config, num_classes: int) -> None:
-    """The number of classes, wherever a config has it: of the model, and of masks, whose files do not name theirs.
+    """Sets the number of classes of the model, and of datasets of masks, whose files do not name their classes.
 
     Raises:
-        InputError: none or fewer.
+        InputError: a number below 1.
     """
     if num_classes < 1:
         raise InputError(f"--num-classes: got {num_classes}, expected at least 1")
@@ -210,6 +210,6 @@ def apply_test_options(
         config.pop(key, None)
     config.pop("val_evaluator", None)
     config.visualizer = None
-    # What a run starts from is in its checkpoint, and what only training needs costs time and memory here.
+    # The checkpoint replaces what a run starts from; what only training needs would cost time and memory here.
     for key in ("init_from", "distillation", "mixup"):
         config.model.pop(key, None)

@@ -1,4 +1,4 @@
-"""What is said of a run while it goes on: one value of a number in every place, and few lines on the console."""
+"""What a run reports while it goes on: the same value of a number in every place, and few lines on the console."""
 
 import logging
 
@@ -8,17 +8,17 @@ from mmengine.runner import LogProcessor, Runner
 
 from .optim import highest_rate
 
-MOST_LINES = 3  # of a message on the console; the environment, the config and the list of hooks have hundreds
-# What mmengine says of its own calls, and nobody who trains can change
+MOST_LINES = 3  # lines of a message on the console; the environment, the config and the list of hooks have hundreds
+# Warnings of mmengine about its own calls, which nobody who trains can change.
 OF_NO_USE = ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
 
 
 @LOG_PROCESSORS.register_module()
 class RunLogProcessor(LogProcessor):
-    """mmengine's, with the numbers of history.json.
+    """mmengine's log processor, with the numbers of history.json.
 
-    Of validation and test it shows the values of that evaluation, where mmengine shows the mean over the last ten of
-    whatever has "loss" in its name. The rate is the highest one, where mmengine shows that of the first parameters.
+    It shows the values of one validation or test, where mmengine shows the mean of the last ten values of whatever has
+    "loss" in its name. It shows the highest rate, where mmengine shows that of the first parameter group.
     """
 
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
@@ -31,7 +31,7 @@ class RunLogProcessor(LogProcessor):
         if mode == "train":
             found = {
                 key: value for key, value in found.items() if not key.endswith("base_lr")
-            }  # another's factor of lr
+            }  # the rate before a group's own factor
             return {**found, f"{mode}/lr" if reserve_prefix else "lr": highest_rate(runner.optim_wrapper)}
         for key, buffer in runner.message_hub.log_scalars.items():
             name = key.removeprefix(f"{mode}/")
@@ -44,8 +44,8 @@ class RunLogProcessor(LogProcessor):
 class StepLoggerHook(LoggerHook):
     """Writes the means of the last steps, named steps/loss and so on, to the log, TensorBoard and the JSON lines.
 
-    What belongs to an epoch is written there by `HistoryHook`, under the names of history.json. Every number has the
-    steps since the start of the run as its axis.
+    `HistoryHook` writes the values of an epoch to the same places, under the names of history.json. The axis of every
+    number is the steps since the start of the run.
     """
 
     def after_train_iter(
@@ -66,7 +66,7 @@ class StepLoggerHook(LoggerHook):
 
 
 def keep_console_short(logger: logging.Logger) -> None:
-    """Long messages go to the log file alone, and what is of no use to anybody nowhere."""
+    """Sends long messages to the log file alone, and drops those in `OF_NO_USE`."""
     logger.addFilter(lambda record: not record.getMessage().startswith(OF_NO_USE))
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):

@@ -93,7 +93,7 @@ class VisionRunner(Runner):
             super().setup_env(env_cfg)
 
     def _log_env(self, env_cfg: dict) -> None:
-        """A run keeps what it ran on; a test would bury its table under it."""
+        """Logs the environment of a training run alone: a test would bury its table under it."""
         if self._train_dataloader is not None:
             super()._log_env(env_cfg)
 
@@ -108,7 +108,7 @@ class VisionRunner(Runner):
             return super().build_param_scheduler(scheduler)
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
-        """The rates in proportion to the images of one optimiser step, over `base_batch_size`; says which they are."""
+        """Scales the rates by the images of an optimiser step over `base_batch_size`, if enabled; logs the rate."""
         lr = optim_wrapper.optimizer.defaults["lr"]
         batch, processes, sums = self.step_images()
         images = batch * processes * sums
@@ -153,7 +153,7 @@ class VisionRunner(Runner):
         return self.task.describe(train=datasets[-1], evaluation=datasets[0])
 
     def dump_config(self) -> None:
-        """A run keeps the config that it began with: one that resumes it does not start anew from its weights."""
+        """Keeps the config that a run began with: that of a resumed run would start from the resumed checkpoint."""
         if not self._resume:
             super().dump_config()
         elif is_main_process():
@@ -168,7 +168,7 @@ class VisionRunner(Runner):
                 Config(first).dump(own)
 
     def build_parts(self) -> list[Dataset]:
-        """Loops, data and optimiser; returns the datasets of the loops there are.
+        """Builds loops, data and optimiser; returns the datasets of the loops that the config has.
 
         Raises:
             InputError: what cannot be built.
@@ -203,7 +203,7 @@ class VisionRunner(Runner):
             _ = self.description  # what cannot be written shows now
 
     def _check_training(self) -> None:
-        """What would be noticed hours later: no checkpoints of ours, or a best one by a score that there is not."""
+        """Checks what would fail hours later: no checkpoint hook, or a best checkpoint by a score that nobody gives."""
         if not isinstance(self.train_loop, EpochBasedTrainLoop):
             raise InputError(f"train_cfg: got a {type(self.train_loop).__name__}, expected epochs (by_epoch=True)")
         hooks = [hook for hook in self.hooks if isinstance(hook, LastBestCheckpointHook)]
@@ -215,7 +215,7 @@ class VisionRunner(Runner):
             return
         dataset = self.val_dataloader.dataset
         names = [getattr(metric, "names", lambda _: None)(dataset) for metric in self.val_loop.evaluator.metrics]
-        if None not in names:  # of metrics of others it shows at the first validation
+        if None not in names:  # metrics of others show their names at the first validation
             known = [name for some in names for name in some or ()]
             for hook in hooks:
                 if hook.save_best is not None and hook.save_best not in known:
@@ -268,7 +268,7 @@ class VisionRunner(Runner):
         """Continues the run of a checkpoint, and keeps the best weights that lie beside it.
 
         Raises:
-            InputError: its rates or the images of its steps are others than the config's: it would be another run.
+            InputError: the run has other rates or images per step than the config: it would be another run.
         """
         wanted = plan(self)
         super().resume(filename, *args, **kwargs)
@@ -286,12 +286,12 @@ class VisionRunner(Runner):
         if is_main_process() and not best.is_file() and beside.is_file():
             write_atomic(best, beside.read_bytes())
         barrier()
-        if not best.is_file():  # its score would keep lesser weights from being saved as the best
+        if not best.is_file():  # the score of a missing file would keep worse weights from being saved
             for key in ("best_score", "best_epoch"):
                 self.message_hub.runtime_info.pop(key, None)
 
     def evaluate(self) -> dict:
-        """Tests the weights at hand and writes what its metrics have to show; returns the result as plain values."""
+        """Tests the current weights and writes the reports of the metrics; returns the result as plain values."""
         metrics = self.test()
         dataset = self.test_dataloader.dataset
         reports: dict = {}

@@ -1,4 +1,4 @@
-"""The plan of a run's rates: that a resumed run has the same one, and that it ends with the training."""
+"""The plan of a run's rates: checks that a resumed run has the same plan, and that the plan ends with the training."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 
 from metala_vision.errors import InputError
 
-# What changes while a scheduler goes on; the last three are those of the one that waits for scores.
+# Attributes that change while a scheduler goes on; the last three are those of ReduceOnPlateau.
 PROGRESS = (
     *("optimizer", "last_step", "_global_step", "verbose", "base_values", "_last_value"),
     *("best", "num_bad_epochs", "cooldown_counter"),
@@ -16,13 +16,13 @@ PROGRESS = (
 
 
 def plan(runner: Runner) -> dict[str, object]:
-    """What the rates will be made of: the settings of every scheduler, and of every group of parameters."""
+    """What the rates follow from: the settings of every scheduler, and of every group of parameters."""
     found: dict[str, object] = {}
     stated = runner.cfg.get("param_scheduler") or []
     stated = [stated] if isinstance(stated, dict) else stated
     for i, scheduler in enumerate(runner.param_schedulers or []):
         for key, value in vars(scheduler).items():
-            if key == "end" and "end" not in stated[i]:  # the last epoch of all, which may be put off
+            if key == "end" and "end" not in stated[i]:  # then it is that of the training, which may be moved
                 continue
             if key not in PROGRESS and isinstance(value, bool | int | float | str | Sequence | Mapping):
                 found[f"param_scheduler.{i}.{key}"] = _comparable(value)
@@ -33,7 +33,7 @@ def plan(runner: Runner) -> dict[str, object]:
 
 
 def _comparable(value: object) -> object:
-    """Without the kinds of containers, which a checkpoint does not keep."""
+    """A value with plain dicts and lists as containers, since a checkpoint does not keep their types."""
     if isinstance(value, Mapping):
         return {key: _comparable(member) for key, member in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -54,9 +54,9 @@ def check_same_plan(wanted: dict[str, object], resumed: dict[str, object], filen
 
 
 def warn_of_end(schedulers: dict | list | None, max_epochs: int, max_iters: int) -> None:
-    """Logs a warning where the schedule ends with another epoch than the training, with what to set instead.
+    """Logs a warning where the schedule ends with another epoch than the training; it says what to set instead.
 
-    What goes by steps, as most warm-ups do, may end before the training and not after it.
+    A scheduler that counts steps, as most warm-ups do, may end before the training but not after it.
     """
     if isinstance(schedulers, dict):
         stated = {"param_scheduler": schedulers}
@@ -74,7 +74,7 @@ def warn_of_end(schedulers: dict | list | None, max_epochs: int, max_iters: int)
     end = max((scheduler["end"] for scheduler in by_step.values()), default=max_iters)
     if end <= max_iters:
         return
-    if len(stated) > len(by_step):  # a warm-up before what goes by epochs
+    if len(stated) > len(by_step):  # a warm-up before schedulers that count epochs
         what = "warm-up"
         late = [name for name, scheduler in by_step.items() if scheduler["end"] > max_iters]
         advice = f"set {' '.join(f'{name}.end={max(1, max_iters // 10)}' for name in late)}, from the start of a run"
@@ -88,9 +88,9 @@ def _warn(text: str) -> None:
 
 
 def _advice(schedulers: dict[str, dict], end: int, last: int) -> str:
-    """The settings by which a schedule fits the training: its parts stay as they are where the last one has room then.
+    """The settings that make a schedule fit the training.
 
-    A warm-up of more than half of the training is shortened as the whole is.
+    Only its end moves, unless the parts before would take more than half of the training: they then shrink with it.
     """
     stated = {
         f"{name}.{key}": scheduler[key]

@@ -1,4 +1,4 @@
-"""The settings that weights were trained with, as their checkpoint and folder keep them, against those given now."""
+"""Compares the settings that weights were trained with, kept in their checkpoint and folder, with those given now."""
 
 import ast
 import logging
@@ -13,22 +13,23 @@ from metala_vision.errors import InputError
 
 from .checkpoint import read_checkpoint
 
-# Of a model: what changes how it computes, or where weights come from, and not what it is.
+# Keys of a model that change how it computes or where its weights come from, but not what it is.
 HOW = re.compile(r"compile|grad_checkpointing|channels_last|init_from|checkpoint_path|(pretrained|distillation).*")
-# And what changes its training, or its test by intent. mean and std are compared with the description.
+# These keys, and those that change its training, or its test by intent. mean and std are compared elsewhere, with the
+# description.
 FREE = re.compile(
     HOW.pattern
     + r"|img_size|decay_scale|mean|std|mixup.*|label_smoothing|train_only_head|min_size|max_size|short_side|window"
     r"|stride|\w*(drop|thresh|_test|_train|per_img|per_image|fraction|topk)\w*"
 )
-PLACE = re.compile(r"dataset\.root|num_workers|persistent_workers|pin_memory|batch_size")  # of a loader
+PLACE = re.compile(r"dataset\.root|num_workers|persistent_workers|pin_memory|batch_size")  # keys of a loader
 SHOWN = 10  # settings in one message
 
 
 def trained_settings(checkpoint: dict) -> dict:
     """The config of the run that wrote a checkpoint; empty where there is none that can be read.
 
-    It is the text of Python assignments, which is parsed and not run: a checkpoint comes from anybody.
+    The checkpoint holds it as Python assignments, which are parsed and not run: a checkpoint may come from anybody.
     """
     meta = checkpoint.get("meta")
     return _parsed(meta.get("cfg")) if isinstance(meta, dict) else {}
@@ -64,9 +65,9 @@ def differences(then: Mapping, now: Mapping, ignored: re.Pattern, prefix: str = 
     """What differs between two parts of configs: for each key a text with both values.
 
     Args:
-        then: that of the run.
-        now: the one given now.
-        ignored: what a key, after the last of its parents that is no list, may be without being compared.
+        then: the part of the run's config.
+        now: the part of the config given now.
+        ignored: matches the keys, without `prefix` and without `backbone.`, that are not compared.
         prefix: what the keys begin with.
     """
     flat = [_flattened(plain(part, prefix), prefix) for part in (then, now)]
@@ -80,23 +81,23 @@ def differences(then: Mapping, now: Mapping, ignored: re.Pattern, prefix: str = 
 
 
 def as_lines(found: Sequence[str]) -> str:
-    """Differences as the end of a message, no more than a screen of them."""
+    """Differences as the last lines of a message, at most `SHOWN` of them."""
     more = [f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return "\n".join([*(f"  {text}" for text in found[:SHOWN]), *more])
 
 
 def check_model(config: Mapping, file: str | Path, checkpoint: dict, command: str, more: str = "") -> None:
-    """Whether a config's model is the one that a checkpoint was trained as. Weights alone do not tell: a scan has none.
+    """Checks that a config has the model of a checkpoint. Weights alone do not tell: a scan, for example, has none.
 
     Args:
-        config: the one given.
-        file: of the checkpoint.
+        config: the config given now.
+        file: file of the checkpoint.
         checkpoint: what is in it.
         command: the tool that was called, such as "python tools/test.py".
         more: what follows the config in its command line.
 
     Raises:
-        InputError: it is not; the message has the differences, and what to write.
+        InputError: it has another one; the message lists the differences and says what to write.
     """
     model = trained_settings(checkpoint).get("model")
     found = differences(model, config["model"], FREE) if model is not None else {}
@@ -111,12 +112,12 @@ def check_model(config: Mapping, file: str | Path, checkpoint: dict, command: st
 
 
 def warn_of_changes(config: Mapping, meta: dict, file: str) -> None:
-    """Says which settings of model and training data are others than those of the run that goes on.
+    """Warns of settings of model and training data that differ from those of the run that is resumed.
 
     Args:
-        config: the one given now.
-        meta: that of the run's checkpoint.
-        file: of the checkpoint.
+        config: the config given now.
+        meta: `meta` of the run's checkpoint.
+        file: file of the checkpoint.
     """
     then = trained_settings({"meta": meta})
     found = [
@@ -131,7 +132,7 @@ def warn_of_changes(config: Mapping, meta: dict, file: str) -> None:
 
 
 def _within(key: str, prefix: str) -> str:
-    """A key without what a model is known by: `model.backbone.scan` and `model.scan` are both `scan`."""
+    """A key without `prefix` and `backbone.`: `model.backbone.scan` and `model.scan` both become `scan`."""
     return key.removeprefix(f"{prefix}.").removeprefix("backbone.")
 
 
@@ -144,7 +145,7 @@ def _flattened(value: object, key: str) -> dict[str, object]:
 
 
 def _parsed(text: object) -> dict:
-    """The assignments of a config as mmengine writes it; empty for what is none."""
+    """The assignments in a config as mmengine writes it; empty for any other text."""
     if not isinstance(text, str):
         return {}
     try:
@@ -154,7 +155,7 @@ def _parsed(text: object) -> dict:
             for statement in statements
             if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
         }
-    except (SyntaxError, ValueError):  # a config by hand, or no config at all
+    except (SyntaxError, ValueError):  # a config written by hand, or no config at all
         return {}
 
 
@@ -163,7 +164,7 @@ def _value(node: ast.expr) -> object:
         if any(keyword.arg is None for keyword in node.keywords):
             raise ValueError("a dict of dicts")
         return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
-    if isinstance(node, ast.Dict):  # whose key is None where another dict is spread into it
+    if isinstance(node, ast.Dict):  # a key is None where another dict is spread into it
         return {ast.literal_eval(key or node): _value(value) for key, value in zip(node.keys, node.values)}
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item) for item in node.elts]

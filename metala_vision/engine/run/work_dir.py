@@ -1,4 +1,4 @@
-"""The folder of a run: one run's alone, and the same one for all of its processes."""
+"""The folder of a run: no other run writes into it, and all processes of the run see the same folder."""
 
 import contextlib
 import time
@@ -27,14 +27,14 @@ def held(work_dir: str | Path) -> Iterator[None]:
 
 
 def check_shared(work_dir: str | Path, patience: float = 30.0) -> None:
-    """Whether what the first process writes is there for all of them: all read its checkpoints.
+    """Checks that all processes see what the first one writes, since all read its checkpoints.
 
     Args:
         work_dir: the folder of the run.
         patience: seconds that a network disk gets to show a new file.
 
     Raises:
-        InputError: in every process, if it is not.
+        InputError: some process does not see it; all processes raise this.
     """
     token = [uuid.uuid4().hex]
     broadcast_object_list(token)

@@ -16,9 +16,9 @@ from torch import nn
 from metala_vision.description import description_in, match_classes
 from metala_vision.errors import InputError, near_matches
 
-TimmModel: TypeAlias = Any  # timm's models have methods in common, and no class
+TimmModel: TypeAlias = Any  # timm's models share methods, but no class
 
-# What to set where a checkpoint is missing and there is no other one.
+# What to set where a checkpoint is missing and there is no other to give.
 WITHOUT = {
     "model.backbone": "model.backbone.checkpoint_path=None for a start from scratch",
     "model.distillation.teacher": "model.distillation=None for training without a teacher",
@@ -31,9 +31,9 @@ def create_backbone(arguments: dict, init_from: str | None = None, setting: str 
     Args:
         arguments: with `model_name`.
         init_from: a checkpoint to start from, of a run (its moving average where it has one) or of timm. The classifier
-            is new where the number of classes differs; position embeddings are resampled, and what else timm adapts
-            for the model. Anything else must fit.
-        setting: what a config calls the arguments, for messages: a key of `WITHOUT`.
+            is new where the number of classes differs. timm resamples position embeddings, and adapts whatever else it
+            can adapt for the model. All other weights must fit.
+        setting: name of the arguments in a config, for messages: a key of `WITHOUT`.
 
     Raises:
         InputError: a model timm does not know, an argument the model does not take, a checkpoint that does not fit.
@@ -74,7 +74,7 @@ def create_backbone(arguments: dict, init_from: str | None = None, setting: str 
 
 
 def _shortened(text: str, most: int = 8) -> str:
-    """Its first lines: torch lists every tensor that does not fit."""
+    """The first lines of a message: torch lists every tensor that does not fit."""
     lines = text.splitlines()
     more = [f"and {len(lines) - most} lines more"] if len(lines) > most else []
     return "\n".join(lines[:most] + more)
@@ -86,7 +86,7 @@ def _read(path: str, setting: str) -> dict:
         return load_state_dict(path, weights_only=True)
     except OSError as error:
         raise InputError(f"{setting}: {path} cannot be read: {error}") from error
-    except Exception as error:  # whatever a file that is no checkpoint leads to; some texts advise to run what is in it
+    except Exception as error:  # a file that is no checkpoint may raise anything; some messages advise to run it
         raise InputError(
             f"{setting}: {path} cannot be read: it is no whole file of torch.save or safetensors, or holds more than "
             f"tensors, numbers, strings and containers of them, which could run code"
@@ -94,7 +94,7 @@ def _read(path: str, setting: str) -> dict:
 
 
 def _started(name: str, arguments: dict, path: str, weights: dict) -> TimmModel:
-    """A model that timm has loaded as it loads its own pretrained weights, strictly, before its head is exchanged."""
+    """A model whose weights timm loads strictly, as it loads its own pretrained ones, before the head is replaced."""
     cfg = timm.get_pretrained_cfg(name)
     first = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]
     classes = weights[f"{first}.weight"].shape[0] if f"{first}.weight" in weights else 0
@@ -114,10 +114,11 @@ def heads_of(backbone: TimmModel) -> list[nn.Module]:
 
 @torch.no_grad()
 def start_heads(backbone: TimmModel, file: str, classes: Sequence[str] | None) -> None:
-    """Brings a head that comes from a file to the classes of the data, by name; in place, where optimisers know it.
+    """Fits a head that was loaded from a file to the classes of the data, by their names.
 
-    The names in another order are put in order. Other names get a new head, and so did another number of classes when
-    the model was made. All of it is said.
+    It is changed in place, since optimisers hold its parameters. If the names are in another order, its rows are
+    reordered. If they are other names, it is initialised anew; for another number of classes this was done when the
+    model was made. The log says what was done.
 
     Args:
         backbone: a model that has been started from the file.
@@ -125,7 +126,7 @@ def start_heads(backbone: TimmModel, file: str, classes: Sequence[str] | None) -
         classes: of the data, or None where they are not named.
 
     Raises:
-        InputError: another order, and a head whose classes are in no order that can be changed.
+        InputError: the names are in another order, and the head is of a kind whose rows cannot be reordered.
     """
     described = description_in(file)
     names = described.get("label_names")
@@ -143,7 +144,7 @@ def start_heads(backbone: TimmModel, file: str, classes: Sequence[str] | None) -
         fresh.reset_classifier(backbone.num_classes)
         for head, new in zip(heads_of(backbone), heads_of(fresh)):
             head.load_state_dict(new.state_dict())
-            for parameter in head.parameters():  # every process has drawn one of its own
+            for parameter in head.parameters():  # every process has drawn weights of its own
                 broadcast(parameter.data)
         _say(f"{file} is of {error}: the head is new")
         return

@@ -21,14 +21,14 @@ class TaskModel(BaseModel):
     """A model of a task for mmengine's Runner.
 
     Attributes:
-        part: name of the attribute that is trained, averaged and saved: in checkpoints its parameters have the names
-            that they have in it.
+        part: name of the attribute that is trained, averaged and saved. In checkpoints its parameters have the names
+            that the attribute itself gives them, without `prefix`.
         task: what it learns, as a `description` has it.
         kind: of the model, likewise.
         arguments: of `timm.create_model` for its trunk.
         options: further ones of the model, as a `description` has them.
-        class_order: for each class of the data its index in what was trained; None where they have the same order.
-            Predictions are of the data's classes.
+        class_order: index of each class of the data among the classes of the training; None where the order is the
+            same. Predictions are in the order of the data.
     """
 
     part: str
@@ -54,7 +54,7 @@ class TaskModel(BaseModel):
         return f"{self.part}."
 
     def init_weights(self) -> None:
-        """Nothing: the constructors have initialised it all, or loaded it. mmengine would do it again."""
+        """Does nothing: the constructors have initialised or loaded it all, and mmengine would do it again."""
 
     def check(self, datasets: Sequence) -> None:
         """Whether classes and images of all splits fit the model and each other.
@@ -67,7 +67,7 @@ class TaskModel(BaseModel):
     def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
         """Each image of a preprocessed batch as [height, width, channels], floats in [0, 1] or uint8, with a title.
 
-        What is to be learned of it is drawn into it, or is its title.
+        What is to be learned about an image is drawn into it, or is its title.
         """
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class TaskModel(BaseModel):
         return plain({**described, **self.preprocessing(evaluation, tested)}, "description")
 
     def seen_size(self, image: Tensor) -> tuple[int, int]:
-        """Height and width that the trunk gets of an image of the data in evaluation."""
+        """Height and width with which the trunk gets an image of the data in evaluation."""
         return image.shape[-2], image.shape[-1]
 
     def preprocessing(self, evaluation: Any, image: Tensor) -> dict:
@@ -105,19 +105,19 @@ class TaskModel(BaseModel):
         raise NotImplementedError
 
     def start(self, classes: Sequence[str] | None) -> None:
-        """Holds the classes of weights that training begins with against those of the data; None are not named.
+        """Matches the classes of the weights that training begins with to those of the data; None: they have no names.
 
         Raises:
             InputError: they cannot be brought together.
         """
 
     def take_order(self, order: Sequence[int]) -> None:
-        """Predictions are of classes in another order than that of the training: `order` is `match_classes`' result."""
+        """Predicts in another order of the classes than that of the training: `order` is `match_classes`' result."""
         same = list(order) == list(range(len(order)))
         self.class_order = None if same else torch.tensor(order)
 
     def in_order(self, found: Tensor) -> Tensor:
-        """Indices of classes of the training as those of the data."""
+        """Turns class indices of the training into those of the data."""
         return found if self.class_order is None else self.class_order.argsort().to(found.device)[found]
 
     def resize(self, height: int, width: int) -> None:
@@ -190,7 +190,7 @@ def _grid(trunk: TimmModel, size: tuple[int, int]) -> list[int] | None:
 
 
 def first_sample(dataset: Any, where: str) -> dict:
-    """One with its image as the model will get it, out of the first hundred.
+    """The first sample that can be read, of the first hundred, with its image as the model will get it.
 
     Raises:
         InputError: none of them can be read, or the transform fails.

@@ -136,7 +136,7 @@ class ImageClassifier(TaskModel):
         )
 
     def start(self, classes: Sequence[str] | None) -> None:
-        """The rows of a head that came from a checkpoint, and the logits of a teacher, in the order of the data."""
+        """Puts the rows of a checkpoint's head, and the logits of a teacher, into the order of the data's classes."""
         if self.started_from:
             start_heads(self.backbone, self.started_from, classes)
         if self.distillation is not None:
@@ -152,8 +152,8 @@ class ImageClassifier(TaskModel):
         return list(zip(images.permute(0, 2, 3, 1).cpu().numpy(), (_title(row, classes) for row in shares.cpu())))
 
     def resize(self, height: int, width: int) -> None:
-        """A position embedding for test images of this size, where there is one that does not follow them by itself."""
-        dynamic = getattr(self.backbone, "dynamic_img_size", False)  # ours measures sizes against that of its training
+        """Resamples the position embedding for test images of this size, if it does not follow their size by itself."""
+        dynamic = getattr(self.backbone, "dynamic_img_size", False)  # our models keep the grid of their training
         if hasattr(self.backbone, "set_input_size") and not dynamic:
             self.backbone.set_input_size(img_size=(height, width))
 

@@ -24,7 +24,7 @@ class ImageDetector(TaskModel):
     Args:
         kind: "faster_rcnn", "mask_rcnn", "retinanet" or "fcos".
         backbone: arguments of `timm.create_model`, such as dict(model_name="metala_vit_tiny", drop_path_rate=0.1).
-        num_classes: of objects.
+        num_classes: number of classes of objects.
         mean: of the images' channels in [0, 1] that the backbone expects.
         std: of the same.
         init_from: checkpoint that the backbone starts from, see `create_backbone`.
@@ -38,7 +38,7 @@ class ImageDetector(TaskModel):
 
     part = "detector"
     task = "detection"
-    detector: Any  # torchvision's classes have attributes in common, and no base class
+    detector: Any  # torchvision's classes share attributes, but no base class
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class ImageDetector(TaskModel):
                 )
 
     def seen_size(self, image: Tensor) -> tuple[int, int]:
-        """As torchvision's transform resizes and pads it."""
+        """The size to which torchvision's transform resizes and pads an image."""
         transform = self.detector.transform
         training = transform.training
         images, _ = transform.eval()([image.float() / 255])
@@ -112,13 +112,13 @@ class ImageDetector(TaskModel):
     ) -> dict[str, Tensor] | list[dict]:
         """[C, H, W] images in [0, 1] -> losses, or for each image its detections with its target.
 
-        Detections have boxes in pixels of the image, scores, labels from 1, and masks of mask_rcnn. The target is None
-        where images come alone.
+        Detections have boxes in pixels of the image, scores, labels from 1, and with mask_rcnn masks. The target is
+        None where images come alone.
         """
         if mode == "loss":
             if not inputs:
                 return self.zero_loss()
-            if self.kind != "mask_rcnn" and targets is not None:  # without any torchvision says what it needs
+            if self.kind != "mask_rcnn" and targets is not None:  # without targets torchvision says what it needs
                 targets = [{key: value for key, value in target.items() if key != "masks"} for target in targets]
             return {
                 key if key.startswith("loss") else f"loss_{key}": value

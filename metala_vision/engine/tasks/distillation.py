@@ -19,7 +19,7 @@ KINDS = ("hard", "soft")
 
 
 class Distillation:
-    """A frozen teacher beside the model: in no checkpoint, no optimiser and no gradient exchange.
+    """A frozen teacher beside the model: it is in no checkpoint, no optimiser and no gradient exchange.
 
     Args:
         teacher: arguments of `timm.create_model` for a trained model: with `pretrained=True` or a `checkpoint_path`.
@@ -27,9 +27,9 @@ class Distillation:
         weight: share of the distillation in the loss, in (0, 1].
         temperature: of both distributions in soft distillation.
         img_size: side that images are resized to for the teacher; None leaves them.
-        teacher_mean: of the images' channels that the teacher was trained with. None is timm's for this teacher, or the
-            model's own where timm's is for another number of channels.
-        teacher_std: of the same.
+        teacher_mean: mean of the channels of the images that the teacher was trained with. None is timm's value for
+            this teacher, or the model's own where timm's has another number of channels.
+        teacher_std: their standard deviation, likewise.
 
     Raises:
         InputError: an unknown kind, a number out of range, a teacher without weights or of other classes.
@@ -78,7 +78,7 @@ class Distillation:
         """Puts the teacher's classes in the order of the data's, by name.
 
         Raises:
-            InputError: it knows other classes.
+            InputError: the teacher has other classes.
         """
         names = description_in(self.checkpoint).get("label_names") if self.checkpoint else None
         if names is not None and classes is not None:
@@ -103,7 +103,7 @@ class Distillation:
         return logits if self.order is None else logits[:, self.order]
 
     def loss(self, images: Tensor, logits: Tensor, base: Tensor) -> Tensor:
-        """The loss `base` against the labels, and the one against the teacher, by weight."""
+        """The weighted sum of `base`, the loss against the labels, and of the loss against the teacher."""
         taught = self.teach(images)
         if self.kind == "hard":
             distilled = F.cross_entropy(logits, taught.argmax(1))
@@ -116,9 +116,9 @@ class Distillation:
 
 
 def _create(teacher: dict, num_classes: int) -> TimmModel:
-    """The teacher with the classifier that it was trained with: timm would put a new one where classes differ."""
+    """The teacher with its trained classifier, which timm would replace where the number of classes differs."""
     name, known = teacher.get("model_name"), teacher.get("num_classes", num_classes)
-    pretrained = teacher.get("pretrained") and not teacher.get("checkpoint_path")  # which must fit exactly
+    pretrained = teacher.get("pretrained") and not teacher.get("checkpoint_path")  # a checkpoint must fit exactly
     if pretrained and isinstance(name, str) and timm.is_model(name):
         chosen = {key: teacher.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")}
         chosen["pretrained_cfg"] = chosen["pretrained_cfg"] or name.partition(".")[2]

@@ -8,7 +8,7 @@ from metala_vision.errors import InputError
 
 
 class BatchMixup:
-    """timm's Mixup. It wants even batches: the last image of an odd one stays as it is.
+    """timm's Mixup. It needs even batches: the last image of an odd batch stays as it is.
 
     Args:
         options: arguments of `timm.data.Mixup`, such as dict(mixup_alpha=0.8, cutmix_alpha=1.0).

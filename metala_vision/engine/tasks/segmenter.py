@@ -28,14 +28,14 @@ class ImageSegmenter(TaskModel):
     Args:
         kind: "unet", "fpn", "upernet", "segformer" or "dpt".
         backbone: arguments of `timm.create_model`, such as dict(model_name="metala_vit_tiny", drop_path_rate=0.1).
-        num_classes: of pixels.
+        num_classes: number of classes of pixels.
         mean: of the images' channels in [0, 1] that the backbone expects.
         std: of the same.
         init_from: checkpoint that the backbone starts from, see `create_backbone`.
         short_side: pixels that the shorter side of test images is resized to; None leaves them as they are. The classes
-            are those of the pixels of the image as it was.
+            found have the size of the original image.
         window: side of the windows that test images are run in; None runs them whole.
-        stride: between windows; None is two thirds of a window.
+        stride: pixels from one window to the next; None is two thirds of a window.
         grad_checkpointing: recompute the activations of the backbone in the backward pass, for less memory.
         compile: run the model through torch.compile.
         **options: of `metala_vision.dense.segmenter`.
@@ -118,9 +118,9 @@ class ImageSegmenter(TaskModel):
     ) -> Tensor | dict[str, Tensor] | list[dict]:
         """[C, H, W] images in [0, 1] -> dict(loss), or for each image its classes [H, W] with its mask and index.
 
-        Mask and index are None where images come alone. In training all images have one size. A single one is taken
-        twice where there is a BatchNorm, which needs two numbers of a channel and would fail where a map is pooled to
-        one pixel; the loss, a mean, stays the same.
+        Mask and index are None where images come alone. In training all images have one size. A single training image
+        is taken twice where there is a BatchNorm, which needs two values per channel and would fail where a map is
+        pooled to one pixel. The loss is a mean and stays the same.
         """
         inputs = [(image - self.mean) / self.std for image in inputs]
         if mode == "predict":
