@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-# The checkout, in case it was never installed. Both folders come last: an installed metala_vision is found before it,
-# and tools/test.py, whose folder Python puts first for a script in it, is nobody's `test` of the standard library.
+# Puts the checkout on the path, in case it was never installed. Both folders come last, so that an installed
+# metala_vision is found first, and so that tools/test.py does not hide the standard library's `test`: Python itself
+# puts the folder of a script first.
 TOOLS = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != TOOLS] + [
     str(TOOLS),
@@ -41,5 +42,5 @@ def image_size(text: str) -> int | tuple[int, int]:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """A result for machines alone."""
+    """Whether the result alone is printed, for other programs to read."""
     parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Time a detector on several backbones, or those of several configs, side by side, and measure the memory of each.
+"""Time a detector on several backbones, or the detectors of several configs, side by side, and measure their memory.
 
-Every round runs each detector once; a process of its own gives each one's peak of resident memory. The table shows
-medians, the spread (distance of the quartiles over the median) and how many times faster than the first one, as the
-median over the rounds. Weights are random: the same numbers of proposals and boxes are worked on. CPU only.
+Every round runs each detector once; the peak of its resident memory is measured in a process of its own. The table
+shows medians, the spread (distance of the quartiles over the median) and how many times faster each detector is than
+the first one, as the median over the rounds. Weights are random, so that all detectors work on the same numbers of
+proposals and boxes. CPU only.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def from_config(path: str) -> dict:
-    """What is to be timed of a config: its model, as arguments of `DetectorCandidate`."""
+    """The model of a config, as arguments of `DetectorCandidate`."""
     from metala_vision.engine import load_config
     from metala_vision.errors import InputError
 

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   python tools/bench_kernels.py --shapes 8x14x14 1x64x64 --threads 1
   python tools/bench_kernels.py --device cuda --dtype bfloat16 --shapes 256x14x14 1x128x128 --json
 """
-# RMS(error) / RMS(reference) at most, as the tests have it: output and gradients; the gate's gradient in bfloat16.
+# Largest RMS(error) / RMS(reference), as in the tests: of output and gradients, and of the gate's gradient in bfloat16.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 5e-3}
 BFLOAT16_GATE_GRADIENT = 2e-2
 WARMUP = 2  # rounds that compile and warm up
@@ -142,7 +142,7 @@ def candidates(backends: list[str], shape: tuple[int, int, int], backward: bool,
     if device.type == "cuda" and importlib.util.find_spec("fla"):
         from fla.ops.gla import chunk_gla
 
-        # One order, and a key to be formed: what it offers that comes nearest.
+        # What fla offers that comes nearest: one scan order, and a key that has to be formed.
         def one_order():
             k = -torch.expm1(inputs["log_decay"])
             return chunk_gla(inputs["q"], k, inputs["v"], inputs["log_decay"])[0]
@@ -152,10 +152,10 @@ def candidates(backends: list[str], shape: tuple[int, int, int], backward: bool,
 
 
 def without_kernel(entries: dict[str, Callable], softmax: list[str]) -> dict[str, str]:
-    """Takes the softmax kernels out of the candidates that do not run here, and says why.
+    """Removes the softmax kernels that do not run here from the candidates; returns the reason for each.
 
     Raises:
-        InputError: the one that all ratios are to is among them.
+        InputError: the kernel that all ratios are to is among them.
     """
     from metala_vision.errors import InputError
     from metala_vision.profiling.speed.isolated import one_line
@@ -173,7 +173,7 @@ def without_kernel(entries: dict[str, Callable], softmax: list[str]) -> dict[str
 
 
 def softmax_name(sdpa: str) -> str:
-    """What softmax attention by one kernel is called in the table."""
+    """The name of softmax attention by one kernel in the table."""
     return f"softmax ({sdpa})"
 
 

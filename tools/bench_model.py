@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Time models side by side, in one process and in turn, against the first one and against their matrix products alone.
+"""Time models side by side, in turn in one process, against the first one and against their matrix products alone.
 
-A cell is a resolution with a batch size. Every round runs each model once, and its matrix products once ("floor": what
-no implementation of the rest can beat), by the library that the model calls and, where that is another one, by torch.mm
-too ("torch"). The table shows medians, the spread (distance of the quartiles over the median), how many times faster
-than the first model, and the shares of the time that the matrix products alone take, as medians over the rounds.
-Softmax models run the attention kernel that PyTorch chooses. On a GPU times are between events of the device, and there
-are no floors: the products alone are launched one by one there.
+A cell is a resolution with a batch size. Every round runs each model once, and then its matrix products alone ("floor":
+no implementation of the rest can beat it), by the library that the model calls. Where that is not torch.mm, the round
+runs the products by torch.mm too ("torch"). The table shows medians, the spread (distance of the quartiles over the
+median), how many times faster each model is than the first one, and the shares of its time that the matrix products
+alone take, as medians over the rounds. Softmax models run the attention kernel that PyTorch chooses. On a GPU times are
+taken between events of the device, and there are no floors, since the products alone would be launched one by one.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Images per second and core of the data pipelines at 224 pixels, beside torchvision's v2 transforms on the same files.
+"""Measure images per second and core of the data pipelines, beside torchvision's v2 transforms on the same files.
 
 Both read each file, decode it with Pillow, and crop and augment it to a uint8 tensor, in one thread, in turn; the
 median of the rounds is reported with its spread. The last line printed is the result as JSON.

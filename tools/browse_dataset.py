@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         apply_train_options(config, work_dir=folder, seed=args.seed)
         config.visualizer = None
-        config.model.pop("init_from", None)  # no weight is looked at
+        config.model.pop("init_from", None)  # weights are not used
         config.pop("load_from", None)
         config.model.pop("distillation", None)
         return browse(config, args.split, args.out, args.images, args.epoch)

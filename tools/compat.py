@@ -2,9 +2,9 @@
 """Run the tests of kernels, layers and models, and of training, in an environment for each row of a table of versions.
 
 An environment is made in build/compat with the packages that these tests need and nothing else, and is kept for the
-next time. The tests run from the checkout; those of the Triton kernels in the interpreter have a process of their own,
-and the kernels are compiled for GPUs that need not be there. Every test that is skipped or left out is counted with its
-reason. Needs nothing but Python's standard library; the exit code is 0 only if every row has passed.
+next time. The tests run from the checkout. Those that run the Triton kernels in the interpreter have a process of their
+own; others compile the kernels for GPUs that need not be there. Every test that is skipped or left out is counted with
+its reason. Needs nothing but Python's standard library; the exit code is 0 only if every row has passed.
 """
 
 import argparse
@@ -35,10 +35,10 @@ TESTS = ["tests/kernels", "tests/layers", "tests/models"]
 ENGINE = ["tests/engine", "tests/data", "tests/dense"]
 MATRIX = ["tests/kernels/test_gpu_compile.py", "-m", "slow or not slow"]
 TARGET = "sm_90"
-BOUNDED = ("torch", "torchvision", "timm", "triton")  # whose oldest and newest releases setup.cfg names
-# What the tests need beside those.
+BOUNDED = ("torch", "torchvision", "timm", "triton")  # packages whose oldest and newest releases setup.cfg names
+# What the tests need beside them.
 HARNESS = ("pytest>=8,<10", "pytest-timeout", "pytest-xdist", "expecttest", "rich", "filelock", "pillow")
-# Triton before 3.7 takes an array of one element for an integer in its interpreter, which numpy 2.4 ended.
+# The interpreter of Triton before 3.7 takes an array of one element for an integer, which numpy 2.4 refuses.
 OLD_NUMPY = "numpy<2.4"
 PY_3_13_0 = ("ignore:Guards may run slower:RuntimeWarning", "a fault of Python 3.13.0 that 3.13.1 does not have")
 EXAMPLES = """examples:
@@ -73,7 +73,7 @@ def rows() -> list[Row]:
 
 
 def training() -> list[str]:
-    """What setup.cfg asks for beside those, with the maintained fork in the place of mmengine-lite."""
+    """What setup.cfg requires beside `BOUNDED`, with the maintained fork of mmengine-lite in its place."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
@@ -133,7 +133,7 @@ def version_and_path(text: str) -> tuple[str, str]:
 
 
 def suites_of(row: Row, matrix: bool) -> dict[str, list[str]]:
-    """What pytest is given for each suite of a row. The interpreter's tests need a process of their own."""
+    """The arguments of pytest for each suite of a row. The interpreter's tests need a process of their own."""
     if row.engine:
         return {"engine, data, dense": ENGINE}
     suites = {"kernels, layers, models": TESTS, "interpreter": ["tests/interpreter"]}
@@ -233,7 +233,7 @@ def save_matrix(path: Path, content: dict) -> None:
 
 
 def save(path: Path, content: dict) -> None:
-    """Writes beside the file and renames; the compile matrix has a file of its own."""
+    """Writes a file as a whole, by renaming. The compile matrix is left out of rows: it has a file of its own."""
     if "rows" in content:
         rows = {name: {key: x for key, x in row.items() if key != "matrix"} for name, row in content["rows"].items()}
         content = content | {"rows": rows}

@@ -1,6 +1,6 @@
 """What tools/compat.py does in one environment: finds a Python, installs, runs tests, and reads what they report.
 
-Python's standard library alone, as tools/compat.py itself.
+It needs Python's standard library alone, like tools/compat.py itself.
 """
 
 import ast
@@ -69,7 +69,7 @@ def runs_as(python: str, version: str) -> bool:
 
 
 def make_environment(home: Path, python: str, packages: list[str], rebuild: bool) -> Path:
-    """The interpreter of an environment with these packages; one that was made of the same is taken as it is.
+    """The interpreter of an environment with these packages. One that was made of the same packages is reused.
 
     Raises:
         RowError: the packages could not be installed.
@@ -103,13 +103,13 @@ def read_versions(interpreter: Path) -> dict[str, str]:
 
 
 def environment(interpreted: bool) -> dict[str, str]:
-    """Of pytest's processes: the checkout on the path, also for the processes that tests start elsewhere."""
+    """The variables of pytest. They put the checkout on the path, also for processes that tests start elsewhere."""
     triton = "1" if interpreted else "0"
     return {**os.environ, "TRITON_INTERPRET": triton, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run_suite(command: list[str], report: Path, interpreted: bool) -> dict:
-    """One pytest run by its exit code and its JUnit report. A run that broke off has failed, whatever it reports."""
+    """Runs pytest and reads its exit code and JUnit report. A run that broke off has failed, whatever it reports."""
     start = time.monotonic()
     report.unlink(missing_ok=True)
     code = subprocess.run(
@@ -140,7 +140,7 @@ def read_report(report: Path) -> dict:
 
 
 def left_out(interpreter: Path, tests: list[str], interpreted: bool) -> dict[str, int]:
-    """How many tests the default selection leaves out, by the marker that does it as setup.cfg describes it."""
+    """How many tests the default selection leaves out, by marker, each with its description in setup.cfg."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     markers = [line for line in config["tool:pytest"]["markers"].splitlines() if line]
@@ -152,7 +152,7 @@ def collected(interpreter: Path, chosen: list[str], interpreted: bool = False) -
     """How many tests pytest would run.
 
     Raises:
-        RowError: pytest cannot collect them, so that nobody knows.
+        RowError: pytest cannot collect them.
     """
     command = [str(interpreter), "-m", "pytest", "--collect-only", "-q", *chosen]
     done = subprocess.run(command, cwd=ROOT, env=environment(interpreted), capture_output=True, text=True, check=False)
@@ -171,10 +171,10 @@ def machine() -> dict[str, str]:
 
 
 class Progress:
-    """How long a run has taken, and how much longer it will by what its suites took before."""
+    """How long a run has taken, and how much longer it will take, judged by what its suites took before."""
 
     def __init__(self, former: dict[tuple[str, str], float | None]):
-        """Seconds by row and suite, None where nobody knows: that one is taken for as long as the others' mean."""
+        """`former`: seconds by row and suite. None is unknown: such a suite is assumed to take the others' mean."""
         self.left, self.known = dict(former), [seconds for seconds in former.values() if seconds]
         self.start = time.monotonic()
 
@@ -192,7 +192,7 @@ class Progress:
 
 
 def minutes(seconds: float) -> str:
-    """As 12:05."""
+    """Seconds as minutes, such as 12:05."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 

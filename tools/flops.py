@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Count parameters, multiply-accumulates (MACs) and activations of models, with nothing left out.
 
-fvcore traces the model; every operator that costs has a count (its own, the fused softmax attention, which fvcore alone
-leaves out, and ours). A model with an operator that has none is an error and no row, unless that is allowed by name.
-The table gives the total, its parts (token mixers, channel mixers, the rest), the total with scans counted in chunks
-instead of by their recurrence, and two more counts: of the products by torch's FlopCounterMode (its own but for our
-operators), and of everything by a formula derived by hand for the architectures that have one. Where they differ, the
-table says so.
+fvcore traces the model. Every operator that costs something has a count: fvcore's own, one for fused softmax attention,
+which fvcore leaves out, and ours for our operators. A model with an operator that has no count is an error and gives no
+row, unless --allow names the operator. The table gives the total, its parts (token mixers, channel mixers, the rest),
+and the total with scans counted in chunks instead of by their recurrence. It gives two more counts: torch's
+FlopCounterMode counts the products (with our counts for our operators), and a formula derived by hand counts
+everything, for the architectures that have one. Where the counts differ, the table says so.
 """
 
 import argparse

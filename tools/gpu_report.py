@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Tell the truth about a GPU: whether every kernel is right there, and how fast operators, models and training are.
+"""Report on a GPU: whether every kernel is right there, and how fast operators, models and training are.
 
 Runs from a bare checkout with torch, triton, timm, numpy, rich and pytest alone. Each part has a process of its own and
-a share of the time; one that fails or hangs is a row that says so, and the rest goes on. report.json, report.txt and
-log.txt are written after every part; the same command goes on where the time was over, and tries again what failed.
-The exit code is 0 if every cell is ok, 1 if not, and 2 for input that does not fit.
+a share of the time. A part that fails or hangs becomes a row that says so, and the others go on. report.json,
+report.txt and log.txt are written after every part; the same command continues where the time ran out, and repeats what
+failed. The exit code is 0 if every cell is ok, 1 if not, and 2 for input that does not fit.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    """The report without its cells: those are in report.json, and the table is to be the end of what is printed."""
+    """Makes the report; returns it without its cells. Those are in report.json, and the table is to be printed last."""
     from metala_vision.profiling.gpu_report import Options, report
 
     content = report(Options(args.minutes, args.out, tuple(args.parts), args.rehearse, args.again), show=print)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Cut the photographs of scikit-image and scikit-learn into a classification task: which one is a crop from?
 
-Writes OUT/{train,val}/PHOTO/NUMBER.png; training crops come from the left of a photograph, the others from its right.
+Writes OUT/{train,val}/PHOTO/NUMBER.png; training crops come from the left of a photograph, test crops from its right.
 """
 
 import argparse

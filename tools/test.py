@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Test checkpoints on the test split of a config, at its own resolution or at others.
 
-The config is the one that the run left beside its checkpoint where none is named. Classes that a checkpoint names in
+If no config is named, the one that the run left beside its checkpoint is used. Classes that a checkpoint names in
 another order than the test set are matched by name.
 
 Prints a table, and the results as JSON on the last line. Leaves in the out folder result.json, results.csv, and for
 each checkpoint and resolution per_class.csv and confusion_matrix.png; with several resolutions also resolutions.png.
-Of a detector it leaves predictions.json in COCO's result form, of detectors and segmenters a folder of pictures.
+A detector also gives predictions.json in COCO's result form, detectors and segmenters a folder of pictures.
 """
 
 import argparse

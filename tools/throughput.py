@@ -2,13 +2,13 @@
 """Measure whole models over resolutions: speed, latency and peak memory of inference and training.
 
 Every cell is first run in a process of its own, which gives its peak memory (of the GPU, or the resident set of that
-process) and halves its batch while there is too little; then all models of a cell take turns, round by round, in one
-process. A cell whose step takes more than a quarter of --cell-seconds is timed alone, one step, and marked so; one that
-fails is a row that says why. Every cell is written to --out as it is done: the same command after an interruption, or
-with more models or resolutions, measures what is missing and nothing else.
+process) and halves the batch as long as the memory is too small. Then all models of a cell take turns, round by round,
+in one process. A cell whose step takes more than a quarter of --cell-seconds is timed alone, by one step, and marked
+so; a cell that fails becomes a row that says why. Every cell is written to --out as soon as it is done: after an
+interruption, or with more models or resolutions, the same command measures only what is missing.
 
-Softmax models run the attention kernel that PyTorch chooses; --sdpa forces one by name, and math is the map written
-out, which most comparisons are made with. Every row says as `attention` which kernel ran.
+Softmax models run the attention kernel that PyTorch chooses. --sdpa forces one by name; math writes the attention map
+out, as in most comparisons. The column `attention` of every row names the kernel that ran.
 bfloat16 and float16 are by autocast; a training step is forward, backward and AdamW's. Any timm model works.
 """
 

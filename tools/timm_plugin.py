@@ -1,6 +1,6 @@
 """Pytest plugin that shows timm's own test-suite our models, and only ours.
 
-The suite picks models by name pattern and by module. To it we are a plain ViT: tokens [B, N, C] and no pooling size.
+The suite picks models by name pattern and by module. It takes ours for plain ViTs: tokens [B, N, C], no pooling size.
 """
 
 import timm

@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> dict:
     from metala_vision.engine.dry_run import describe, dry_run
 
     with contextlib.ExitStack() as stack:
-        if args.dry_run:  # a run of its own, of which nothing stays
+        if args.dry_run:  # a run of which nothing is kept
             args.work_dir = stack.enter_context(tempfile.TemporaryDirectory())
         config = load_config(args.config, args.cfg_options)
         if args.data_root is not None:
