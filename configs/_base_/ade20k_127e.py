@@ -1,9 +1,9 @@
-# ADE20K's scene parsing, 150 classes, as ADEChallengeData2016 has it: 0 is what nobody is asked about.
+# ADE20K's scene parsing, 150 classes, as ADEChallengeData2016 has it: the label 0 is ignored.
 root = "data/ADEChallengeData2016"
 epochs = 127
 
 loader = dict(
-    batch_size=2,  # 8 processes
+    batch_size=2,  # of each of 8 processes
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="EpochSampler", shuffle=False),

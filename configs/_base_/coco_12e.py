@@ -3,7 +3,7 @@ root = "data/coco"
 epochs = 12
 
 loader = dict(
-    batch_size=2,  # 8 processes
+    batch_size=2,  # of each of 8 processes
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="EpochSampler", shuffle=False),

@@ -1,5 +1,5 @@
-# What every detection run shares: COCO's metric, and the last weights, not those that were best at validation, since
-# most sets are tested on it too.
+# What every detection run shares: COCO's metric, and the test of the last weights. The weights that were best at
+# validation are not kept, since most datasets are tested on their validation images.
 _base_ = "dense.py"
 
 default_hooks = dict(checkpoint=dict(type="LastBestCheckpointHook", interval=1, save_best=None))

@@ -1,4 +1,4 @@
-# Boxes of one's own, in COCO's form or VOC's: DetectionFolder says which layouts it knows.
+# Your own boxes, in COCO's form or VOC's: DetectionFolder says which layouts it knows.
 root = "data/boxes"
 epochs = 30
 

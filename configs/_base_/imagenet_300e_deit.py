@@ -1,6 +1,6 @@
-# DeiT's recipe (arXiv 2012.12877), which most backbones of its size are compared by: batch 1024, 300 epochs,
+# DeiT's recipe (arXiv 2012.12877), by which most backbones of its size are compared: batch 1024, 300 epochs,
 # rate 1e-3 (5e-4 for 512 images), five epochs of warm-up, and with each model mixup, cutmix, smoothing and drop path.
-# DeiT also draws a third of the images three times each in an epoch: train_dataloader.sampler.repeats=3 for that.
+# DeiT also draws a third of the images three times each in an epoch: set train_dataloader.sampler.repeats=3 for that.
 epochs = 300
 
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=5)

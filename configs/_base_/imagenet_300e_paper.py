@@ -1,6 +1,7 @@
 # MetaLA's recipe (arXiv 2411.10741, appendix A4): "following DeiT", batch 2048, 300 epochs, peak rate 2.4e-3 with a
-# cosine, AdamW with betas 0.9 and 0.98, weight decay 0.05, neither mixup nor cutmix. What it leaves open is DeiT's
-# (RandAugment, erasing, label smoothing, drop path); ten epochs of warm-up and clipping at 5 are those of HGRN's code.
+# cosine, AdamW with betas 0.9 and 0.98, weight decay 0.05, neither mixup nor cutmix. What the paper leaves open
+# is as in DeiT (RandAugment, erasing, label smoothing, drop path) or as in HGRN's code (ten epochs of warm-up, clipping
+# at 5).
 epochs = 300
 
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=5)

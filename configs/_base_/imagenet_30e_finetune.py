@@ -1,5 +1,5 @@
 # Fine-tuning at a higher resolution as DeiT does it (the command its authors give beside arXiv 2012.12877): 30 epochs,
-# batch 512, a constant rate of 5e-6 after the warm-up, almost no weight decay, and the augmentation of its training.
+# batch 512, a constant rate of 5e-6 after the warm-up, almost no weight decay, and the augmentation of DeiT's training.
 epochs = 30
 
 train_cfg = dict(by_epoch=True, max_epochs=epochs)

@@ -1,4 +1,4 @@
-# Which of 17 photographs is a grey crop of 128 pixels from, seen at 64? `python tools/photo_crops.py` writes the data.
+# Which of 17 photographs does a grey crop of 128 pixels, seen at 64, come from? `tools/photo_crops.py` writes the data.
 # Nothing is chosen by the test crops: the result is that of the last epoch's weights. One recipe for every model.
 epochs = 12
 

@@ -1,4 +1,4 @@
-# Images with masks of one's own: images/ and masks/ with the same names, in folders of splits or without.
+# Your own images with masks: images/ and masks/ have files of the same names, in a folder for each split or without.
 root = "data/masks"
 epochs = 40
 size = 512

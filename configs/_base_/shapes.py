@@ -1,4 +1,5 @@
-# AdamW for drawn shapes: many steps of few images, since time goes with the images and what is learned with the steps.
+# AdamW for drawn shapes. The steps are many and of few images: the time depends on the number of images, and what is
+# learned on the number of steps.
 epochs = 6
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=3)
 optim_wrapper = dict(

@@ -1,7 +1,7 @@
-"""The same detector on timm's softmax ViT of equal width and depth.
+"""The detector of faster_rcnn_metala_vit_nano_p8_320_bccd_20e.py on timm's softmax ViT of equal width and depth.
 
 Command: python tools/train.py configs/bccd/faster_rcnn_vit_nano_p8_320_bccd_20e.py --data-root FOLDER
-Measured there too: mAP 0.561, mAP50 0.888; 1.01 s a step.
+Measured under the same conditions: mAP 0.561, mAP50 0.888; 1.01 s a step.
 """
 
 _base_ = ["../_base_/detection.py", "../_base_/bccd.py"]

@@ -1,4 +1,4 @@
-"""Faster R-CNN on MetaLA-ViT nano with patches of 8 pixels, from scratch, on boxes of one's own at up to 320 pixels.
+"""Faster R-CNN on MetaLA-ViT nano with patches of 8 pixels, from scratch, on your own boxes at up to 320 pixels.
 
 Made for a CPU, and for objects of 15 to 120 pixels at that size. 200 photographs take ten minutes on two cores.
 

@@ -1,8 +1,8 @@
-"""Faster R-CNN on MetaLA-ViT tiny, on boxes of one's own at COCO's size: shorter sides of 480 to 800 pixels.
+"""Faster R-CNN on MetaLA-ViT tiny, on your own boxes at COCO's size: shorter sides of 480 to 800 pixels.
 
 Command: python tools/train.py configs/detection_folder/faster_rcnn_metala_vit_tiny_folder_30e.py \\
              --data-root FOLDER --num-classes N
-From other weights, which so few images need: --cfg-options model.init_from=CHECKPOINT
+To start from trained weights, which few images need: add --cfg-options model.init_from=CHECKPOINT
 Cost and accuracy: those of your folder; add --dry-run for an estimate
 """
 

@@ -3,7 +3,7 @@
 Command:  python tools/train.py configs/digits/metala_vit_digits.py
 Cost:     a minute on 2 cores
 Accuracy: 98.33, 98.89 and 99.16 percent of the test split on an Intel Xeon (seeds 0, 1, 2); on other processors sums
-          round otherwise, and an image or two of the 359 fall elsewhere
+          are rounded in other ways, and one or two of the 359 images may be classified otherwise
 """
 
 _base_ = "../_base_/classification.py"

@@ -9,7 +9,7 @@ _base_ = ["../_base_/classification.py", "../_base_/folder_224.py"]
 
 epochs = 30
 img_size = 128
-batch_size = 16  # as many steps as a small folder gives
+batch_size = 16  # small, so that a small folder gives many steps
 
 model = dict(
     backbone=dict(model_name="metala_vit_nano", img_size=img_size, num_classes=1000, drop_path_rate=0.1),
@@ -20,7 +20,7 @@ train_dataloader = dict(
 )
 val_dataloader = dict(batch_size=batch_size, num_workers=1, dataset=dict(transform=dict(img_size=img_size)))
 test_dataloader = dict(batch_size=batch_size, num_workers=1, dataset=dict(transform=dict(img_size=img_size)))
-# Few validation images tell many epochs apart by the loss alone: the first of equal top-1 would be the best.
+# With few validation images many epochs have the same top-1, and the first of them would be taken for the best.
 default_hooks = dict(checkpoint=dict(save_best="loss"))
 train_cfg = dict(by_epoch=True, max_epochs=epochs)
 optim_wrapper = dict(

@@ -3,7 +3,7 @@
 Command: torchrun --nproc-per-node 8 tools/train.py configs/imagenet/deit_tiny_224_imagenet_300e_deit.py \\
              --launcher pytorch --amp --data-root FOLDER
 Cost:    not run; add --dry-run for an estimate on your machine. 8 processes of 128 images make 1024 a step;
-         with others the rate is scaled
+         with other numbers the rate is scaled
 Target:  72.2 percent top-1 is DeiT's figure (arXiv 2012.12877), with repeated augmentation
 """
 

@@ -3,7 +3,7 @@
 Command: torchrun --nproc-per-node 8 tools/train.py configs/imagenet/metala_vit_base_224_imagenet_300e_paper.py \\
              --launcher pytorch --amp --data-root FOLDER
 Cost:    not run; add --dry-run for an estimate on your machine. 8 processes of 256 images make 2048 a step;
-         with others the rate is scaled
+         with other numbers the rate is scaled
 Target:  the paper has no figure for this size
 """
 

@@ -3,7 +3,7 @@
 Command: torchrun --nproc-per-node 8 tools/train.py configs/imagenet/metala_vit_base_512_imagenet_30e_finetune.py \\
              --launcher pytorch --amp --data-root FOLDER --cfg-options model.init_from=CHECKPOINT
 Cost:    not run; add --dry-run for an estimate on your machine. 8 processes of 64 images make 512 a step; with
-         others the rate is scaled
+         other numbers the rate is scaled
 Target:  no figure is published for this model
 """
 

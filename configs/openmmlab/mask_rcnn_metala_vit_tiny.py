@@ -1,4 +1,4 @@
-"""The model of a mmdet config: Mask R-CNN on MetaLA-ViT tiny with ViTDet's pyramid.
+"""The model of an mmdet config: Mask R-CNN on MetaLA-ViT tiny with ViTDet's pyramid.
 
 Take it as a _base_ beside mmdet's own dataset, schedule and runtime. Backbone and neck need mmengine alone; the rest
 needs mmdet and mmcv with its operators.

@@ -1,4 +1,4 @@
-"""The model of a mmseg config: UPerNet on MetaLA-ViT tiny with ViTDet's pyramid, for ADE20K's 150 classes.
+"""The model of an mmseg config: UPerNet on MetaLA-ViT tiny with ViTDet's pyramid, for ADE20K's 150 classes.
 
 Take it as a _base_ beside mmseg's own dataset, schedule and runtime. Backbone and neck need mmengine alone; the rest
 needs mmseg and mmcv.

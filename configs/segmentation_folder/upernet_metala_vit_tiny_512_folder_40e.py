@@ -1,8 +1,8 @@
-"""UPerNet on MetaLA-ViT tiny, on images with masks of one's own, in crops of 512 pixels.
+"""UPerNet on MetaLA-ViT tiny, on your own images with masks, in crops of 512 pixels.
 
 Command: python tools/train.py configs/segmentation_folder/upernet_metala_vit_tiny_512_folder_40e.py \\
              --data-root FOLDER --num-classes N
-From other weights, which so few images need: --cfg-options model.init_from=CHECKPOINT
+To start from trained weights, which few images need: add --cfg-options model.init_from=CHECKPOINT
 Cost and accuracy: those of your folder; add --dry-run for an estimate
 """
 
