@@ -193,10 +193,10 @@ class MaskFolder(MaskDataset):
                 mask = np.asarray(file).astype(np.int64)
         except Exception as error:  # PIL raises almost anything on broken files
             raise UnreadableImageError(f"{path}: {type(error).__name__}: {error}") from error
-        if self.zero_is_ignored:
-            mask = np.where((mask == 0) | (mask == IGNORE), IGNORE, mask - 1)
         if mask.max(initial=0) > IGNORE:
             raise UnreadableImageError(f"{path}: its labels run up to {mask.max()}, expected at most {IGNORE}")
+        if self.zero_is_ignored:
+            mask = np.where((mask == 0) | (mask == IGNORE), IGNORE, mask - 1)
         return mask.astype(np.uint8)
 
 

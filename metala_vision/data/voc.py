@@ -108,11 +108,16 @@ def _names(folder: Path, split: str, names: str | Sequence[str] | None) -> list[
     for place in places:
         file = folder / place
         if file.is_file():
-            listed = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+            listed = [_name(line.strip(), folder) for line in file.read_text().splitlines() if line.strip()]
             if not listed:
                 raise InputError(f"names: {file} names no image")
             return listed
     raise InputError(f"names: no file {' or '.join(str(folder / place) for place in places)} for the {split} split")
+
+
+def _name(line: str, folder: Path) -> str:
+    """The first word of a line, since lists of one class have 1 or -1 behind the name; or a name with blanks in it."""
+    return line if " " in line and (folder / "Annotations" / f"{line}.xml").is_file() else line.split()[0]
 
 
 def _once(listed: Sequence[str], troubles: Troubles) -> list[str]:

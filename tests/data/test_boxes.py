@@ -62,6 +62,16 @@ def test_voc(voc):
     assert (len(batch["inputs"]), len(batch["targets"]), batch["errors"]) == (2, 2, ["x.jpg: broken"])
 
 
+def test_voc_names(voc):
+    """A name may have blanks; a list of one class has 1 or -1 behind it."""
+    folder = voc({"cell 1": good()["a"], "b": ""})
+    names = Path(folder) / "train.txt"
+    assert len(VOCDetection(folder, "train", CLASSES)) == 2
+    names.write_text("cell 1\nb  -1\n")
+    data = VOCDetection(folder, "train", CLASSES)
+    assert [Path(name).stem for name in data.names] == ["cell 1", "b"]
+
+
 def test_voc_corners(voc):
     """The whole image is (1, 1, 40, 30), and one pixel is an object."""
     folder = voc({"a": voc_object("cat", (1, 1, 40, 30)) + voc_object("dog", (7, 9, 7, 9))})

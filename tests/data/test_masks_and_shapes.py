@@ -47,6 +47,8 @@ def test_ade20k(folder):
     """0 is ignored, and 150 the last class."""
     data = MaskFolder(folder({"a": labels(150)}), "train", 150, zero_is_ignored=True)
     assert sorted(data[0]["mask"].unique().tolist()) == [149, 255]
+    beyond = MaskFolder(folder({"a": labels(1).astype(np.uint16) * 256}), "train", 150, zero_is_ignored=True)
+    assert "its labels run up to 256, expected at most 255" in beyond[0]["error"], "and not ignored as 255 is"
     sixteen = MaskFolder(folder({"a": labels(1).astype(np.uint16)}), "train", 2)
     assert sixteen[0]["mask"].max() == 1
 
