@@ -21,7 +21,7 @@ from .reference import recurrence
 COMPOSED: dict[str, Callable[..., Tensor]] = {"chunked": chunked, "reference": recurrence}
 NAMES = ("cpu", "triton", *COMPOSED)
 
-C_DTYPES = (torch.float32, torch.bfloat16)  # of element-wise operators; scans take any, and sum in float32
+C_DTYPES = (torch.float32, torch.bfloat16)  # of element-wise operators; scans take any but float64, and sum in float32
 MAX_TRITON_WIDTH = 64  # K and V of a head; beyond it the kernels would spill
 TRANSFORMED = "torch.func and forward-mode derivatives take operators apart"
 
@@ -33,7 +33,7 @@ _asked_for: ContextVar[str | None] = ContextVar("metala_backend", default=None)
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """Names that `gated_linear_attention(backend=...)` takes for tensors on `device`, the automatic choice first.
 
-    On the CPU the first call of a process may compile the C kernel, a few seconds.
+    On the CPU the first call of a process may compile the C kernels, which takes a few seconds.
     """
     kind = torch.device(device).type
     if kind == "cpu" and native.available():
@@ -45,19 +45,20 @@ def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
 
 @contextmanager
 def backend(name: str | None) -> Iterator[None]:
-    """For a while, every operator of this thread that is not given a backend takes this one, in whole models too.
+    """A context in which every operator that is not given a backend takes this one, in this thread and in whole models.
 
         with metala_vision.kernels.backend("chunked"):
             model(x)
 
-    A graph that torch.compile or torch.export makes meanwhile keeps it, and a backward pass is that of its forward
-    pass. What activation checkpointing computes again is not: with it, the backward pass belongs inside too.
+    A graph that torch.compile or torch.export makes inside keeps the backend, and a backward pass takes that of its
+    forward pass. Activation checkpointing computes the forward pass again in the backward pass, by the backend of that
+    moment: with checkpointing, run the backward pass inside too.
 
     Args:
         name: as `gated_linear_attention` takes it. None is the automatic choice.
 
     Raises:
-        ValueError: a name that there is not; in the calls, one that cannot run there.
+        ValueError: an unknown name; a call inside raises it where the backend cannot run.
     """
     if name is not None and name not in NAMES:
         raise ValueError(f"backend: got {name!r}, expected None or one of {NAMES}")
@@ -74,7 +75,7 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype, width: in
     `transformed`: see `is_transformed`.
 
     Raises:
-        ValueError: a name that there is not, or that cannot run here; the message says why.
+        ValueError: an unknown name, or a backend that cannot run here; the message says why.
     """
     name = _asked_for.get() if name is None else name
     if name in COMPOSED:
@@ -104,7 +105,7 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype, width: in
 
 
 def _what_keeps(kernel: str, device: torch.device, dtype: torch.dtype, width: int, transformed: bool) -> str:
-    """Why the kernel of this device does not run, or nothing."""
+    """Why the kernel of this device cannot run; empty if it can."""
     if dtype == torch.float64:
         return "kernels compute in float32, the input is float64"
     if transformed and kernel != "chunked":
@@ -126,15 +127,15 @@ def _has_triton() -> bool:
 
 
 def runs_in_c(x: Tensor, *others: Tensor) -> bool:
-    """Whether the C kernels take an element-wise operator; on a GPU they are composed, or fused by torch.compile."""
+    """Whether the C kernels take an element-wise operator; on a GPU PyTorch composes it, or torch.compile fuses it."""
     transformed = is_transformed((x, *others))
     return x.dtype in C_DTYPES and choose(None, x.device, x.dtype, 0, transformed) == "cpu"
 
 
 def is_transformed(arguments: tuple) -> bool:
-    """Whether torch.func works on these arguments, or forward-mode differentiation.
+    """Whether torch.func or forward-mode differentiation works on these arguments.
 
-    Both know PyTorch's own operators by rules for each; a kernel has none, so that what it computes is composed.
+    Both have a rule for each of PyTorch's own operators but none for a kernel, so the composed forms run instead.
     """
     if torch._C._are_functorch_transforms_active():
         return True
@@ -149,7 +150,7 @@ def needs_gradient(arguments: tuple) -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Autocast would turn products of rescaled q and k into half precision, where their range does not fit."""
+    """Switches autocast off: it would compute products of rescaled q and k in half precision, where they overflow."""
     kind = device.type
     # Only "meta" has no autocast of its own. To ask torch which devices have one would break the graph of torch 2.11.
     on = kind != "meta" and torch.is_autocast_enabled(kind)

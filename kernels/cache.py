@@ -1,4 +1,4 @@
-"""The user's cache folder, and whether what lies in it may be trusted: loaded as code, or trained on."""
+"""The user's cache folder, and whether its files may be trusted, to be loaded as code or trained on."""
 
 import os
 import stat
@@ -15,10 +15,10 @@ def cache_folder() -> Path:
     """$XDG_CACHE_HOME/metala_vision, by default ~/.cache/metala_vision.
 
     Raises:
-        CacheError: a user without a home, as containers run processes under numbers that nobody has given a name.
+        CacheError: HOME is a relative path, or the user has no home, as in containers that run under a mere number.
     """
     root = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(root):  # a relative one is to be ignored, says the specification
+    if os.path.isabs(root):  # the XDG specification says to ignore a relative path
         return Path(root) / "metala_vision"
     advice = "set XDG_CACHE_HOME to a folder that is theirs alone"
     try:
@@ -31,7 +31,7 @@ def cache_folder() -> Path:
 
 
 def make_private(folder: Path) -> None:
-    """Makes a folder, and what is missing above it, for this user alone, whatever the umask; checks one that is there.
+    """Makes a folder and its missing parents for this user alone, whatever the umask, and checks that it is trusted.
 
     Raises:
         CacheError: see `check_trusted`.
@@ -45,7 +45,7 @@ def make_private(folder: Path) -> None:
 
 
 def check_trusted(folder: Path) -> None:
-    """Whether nobody but this user and root may write to a folder, or to the one that a link leads to.
+    """Checks that nobody but this user and root may write to a folder, or to the folder that a link leads to.
 
     Raises:
         CacheError: somebody else may; the message names the folder and what to do.
@@ -60,15 +60,17 @@ def check_trusted(folder: Path) -> None:
     _check(path, status, f"chown {user} {path}, or set XDG_CACHE_HOME to a folder of this user's own")
     for parent in path.parents:
         mode = os.stat(parent).st_mode
-        if mode & 0o002 and not mode & stat.S_ISVTX:  # in a sticky folder nobody moves what belongs to somebody else
+        if mode & 0o002 and not mode & stat.S_ISVTX:  # in a sticky folder only the owner of a file can move it
             raise CacheError(f"anybody may exchange {path}, since they may write to {parent}: chmod o-w {parent}")
 
 
 def open_trusted(path: Path) -> BinaryIO:
-    """A file that nobody but this user and root could have written, opened before it is checked: it stays what it was.
+    """Opens a file that nobody but this user and root could have written.
+
+    The check comes after opening, so that nobody can exchange the file in between.
 
     Raises:
-        CacheError: somebody else could, or it is a link; the message names the file and what to do.
+        CacheError: somebody else could have written it, or it is a link; the message names the file and what to do.
         FileNotFoundError: it is not there.
     """
     try:
@@ -88,7 +90,7 @@ def open_trusted(path: Path) -> BinaryIO:
 
 def write_private(path: Path, content: bytes) -> None:
     """Writes a file for this user alone, whatever the umask, whole or not at all."""
-    descriptor, partial = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)  # a name nobody foresees
+    descriptor, partial = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)  # an unpredictable name
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -99,7 +101,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def _check(path: Path, status: os.stat_result, advice: str) -> None:
-    """Owner and permissions; `advice` is what to do where it belongs to somebody else."""
+    """Checks owner and permissions; `advice` is what to do where `path` belongs to somebody else."""
     if status.st_uid not in (os.geteuid(), 0):
         raise CacheError(f"{path} belongs to user {status.st_uid}, and this is user {os.geteuid()}: {advice}")
     if status.st_mode & 0o022:

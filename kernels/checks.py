@@ -41,7 +41,7 @@ def check_mixer(
     scan: str,
     decay_scale: float,
 ) -> tuple[str, ...]:
-    """Raises ValueError for what does not fit a mixer of `dim` channels on the tokens of x [B, N, _]; the orders."""
+    """The scan orders of a mixer of `dim` channels on the tokens of x [B, N, _]; ValueError for what does not fit."""
     orders = tuple(scan.split(",")) if scan else ()
     if num_heads < 1 or dim < 1 or dim % (2 * num_heads):
         raise ValueError(f"num_heads: got {num_heads} for {dim} channels, expected 2 * num_heads to divide them")
@@ -53,7 +53,7 @@ def check_mixer(
     check_device("gate_bias", gate_bias, x)
     check_device("aug_weight", aug_weight, x)
     check_grid(x.shape[1], rows, cols, orders)
-    # torch.export and torch.compile hand in symbols, which have no value yet: comparing them would fix one
+    # torch.export and torch.compile hand in symbols, which have no value yet: a comparison would fix it
     if isinstance(decay_scale, int | float) and not 0 < decay_scale < math.inf:
         raise ValueError(f"decay_scale: got {decay_scale}, expected a positive number")
     return orders
@@ -69,7 +69,7 @@ def check_conv(x: Tensor, weight: Tensor, rows: int, cols: int, name: str = "wei
 
 
 def check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Of a LayerNorm of x [..., C]."""
+    """Checks the parameters of a LayerNorm of x [..., C]."""
     expected = (x.shape[-1],)
     if weight.shape != expected or bias.shape != expected:
         raise ValueError(
@@ -80,7 +80,7 @@ def check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 
 def check_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> None:
-    """Of a SwiGLU MLP of x [..., C]: weight_in [2 D, C] and weight_out [_, D]."""
+    """Checks the weights of a SwiGLU MLP of x [..., C]: weight_in [2 D, C] and weight_out [_, D]."""
     shapes = tuple(weight_in.shape), tuple(weight_out.shape)
     if x.dim() < 1 or list(map(len, shapes)) != [2, 2] or shapes[0] != (2 * shapes[1][1], x.shape[-1]):
         raise ValueError(

@@ -70,7 +70,7 @@ def _strict_scan(q: Tensor, g: Tensor, k: Tensor, v: Tensor, reverse: bool) -> T
     terms, never the difference of two long sums: near the gate floor that difference would cost float32 two digits.
     """
     into = _running(g, 3, reverse)  # log-decay of the chunk's incoming state at t
-    out_of = _running(g, 3, not reverse) - g  # of token s as it leaves the chunk
+    out_of = _running(g, 3, not reverse) - g  # log-decay of token s until it leaves the chunk
     first, second = (1, 0) if reverse else (0, 1)
     halves = g.unflatten(3, (2, CHUNK // 2)).unbind(3)
     from_middle: list[Tensor] = [g, g]
@@ -91,7 +91,7 @@ def _states(log_decay: Tensor, update: Tensor, reverse: bool) -> Tensor:
     chunks it is one masked product per key channel; more are grouped, and the groups are scanned by the same rule.
     """
     chunks = log_decay.shape[2]
-    if _is_open(chunks):  # then memory grows with the square of their number
+    if _is_open(chunks):  # an open number of chunks is not grouped, and memory grows with its square
         return _states_within(log_decay, update, reverse)
     if chunks == 1:
         return torch.zeros_like(update)
@@ -111,7 +111,7 @@ def _states(log_decay: Tensor, update: Tensor, reverse: bool) -> Tensor:
 def _states_within(log_decay: Tensor, update: Tensor, reverse: bool) -> Tensor:
     """`_states` for one group: [..., C, K] and [..., C, K, V], every pair of chunks explicit."""
     pair = _pairs(log_decay, reverse).unsqueeze(-1)  # [c, j]: j before c
-    # decay[c, j] sums the chunks strictly between j and c: run down column j over the rows that lie after j
+    # decay[c, j] sums the chunks strictly between j and c: the running sum down column j, over the rows after j
     between = log_decay.unsqueeze(-2).where(pair, 0.0)
     decay = _running(between, -3, reverse) - between
     decay = decay.masked_fill(~pair, float("-inf")).exp()  # [..., c, j, K]
@@ -121,12 +121,12 @@ def _states_within(log_decay: Tensor, update: Tensor, reverse: bool) -> Tensor:
 def _pairs(x: Tensor, reverse: bool) -> Tensor:
     """Mask [..., C, C] for x [..., C, K]: whether the chunk of the column comes before that of the row."""
     if _is_open(x.shape[-2]):
-        place = (0 * x[..., :1] + 1).cumsum(-2)  # from numbers: an exporter would take ones for constants of one size
+        place = (0 * x[..., :1] + 1).cumsum(-2)  # from x: an exporter would record torch.ones at one size
         return place < place.transpose(-1, -2) if reverse else place > place.transpose(-1, -2)
     pair = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device)
     return pair.triu(1) if reverse else pair.tril(-1)
 
 
 def _is_open(size: int | torch.SymInt | Tensor) -> bool:
-    """Whether a file of ONNX is being written for any size: a branch would go into it as the size at hand takes it."""
+    """Whether torch.onnx keeps `size` open: it would record a branch only as the size at hand takes it."""
     return not isinstance(size, int) and torch.onnx.is_in_onnx_export()

@@ -1,7 +1,7 @@
 """The C scans on torch tensors: the mirror of the structures in scan.h, scan.c and scan_backward.c.
 
-Called inside registered operators, where autograd cannot see them. Inputs are float32, or bfloat16 throughout; state
-and sums are float32, and so is every gradient, which the operators cast to what their caller expects.
+They are called inside registered operators, where autograd cannot see them. Inputs are all float32 or all bfloat16.
+State, sums and gradients are float32; the operators cast the gradients to the dtypes that their caller expects.
 
 Shapes: B batch, N tokens (rows * cols, row-major), H heads, K key channels, V value channels, C = H * V.
 """
@@ -15,7 +15,7 @@ from . import native
 from .cpu_calls import channels_contiguous, check, function, is_half, scratch
 from .reference import GATE_TEMPERATURE, NORM_EPS, SCAN_ORDERS
 
-VALUE_BLOCK = 16  # value channels that a thread takes at least
+VALUE_BLOCK = 16  # the fewest value channels that a thread takes
 
 
 class _Tensor(Structure):
@@ -58,7 +58,7 @@ def forward(
     scan: tuple[str, ...],
     scale: float,
 ) -> Tensor:
-    """`reference.recurrence` with the clamp of log_decay, and k = 1 - exp(log_decay) if None: [B, N, H, V]."""
+    """`reference.recurrence` that clamps log_decay itself, with k = 1 - exp(log_decay) if `k` is None: [B, N, H, V]."""
     q, log_decay, v, k = _of_one_dtype(q, log_decay, v, k)
     problem = _problem(q, log_decay, v, k, grid, scan, scale)
     out = v.new_empty(v.shape)
@@ -127,7 +127,7 @@ def mixer_into(
     o: Tensor | None = None,
     decay_scale: float = 1.0,
 ) -> None:
-    """`mixer_forward` to `out` [B, N, C], contiguous, and the LayerNorm's input to `o` if that is given."""
+    """Writes `mixer_forward` to `out` [B, N, C], contiguous, and the LayerNorm's input to `o` if it is given."""
     problem, *kept_alive = _mixer(projected, gate_bias, aug_weight, num_heads, grid, scan, decay_scale)
     _run_forward(problem, out, _by_head(out, num_heads), o)
 
@@ -170,7 +170,7 @@ def mixer_backward(
 def _of_one_dtype(
     q: Tensor, log_decay: Tensor, v: Tensor, k: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """bfloat16 if all are, else float32, with channels side by side."""
+    """The inputs in bfloat16 if all of them are, else in float32, with channels side by side."""
     half = all(x is None or is_half(x) for x in (q, log_decay, v, k))
     dtype = torch.bfloat16 if half else torch.float32
     q, log_decay, v = (channels_contiguous(x.to(dtype)) for x in (q, log_decay, v))
@@ -218,7 +218,7 @@ def _mixer(
     scan: tuple[str, ...],
     decay_scale: float,
 ) -> tuple[_Problem, Tensor, Tensor, Tensor]:
-    """The problem of a gated scan, and the tensors it points into: to be kept alive during the call."""
+    """The problem of a gated scan, and the tensors it points into, which must stay alive during the call."""
     projected = (projected if is_half(projected) else projected.float()).contiguous()
     gate_bias, aug_weight = gate_bias.float().contiguous(), aug_weight.float().contiguous()
     half = projected.shape[2] // 6
@@ -247,7 +247,7 @@ def _sum_blocks(x: Tensor, share: int) -> Tensor:
 
 
 def _run_forward(problem: _Problem, out: Tensor, layout: _Tensor, o: Tensor | None) -> None:
-    """`o` takes the sums over the orders if they are to be kept; until they are complete they need a place anyhow."""
+    """Runs the scan. The sums over the orders go to `o` if it is given; else `out` or scratch holds them meanwhile."""
     states = function("metala_forward_states", c_int64)(byref(problem))
     in_one_go = problem.orders == 1 and problem.share == 1
     summed = 0 if o is not None or out.dtype == torch.float32 or in_one_go else out.numel()

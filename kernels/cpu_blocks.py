@@ -15,7 +15,7 @@ from .cpu_tokens import conv_silu_into, swiglu_into
 from .linear import linear
 
 MLP_TILE = 1024  # tokens that go through an MLP at a time: fewer starve the products, more leave the cache
-BAND_BYTES = 64 << 20  # of hidden channels that an MLP keeps for its second product
+BAND_BYTES = 64 << 20  # hidden channels that an MLP keeps for its second product
 MAPPED_BYTES = 32 << 20  # from here on glibc's malloc takes fresh pages from the system in every call
 
 
@@ -35,11 +35,12 @@ def swiglu_mlp(
 ) -> Tensor:
     """swiglu(x weight_in^T) weight_out^T, [..., C] -> [..., C'], in tiles of tokens.
 
-    With a norm it is taken of LayerNorm(x) and added to x, whose dtype may then be another one than the weights have.
+    With a norm, the MLP takes LayerNorm(x) and its result is added to x, whose dtype may then differ from that of the
+    weights.
 
-    The hidden channels of one tile stay in the cache on their way through the activation, and no allocation is so large
-    that the system hands out and takes back its pages in every call: at 16384 tokens that costs a quarter of the whole
-    model. The second product takes the tiles of a band at once, since it could not write into a part of the result.
+    The hidden channels of one tile stay in the cache until the activation has read them. No allocation is so large that
+    the system hands out and takes back its pages in every call: at 16384 tokens that would cost a quarter of the whole
+    model's time. The second product takes the tiles of a band at once, since it cannot write into a part of the result.
     """
     tokens = x.reshape(-1, x.shape[-1])
     count, width = tokens.shape[0], weight_out.shape[1]
@@ -77,11 +78,12 @@ def add_mixer(
 ) -> Tensor:
     """x + mixer(conv_silu(LayerNorm(x)) weight_in^T) weight_out^T, [B, N, C] -> [B, N, C] in the dtype of `x`.
 
-    In between in that of the weights.
+    What lies in between is computed in the dtype of the weights.
     """
     dtype = weight_in.dtype
     batch, tokens, dim = x.shape
-    inner = scratch("inner", batch * tokens * dim, dtype).view(x.shape)  # the convolution's output, then the gated one
+    # It holds the output of the convolution, and later that of the mixer.
+    inner = scratch("inner", batch * tokens * dim, dtype).view(x.shape)
     conv_silu_into(x, conv_weight, grid, inner, (norm_weight, norm_bias), eps)
     projected = _projected(inner, weight_in)
     mixer_into(projected, gate_bias, aug_weight, num_heads, grid, scan, inner, decay_scale=decay_scale)
@@ -89,7 +91,7 @@ def add_mixer(
 
 
 def _projected(x: Tensor, weight: Tensor) -> Tensor:
-    """x weight^T, [B, N, C] -> [B, N, C'], in kept memory where fresh pages would cost more than torch.mm does."""
+    """x weight^T, [B, N, C] -> [B, N, C']; torch.mm writes it to kept memory where fresh pages would cost more time."""
     shape = (*x.shape[:-1], weight.shape[0])
     size = prod(shape)
     if not MAPPED_BYTES <= size * x.element_size() <= SCRATCH_BYTES:

@@ -1,4 +1,4 @@
-"""What every call into the C library needs: its functions, dtypes and layouts it takes, and memory that is kept."""
+"""What every call into the C library needs: its functions, the dtypes and layouts that it takes, and kept memory."""
 
 import ctypes
 import threading
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import native
 
-SCRATCH_BYTES = 128 << 20  # at most, of each kind of scratch and each thread that calls, kept between calls
+SCRATCH_BYTES = 128 << 20  # the most that is kept between calls, for each kind of scratch and each calling thread
 
 
 def function(name: str, result: type = ctypes.c_int):
@@ -35,7 +35,7 @@ def channels_contiguous(x: Tensor) -> Tensor:
 
 
 class _Scratch(threading.local):
-    """Memory for one call at a time, kept by each thread: fresh pages in every call would cost more than their use."""
+    """Memory for one call at a time, kept by each thread: fresh pages would cost every call more than using them."""
 
     def __init__(self):
         self.memory: dict[str, Tensor] = {}

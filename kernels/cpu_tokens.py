@@ -51,7 +51,7 @@ def conv_silu_into(
     norm: tuple[Tensor, Tensor] | None = None,
     eps: float = 0.0,
 ) -> None:
-    """`conv_silu` to `out` [B, N, C], contiguous, in its dtype; `norm`: weight, bias of a LayerNorm before it."""
+    """Writes `conv_silu` to `out` [B, N, C], contiguous, in its dtype; `norm`: (weight, bias) of a LayerNorm first."""
     x, taps = x.contiguous(), _taps(weight)
     call = _conv(x, taps, *grid, out.dtype)
     call.out = out.data_ptr()
@@ -82,7 +82,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 def swiglu_into(x: Tensor, out: Tensor) -> None:
-    """`swiglu` of x [..., 2 D] to `out` [..., D], both contiguous and of one dtype."""
+    """Writes `swiglu` of x [..., 2 D] to `out` [..., D], both contiguous and of one dtype."""
     call = _SwiGLU(out.numel() // max(out.shape[-1], 1), out.shape[-1], native.num_threads(), is_half(x))
     call.x, call.out = x.data_ptr(), out.data_ptr()
     check(function("metala_swiglu")(byref(call)))

@@ -1,9 +1,9 @@
 """What the operators cost, for fvcore and for torch's FlopCounterMode.
 
-Counted in multiply-accumulates (fvcore's unit); FlopCounterMode gets twice that. A scan counts as its recurrence:
-decay, update and readout of a state [K, V] per token, head and order, 3 K V, and the token's own term, K + V; what the
-chunkwise form computes instead is `chunkwise_scan_macs`. Matrix products and convolutions count as fvcore counts them,
-element-wise work (SiLU, norms, gates) not at all, as there.
+The unit is the multiply-accumulate (fvcore's); FlopCounterMode gets twice that. A scan counts as its recurrence: per
+token, head and order 3 K V to decay, update and read a state [K, V], and per token and head K + V for the token's own
+term. `chunkwise_scan_macs` counts what the chunkwise form computes instead. Matrix products and convolutions count as
+fvcore counts them. Element-wise work (SiLU, gates, norms) counts nothing, but for the LayerNorms in `fvcore_handles`.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import library  # noqa: F401  (registers the operators)
 from .chunked import CHUNK
 
-# Recurrence of the states (decay, update) and three products for dq, dk and dv, the states of the gradient included.
+# Decay and update of the state, decay and update of the state's gradient, and a product each for dq, dk and dv.
 _BACKWARD_PER_STATE = 7
 
 
@@ -27,8 +27,8 @@ def scan_macs(q: tuple[int, ...], v: tuple[int, ...], orders: int) -> int:
 def chunkwise_scan_macs(q: tuple[int, ...], v: tuple[int, ...], orders: int, chunk: int = CHUNK) -> int:
     """The same scan in chunks of T tokens, as on matrix units: whole tiles, the last chunk padded.
 
-    For each order and chunk T^2 K scores and T^2 V sums of values, T K V each to read and to update the state, and K V
-    to decay it; and the token's own term.
+    Each order and chunk takes T^2 K for the scores, T^2 V to sum the values, T K V to read the state, T K V to update
+    it and K V to decay it. The tokens' own terms come once on top.
     """
     batch, tokens, heads, key = q
     value, chunks = v[3], -(-tokens // chunk)
@@ -68,7 +68,7 @@ def _orders(scan: str) -> int:
     return scan.count(",") + 1
 
 
-# --- torch.utils.flop_counter.FlopCounterMode: arguments of the operators, tensors as their shapes
+# --- torch.utils.flop_counter.FlopCounterMode: it passes the operators' arguments, with shapes in place of tensors
 
 _ops = torch.ops.metala
 
@@ -116,7 +116,7 @@ def _(x, *rest, out_shape=None, **kwargs) -> int:
     return 2 * half_block_macs(x, num_heads, _orders(scan))
 
 
-# --- fvcore: values of a traced graph
+# --- fvcore: it passes values of a traced graph
 
 
 def fvcore_handles(form: str = "recurrent") -> dict[str, Callable | None]:
@@ -135,7 +135,7 @@ def fvcore_handles(form: str = "recurrent") -> dict[str, Callable | None]:
         "metala::patches": None,  # a copy
         "metala::swiglu": None,  # element-wise
         "metala::swiglu_mlp": lambda x, _: mlp_macs(*map(_shape, x[:3])),
-        # their LayerNorms as fvcore counts one, which as a layer of its own it would see
+        # fvcore would count the LayerNorm in these two if it were a layer of its own, so they count it the same way
         "metala::add_swiglu_mlp": lambda x, _: 5 * prod(_shape(x[0])) + mlp_macs(*(_shape(x[i]) for i in (0, 4, 5))),
         "metala::add_mixer": lambda x, _: (
             5 * prod(_shape(x[0])) + half_block_macs(_shape(x[0]), x[9].toIValue(), _orders(x[12].toIValue()), form)

@@ -24,10 +24,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself read
 
 
 class Config(NamedTuple):
-    """How a kernel is built: what `gpu_common.dot` takes, Triton's options, V channels of a program.
+    """How a kernel is built: the precision of `gpu_common.dot`, Triton's options, and the V channels of a program.
 
     Left to itself, NVIDIA's assembler aims at 128 registers in a few kernels and spills what is too much: `maxnreg`
-    allows them more. Given to all, it makes others spill.
+    allows these kernels more. It is not set for all, since it makes other kernels spill.
     """
 
     precision: str
@@ -40,8 +40,8 @@ class Config(NamedTuple):
 # Tokens of a chunk. exp() reaches 16 / 2 * |gate floor| = 40 nats; 32 tokens spill registers in most kernels.
 CHUNK = 16
 # By kernel; half: q, k and v have 16 bits; wide: K * V > 32 * 64, both padded.
-# float32 keeps exact products. In half precision the gradients take TF32: bfloat16 would cost the gate's gradient its
-# second digit. None of these spills registers on any of the targets of tests/kernels/test_gpu_compile.py.
+# float32 inputs keep exact products. In half precision the gradients take TF32: bfloat16 would cost the gate's gradient
+# its second digit. None of these spills registers on any of the targets of tests/kernels/test_gpu_compile.py.
 CONFIGS = {
     ("segment_states", False, False): Config("ieee", 8, maxnreg=255),
     ("segment_states", False, True): Config("ieee", 8, maxnreg=255),
@@ -67,7 +67,7 @@ PARTS = {
     (True, False): (("keys", "values"),),
     (True, True): (("keys",), ("values",)),
 }
-# x * y + z in one instruction: said in every launch, since the default is not the same in every Triton.
+# x * y + z in one instruction: set in every launch, since the default differs between releases of Triton.
 FUSED = {"enable_fp_fusion": True}
 COMBINE = {"BE": 128, "BS": 8, "num_warps": 4, **FUSED}
 NORM = {"BT": 16, "num_warps": 4, **FUSED}  # of `gated_norm_gradient`
@@ -82,7 +82,7 @@ def forward(
     scan: tuple[str, ...],
     scale: float,
 ) -> Tensor:
-    """`reference.recurrence` with the clamp of `log_decay` inside, and `k` None for 1 - exp(log_decay).
+    """`reference.recurrence` that clamps `log_decay` itself, with k = 1 - exp(log_decay) if `k` is None.
 
     q, log_decay, k [B, N, H, K] and v [B, N, H, V], float32 or half and any strides -> [B, N, H, V], dtype of `v`.
     """
@@ -144,7 +144,7 @@ def mixer_forward(
         grid: (rows, cols).
         scan: scan orders.
         keep: whether `mixer_backward` will need o.
-        decay_scale: what the log-decay is multiplied by.
+        decay_scale: factor on the log-decay.
 
     Returns:
         y [B, N, C] in the dtype of `projected`, and o [B, N, C] in float32, empty without `keep`.
@@ -176,7 +176,7 @@ def mixer_backward(
     batch, tokens, heads, value = v.shape
     grad_projected = projected.new_empty(projected.shape)
     if projected.dtype != torch.float32:
-        # The sums have the strides of what they become. Their gate part is free: the gradient of o goes there.
+        # The sums have the strides of the gradients that they become. Their z part is free for the gradient of o.
         sums = projected.new_empty(projected.shape, dtype=torch.float32)
         grad_o = _parts(sums, heads)[3]
     else:
@@ -202,10 +202,10 @@ def mixer_backward(
 
 
 def choose_segments(sequences: int, chunks: int, units: int) -> int:
-    """Into how many segments to cut each of `sequences` (batch * heads) of `chunks` chunks for `units` processors.
+    """How many segments to cut each of `sequences` (batch * heads) of `chunks` chunks into, for `units` processors.
 
-    One where the sequences alone occupy the device: every cut costs a second pass over k, v and the gates. Else about
-    two programs for each unit, of at least four chunks.
+    It is one where the sequences alone occupy the device, since cutting costs a second pass over k, v and the gates.
+    Otherwise there are about two programs for each unit, each of at least four chunks.
     """
     if 2 * sequences > units:
         return 1
@@ -214,22 +214,22 @@ def choose_segments(sequences: int, chunks: int, units: int) -> int:
 
 @functools.cache
 def _units(device: torch.device) -> int:
-    """Multiprocessors (compute units) of the device; a large GPU's number where there is none."""
+    """Multiprocessors (compute units) of the device; a large GPU's number where the device is no GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def _device(x: Tensor) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device, which may be another one than that of the tensors."""
+    """Makes the device of `x` the current one, since Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _sum_for(grad: Tensor) -> Tensor:
-    """What several orders add up to before it is rounded to the dtype of a gradient."""
+    """Where several orders add up in float32, before the sum is rounded to the dtype of `grad`."""
     return grad if grad.dtype == torch.float32 else grad.new_empty(grad.shape, dtype=torch.float32)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """The kernels take any strides but that of the channels: those lie side by side."""
+    """`x` with its channels side by side in memory; of the other axes the kernels take any strides."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -261,7 +261,7 @@ class _Plan:
         self.segment_chunks = triton.cdiv(self.chunks, wanted)
         self.segments = triton.cdiv(self.chunks, self.segment_chunks)  # none is empty
         self.sequences = batch * heads
-        self.inputs = (q, gate, v if k is None else k, v)  # kernels that derive k never read theirs
+        self.inputs = (q, gate, v if k is None else k, v)  # kernels that derive k do not read it, v or not
         self.sizes = (float(scale), float(root), tokens, *grid, heads, self.segments, self.segment_chunks)
         self.widths = {"K": key, "V": value, "KP": _padded(key), "VP": _padded(value)}
         self.state = (self.widths["KP"], self.widths["VP"])
@@ -272,9 +272,9 @@ class _Plan:
         config = CONFIGS[kernel, self.half, self.wide]
         precision, num_warps = config.precision, config.num_warps
         if INTERPRETED:
-            precision = "ieee"  # bfloat16 arithmetic is silently wrong there
+            precision = "ieee"  # bfloat16 arithmetic is silently wrong in the interpreter
         elif AMD:
-            # Few of its devices have TF32; exact products run on its matrix cores too. A warp has 64 lanes.
+            # Few AMD devices have TF32, and their matrix cores run exact products too. A warp has 64 lanes.
             precision, num_warps = precision.replace("tf32", "ieee"), min(4, num_warps)
         registers = {} if AMD or config.maxnreg is None else {"maxnreg": config.maxnreg}
         return {
@@ -294,14 +294,14 @@ class _Plan:
     def states(self, orders: int, column: bool, reverse: bool, logits: bool, grad_out: Tensor | None = None) -> Tensor:
         """Running states [B * H, orders, 1 or 2, segments, KP, VP]; with `grad_out` the second is the adjoint state.
 
-        A placeholder where there is one segment: no state enters it.
+        With one segment it is a placeholder, since no state enters that segment.
         """
         v, adjoint = self.inputs[3], grad_out is not None
         if self.segments == 1:
             return v.new_empty(1, dtype=torch.float32)
         states = v.new_empty(self.sequences, orders, 1 + adjoint, self.segments, *self.state, dtype=torch.float32)
         totals = v.new_empty(self.sequences, orders, self.segments, self.state[0], dtype=torch.float32)
-        grad_out = v if grad_out is None else grad_out  # not read then
+        grad_out = v if grad_out is None else grad_out  # v is not read
         tile = self.tile("segment_states")
         segment_states[(self.sequences * self.segments * orders * (self.state[1] // tile),)](
             *self.inputs, grad_out, states, totals, *self.sizes, *_strides(*self.inputs, grad_out), BV=tile,
@@ -330,7 +330,7 @@ def _scan(
     keep: bool = False,
     root: float = 1.0,
 ) -> None:
-    """Fills `out`, and `partial` on the way; `mixer` is (z, gate_bias, aug_weight) of the fused mixer."""
+    """Fills `out`, with `partial` for the sums on the way; `mixer` is (z, gate_bias, aug_weight) of the fused mixer."""
     plan = _Plan(q, gate, v, k, grid, scale, root)
     tile = plan.state[1] if mixer else plan.tile("outputs")  # the norm needs all of V
     by_axis = {axis: [order for order in scan if order.startswith(axis)] for axis in ("row", "column")}
@@ -362,7 +362,7 @@ def _scan_backward(
     aug_weight: Tensor | None = None,
     root: float = 1.0,
 ) -> Tensor:
-    """Fills `grads`, of q, gate, v and k, by way of `sums`; in the mixer returns aug_weight's, [B, segments, H, K]."""
+    """Fills `grads` of q, gate, v and k, by way of `sums`; returns the mixer's for aug_weight, [B, segments, H, K]."""
     plan = _Plan(q, gate, v, k, grid, scale, root)
     batch, _, heads, key = q.shape
     mixer = aug_weight is not None
@@ -370,7 +370,7 @@ def _scan_backward(
     grad_weight = v.new_empty(batch, plan.segments, heads, key, dtype=torch.float32) if mixer else chunk_states
     (dq_sum, dgate_sum, dv_sum, dk_sum), (dq, dgate, dv, dk) = sums, grads
     if k is None:
-        dk_sum, dk = dq_sum, dq  # not written then
+        dk_sum, dk = dq_sum, dq  # the kernels do not write them
     for i, order in enumerate(scan):
         column, reverse = order.startswith("column"), order.endswith("_reverse")
         states = plan.states(1, column, reverse, mixer, grad_out)

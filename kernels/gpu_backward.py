@@ -15,7 +15,7 @@ from .gpu_forward import incoming
 
 @triton.jit
 def add(p_sum, p_out, o_x, m_x, b_x, FIRST: tl.constexpr, LAST: tl.constexpr):
-    """Adds what earlier orders left in `p_sum`, and stores there or, at the last order, in `p_out`."""
+    """Adds `b_x` to what earlier orders left in `p_sum`; stores the sum there or, at the last order, in `p_out`."""
     if not FIRST:
         b_x += tl.load(p_sum + o_x, mask=m_x, other=0.0)
     if LAST:
@@ -33,11 +33,11 @@ def query_gradients(
     MIXER: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     SEGMENTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """With the scan over one segment in one order: dq, and its part in the gradient of the gate, both summed over the
-    orders. Program: (B * H, segment).
+    """Walks one segment in one order, with the scan, for dq and its part in the gradient of the gate, both summed over
+    the orders. Program: (B * H, segment).
 
-    Keeps the state at the start of each chunk, chunk_states [B * H, chunks, KP, VP]. The first order of all adds the
-    tokens' own terms and, in the mixer, the self-augmentation, whose weight gets its gradient in parts,
+    It stores the state at the start of each chunk in chunk_states [B * H, chunks, KP, VP]. The first order also adds
+    the tokens' own terms and, in the mixer, the self-augmentation; the gradient of its weight comes in parts,
     daug_weight [B, segments, H, K].
     """
     i_p = tl.program_id(0)
@@ -83,7 +83,7 @@ def query_gradients(
         b_dq *= scale
         b_s = tl.exp(b_all)[:, None] * b_s + dot(tl.trans(b_k * tl.exp(b_end)), b_v, PRECISION)
         o_d = i_d + o_t[:, None] * s_dt + o_k[None, :]
-        # The own terms would cancel in the gradient of the gate, and leave their rounding errors there.
+        # Before the own terms are added: they cancel in the gradient of the gate, but would leave rounding errors.
         b_q = load(p_q, o_t, s_qt, o_k, m_k)
         add(dgate_sum, dgate_sum, o_d, m_k, tl.cumsum(b_q * b_dq, 0, reverse=True), FIRST, False)
         if FIRST:
@@ -107,10 +107,10 @@ def key_value_gradients(
     MIXER: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     SEGMENTED: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Against the scan over one segment in one order, after `query_gradients`: dk, dv and dgate, summed over orders.
+    """Walks one segment in one order, against the scan, after `query_gradients`: dk, dv and dgate, summed over orders.
 
-    What it takes is as there. KEYS asks for dk and dgate, VALUES for dv: together they can need more registers than
-    there are. Program: (B * H, segment).
+    It takes what `query_gradients` takes. KEYS asks for dk and dgate, VALUES for dv: together they can need more
+    registers than there are. Program: (B * H, segment).
     """
     i_p = tl.program_id(0)
     i_s = i_p % segments
@@ -142,7 +142,7 @@ def key_value_gradients(
         m_k = m_t[:, None] & (o_k < K)[None, :]
         m_v = m_t[:, None] & (o_v < V)[None, :]
         if KEYS:
-            # rowsum(S * D) at the end of the chunk: of the state at its start, below also of what it adds
+            # rowsum(S * D) at the end of the chunk: the part of the state at its start; below, the chunk's own part
             b_boundary = tl.sum(tl.load(p_chunk + i_c * KP * VP + o_state) * b_d, 1)
         b_g = log_decay(load(p_g, o_t, s_gt, o_k, m_k), root, m_k, MIXER)
         b_k = one_minus_exp(b_g) if DERIVED else load(p_k, o_t, s_kt, o_k, m_k)
@@ -153,7 +153,7 @@ def key_value_gradients(
             b_boundary = tl.exp(b_all) * b_boundary + tl.sum(b_k * b_dk, 0)
         if VALUES:
             b_dv = dot(b_k * tl.exp(b_end), b_d, PRECISION)
-        # Loaded only here, for the sake of the registers
+        # Loaded only here, to save registers
         b_q = load(p_q, o_t, s_qt, o_k, m_k) * scale
         b_do = load(p_o, o_t, s_ot, o_v, m_v)
         b_qm = b_q * tl.exp(b_middle)
@@ -202,7 +202,7 @@ def gated_norm_gradient(
     s_zb, s_zt, s_zh, s_yb, s_yt, s_yh, s_ob, s_ot, s_oh, s_dzb, s_dzt,
     V: tl.constexpr, VP: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """Through SiLU(z + bias) * LayerNorm(o): gradients of o and z, and of the bias in parts [programs of a head, H, V].
+    """Gradients of SiLU(z + bias) * LayerNorm(o): of o and z, and of the bias in parts [programs of a head, H, V].
 
     `o` is [B, N, H, V] float32, contiguous. Program: (`row_blocks` blocks of BT tokens of the whole batch, head).
     """

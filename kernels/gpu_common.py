@@ -16,7 +16,7 @@ LN_EPS = tl.constexpr(NORM_EPS)
 
 @triton.jit
 def one_minus_exp(b_x):
-    """1 - exp(x) for x <= 0, with all digits also near zero: there is no expm1 on every target."""
+    """1 - exp(x) for x <= 0, with all digits also near zero: not every target has expm1."""
     b_series = 1 + b_x / 5 * (1 + b_x / 6 * (1 + b_x / 7))
     b_series = 1 + b_x / 2 * (1 + b_x / 3 * (1 + b_x / 4 * b_series))
     return tl.where(b_x > -0.25, -b_x * b_series, 1 - tl.exp(b_x))
@@ -41,11 +41,11 @@ def tanh(b_x):
 
 @triton.jit
 def log_decay(b_x, root, m_x, LOGITS: tl.constexpr):
-    """The clamped log-decay out of what memory holds: itself or, in the mixer, logits. 0 where masked: no decay.
+    """The clamped log-decay from what memory holds: log-decays, or logits in the mixer. Where masked, 0: no decay.
 
-    `root` is what the mixer multiplies a logarithm of the sigmoid by: its decay_scale over the gate's temperature.
+    `root` is the mixer's factor on logsigmoid(logits): its decay_scale over the gate's temperature.
 
-    Comparisons and not minimum and maximum: those would turn a NaN into a valid gate.
+    It clamps by comparisons, since minimum and maximum would turn a NaN into a valid gate.
     """
     b_g = b_x
     if LOGITS:
@@ -56,7 +56,7 @@ def log_decay(b_x, root, m_x, LOGITS: tl.constexpr):
 
 @triton.jit
 def log_decay_gradient(b_dg, b_x, root, LOGITS: tl.constexpr):
-    """The gradient of what memory holds out of that of the clamped log-decay: none at or beyond the ends."""
+    """The gradient of what memory holds, from that of the clamped log-decay; it is zero at the ends and beyond them."""
     if LOGITS:
         m_clamped = log_sigmoid(b_x) * root <= FLOOR
         b_e = tl.exp(-tl.abs(b_x))
@@ -68,7 +68,7 @@ def log_decay_gradient(b_dg, b_x, root, LOGITS: tl.constexpr):
 
 @triton.jit
 def chunk_tokens(i_c, start, stop, tokens, rows, cols, reverse, COLUMN: tl.constexpr, BT: tl.constexpr):
-    """Chunk `i_c` of the segment [start, stop) in scan sequence: row-major tokens [BT] in int64, and their mask.
+    """Row-major tokens [BT] (int64) of chunk `i_c` of the segment [start, stop) in scan sequence, and their mask.
 
     A scan order is this map and nothing else. `stop` is start plus whole chunks, so that both directions share chunks.
     """
@@ -101,7 +101,7 @@ def decays(b_g, BT: tl.constexpr):
 
 @triton.jit
 def dot(b_x, b_y, PRECISION: tl.constexpr):
-    """Matrix product with float32 sums. Never fp16 operands: rescaled q and k leave its range."""
+    """Matrix product with float32 sums. The operands are never fp16: rescaled q and k leave its range."""
     if PRECISION == "bf16":
         b_product = tl.dot(b_x.to(tl.bfloat16), b_y.to(tl.bfloat16))
     elif PRECISION == "ieee" and b_x.shape[1] > 32:

@@ -1,7 +1,7 @@
 """Triton kernels of the forward pass: states of the segments, their combination, outputs.
 
 A sequence, one head of one image, is cut into segments of whole chunks. With one segment `outputs` does everything.
-With more, `segment_states` gives what each segment adds to the state, `combine` what has come together before it.
+With more, `segment_states` computes what each segment adds to the state, and `combine` the state that leaves it.
 `segment_states` and `combine` also serve the backward pass, whose adjoint states travel against the scan.
 """
 
@@ -81,7 +81,7 @@ def combine(
     """Running states over the segments, in place: each segment's entry becomes the state that leaves it.
 
     The shapes are those of `segment_states`. Program: (B * H, order, state or adjoint, BE entries of the state). BS
-    segments are loaded at once, since one after the other each would wait for memory.
+    segments are loaded at once: loaded one by one, each would wait for memory.
     """
     i_p = tl.program_id(0)
     i_e = i_p % tl.cdiv(KP * VP, BE)
@@ -129,10 +129,10 @@ def outputs(
 ):  # fmt: skip
     """Outputs of one segment in the orders of one axis, one order after the other. Program: (B * H, segment, V tile).
 
-    `partial` [B, N, H, V] float32 collects the orders; the last one writes `out` [B, N, H, V]. FIRST and LAST tell the
-    axis that starts the sum, with the tokens' own terms, and the one that ends it. In the mixer `out` ends as
-    SiLU(z + bias) * LayerNorm(o), with o the sum and the self-augmentation. KEEP leaves what the axis ends with in
-    `partial`: for the next one, or o for the backward pass.
+    `partial` [B, N, H, V] float32 collects the orders; the last one writes `out` [B, N, H, V]. FIRST marks the axis
+    that starts the sum, with the tokens' own terms, and LAST the axis that ends it. In the mixer `out` becomes
+    SiLU(z + bias) * LayerNorm(o), where o is the sum plus the self-augmentation. KEEP stores the sum at the end of the
+    axis in `partial`, for the next axis or, as o, for the backward pass.
     """
     i_p = tl.program_id(0)
     i_v = i_p % (VP // BV)
@@ -184,7 +184,7 @@ def outputs(
                 b_o += tl.load(p_partial + o_out, mask=m_v & (i_d > 0), other=0.0)
             if MIXER and LAST:  # noqa: SIM102
                 if i_d == ORDERS - 1:
-                    # Constants are left out of the sigmoid: the norm takes them away.
+                    # The sigmoid's constant 1/2 is left out, since the norm removes it.
                     b_w = tl.load(aug_weight + i_h * K + o_k, mask=o_k < K, other=0.0).to(tl.float32)
                     b_o += 0.5 * tanh(0.5 * tl.sum(b_q * b_w[None, :] * b_k, 1)[:, None] * b_v)
                     b_z = load(p_z, o_t, s_zt, o_v, m_v)

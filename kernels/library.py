@@ -1,9 +1,9 @@
 """The operators that have kernels, registered with torch, and their autograd.
 
-Those that differentiate are a pair `*_forward`, `*_backward`, joined by an autograd.Function outside of the operators:
-inside of one, autograd cannot be called. Scans and mixer have one schema for CPU (C) and CUDA (Triton), the others are
-for the CPU. All are opaque to compilers, with a fake for shapes.
-Choice of backend, checks and dtypes are not here: `ops.py` is the door.
+An operator with gradients is a pair `*_forward`, `*_backward`. An autograd.Function outside of them joins the two,
+since autograd cannot be called inside an operator. Scans and mixer have one schema for CPU (C) and CUDA (Triton); the
+others are for the CPU. All are opaque to compilers, which take shapes from a fake. `ops.py`, and not this file, chooses
+the backend, checks the arguments and sets the dtypes.
 """
 
 from collections.abc import Callable
@@ -57,18 +57,18 @@ def _empty_like(x: Tensor) -> Tensor:
 
 
 def _is_recorded() -> bool:
-    """Whether a backward pass, which is running, is differentiated itself (create_graph), or batched (torch.func)."""
+    """Whether the backward pass that is running is differentiated itself (create_graph) or batched (torch.func)."""
     return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
 def _composed_gradients(compose: Callable[..., Tensor], ctx, dout: Tensor, *tensors: Tensor | None) -> list:
-    """Gradients of what `compose` makes of the first arguments of an operator, with a graph of their own.
+    """Gradients of `tensors`, the first arguments of an operator with the composed form `compose`, in their own graph.
 
-    Kernels of a backward pass have no derivative: for a second one the forward pass is composed anew.
+    The kernels of a backward pass have no derivative, so for a second derivative the forward pass is composed anew.
     """
     record = torch.is_grad_enabled()
     with torch.enable_grad(), without_autocast(dout.device):
-        inputs = [None if x is None else x.view_as(x) for x in tensors]  # one that is given twice has two gradients
+        inputs = [None if x is None else x.view_as(x) for x in tensors]  # a tensor given twice has two gradients
         wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad) if needed and x is not None]
         found = iter(torch.autograd.grad(compose(*inputs), wanted, dout, create_graph=record, materialize_grads=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[: len(tensors)]]

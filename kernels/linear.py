@@ -10,9 +10,9 @@ from torch.nn import functional as F
 def linear(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
     """x weight^T, plus `residual`: [..., C] -> [..., C'], all of one dtype. No gradients.
 
-    In float32 torch itself calls MKL, which on an AMD EPYC takes 5 to 20 percent longer than the oneDNN that comes with
-    torch (tools/bench_model.py shows both floors), and adds the residual in a pass of its own. What is called here is
-    what torch.compile makes of a linear layer, without its packed weights.
+    In float32 torch itself calls MKL, and adds the residual in a pass of its own. On an AMD EPYC, MKL takes 5 to 20
+    percent longer than the oneDNN that comes with torch (tools/bench_model.py shows both floors). This function calls
+    what torch.compile makes of a linear layer, but without packed weights.
     """
     if takes_onednn(x.dtype):
         if residual is None:
@@ -25,7 +25,7 @@ def linear(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
 
 
 def takes_onednn(dtype: torch.dtype) -> bool:
-    """Whether `linear` calls oneDNN: where it was measured to be the faster one, unless it is switched off."""
+    """Whether `linear` calls oneDNN: it does where oneDNN was measured to be faster, unless it is switched off."""
     return dtype == torch.float32 and _HAS_ONEDNN and bool(torch.backends.mkldnn.enabled)
 
 

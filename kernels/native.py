@@ -50,7 +50,7 @@ class _Loader:
     def __init__(self):
         self.reset()
         self.forks = 0
-        self.forked_by: int | None = None  # where that was no child of multiprocessing itself
+        self.forked_by: int | None = None  # its pid, unless it was a child of multiprocessing itself
 
     def reset(self) -> None:
         self.lock = threading.Lock()
@@ -65,10 +65,10 @@ class _Loader:
 
     @property
     def has_lost_threads(self) -> bool:
-        """Whether this process was forked from one whose OpenMP threads it misses.
+        """Whether this process was forked from one that had OpenMP threads, which a fork does not copy.
 
-        multiprocessing's fork server has none: it has done nothing but import. A process of it is known by a parent,
-        in multiprocessing's sense, that is not the one it was forked from.
+        multiprocessing's fork server has none, since it does nothing but import. A process forked from that server has
+        a parent, in multiprocessing's sense, that is not the process it was forked from.
         """
         if self.forks == 0:
             return False
@@ -124,9 +124,9 @@ def instruction_set() -> str:
 
 
 def _load(cache: Path | None = None) -> ctypes.CDLL:
-    """The library out of a cache, by default the user's, where it is compiled into if need be.
+    """Loads the library from a cache, by default the user's, and compiles it into the cache if it is missing there.
 
-    A cache that does not take it, or that somebody else could have written to, is compiled around.
+    If the cache cannot be written, or somebody else could have written to it, this process compiles a copy of its own.
     """
     compiler = _compiler()
     folder = Path(__file__).resolve().parent
@@ -149,7 +149,7 @@ def _load(cache: Path | None = None) -> ctypes.CDLL:
         where = "" if cache is None else f" in {cache}"
         _logger.warning("kernels cannot be kept%s (%s): compiled for this process alone", where, error)
     try:
-        # A loaded library outlives its file; on NFS the file stays for as long, and that is nothing to fail for.
+        # A loaded library outlives its file. On NFS the file cannot be removed until then, which is no reason to fail.
         with tempfile.TemporaryDirectory(prefix="metala_vision-", ignore_cleanup_errors=True) as private:
             _compile(compiler, flags, sources, Path(private) / name)
             return _opened(Path(private) / name)
@@ -162,7 +162,7 @@ def _kept(path: Path) -> ctypes.CDLL | None:
 
     Raises:
         CacheError: somebody else could have written it.
-        OSError: it does not hold what its name says, and is loaded now; the next process finds it gone.
+        OSError: it is loaded now, but lacks functions. Its file is removed, so that the next process compiles it anew.
     """
     try:
         with open_trusted(_checksum(path)) as file:
@@ -181,15 +181,15 @@ def _kept(path: Path) -> ctypes.CDLL | None:
 
 
 class _DamagedError(OSError):
-    """A file cut short. It might not fail to load: it would end the process."""
+    """A file that was cut short. Loading it might end the process instead of raising an error."""
 
 
 class _IncompleteError(OSError):
-    """A library that loads and lacks functions."""
+    """A library that loads but lacks functions."""
 
 
 def _opened(path: Path, checksum: str | None = None) -> ctypes.CDLL:
-    """A loaded library with all of its functions: the file that was checked, whatever its name leads to by then."""
+    """Loads a library that has all functions, from the open file that was checked, whatever has its name by then."""
     with open_trusted(path) as file:
         if checksum is not None and checksum != hashlib.sha256(file.read()).hexdigest():
             raise _DamagedError(f"{path.name} is not what its checksum says")
@@ -200,7 +200,7 @@ def _opened(path: Path, checksum: str | None = None) -> ctypes.CDLL:
     except OSError as error:
         os.close(descriptor)
         raise OSError(str(error).replace(itself, str(path))) from error
-    # The descriptor stays open: the loader would take the next file of that number for this library.
+    # The descriptor stays open, or the loader would take the next file with that number for this library.
     if missing := [name for name in FUNCTIONS if not hasattr(found, name)]:
         raise _IncompleteError(f"{path.name} has no {', '.join(missing)}")
     return found
@@ -211,7 +211,7 @@ def _compiler() -> tuple[str, ...]:
     candidates = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "cc", "clang"]
     for name, *arguments in map(shlex.split, candidates):
         if path := shutil.which(name):
-            return path, *arguments  # as it is called: what is behind a link may go by its name
+            return path, *arguments  # not resolved: a program behind a link may act by the link's name
     raise NativeError(f"no C compiler: looked for {', '.join(candidates)}")
 
 
@@ -220,7 +220,7 @@ def _checksum(path: Path) -> Path:
 
 
 def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[str], path: Path) -> None:
-    """Compiles into `path`, whole or not at all. OSError if the folder does not take it."""
+    """Compiles into `path`, whole or not at all. OSError if the folder cannot be written."""
     descriptor, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
     os.close(descriptor)
     try:
@@ -230,7 +230,7 @@ def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[st
             if without:
                 raise NativeError(f"{compiler[0]} failed: {error}")
             _logger.warning("%s has no OpenMP (%s): the C kernels run on one thread", compiler[0], error)
-        os.chmod(temporary, 0o700)  # linkers make the file anew, as the umask has it
+        os.chmod(temporary, 0o700)  # a linker makes the file anew, by the umask
         digest = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()
         os.replace(temporary, path)
     except BaseException:
@@ -240,7 +240,7 @@ def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[st
 
 
 def _run(command: list[str]) -> str:
-    """The last line of what a failing compiler says, or nothing."""
+    """The first error that a failing compiler prints, or an empty string if it succeeds."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS_TO_COMPILE)
     except subprocess.TimeoutExpired:

@@ -1,7 +1,7 @@
 """The one door to the operators: checks the arguments, chooses the backend, owns the dtypes.
 
-Each operator is CompositeImplicitAutograd: TorchScript, FX, jit.trace and torch.compile see one call, and the
-choice below is made where it is decomposed, by device, dtype and what runs on this machine.
+Each operator is CompositeImplicitAutograd: TorchScript, FX, jit.trace and torch.compile see one call. The backend is
+chosen when that call is decomposed, by device, dtype and what runs on this machine.
 """
 
 from collections.abc import Callable
@@ -39,15 +39,16 @@ def gated_linear_attention(
         grid: (rows, cols) with rows * cols == N, tokens row-major; None is (1, N).
         scan: non-empty, out of "row", "row_reverse", "column" and "column_reverse", none twice.
         scale: None is K ** -0.5.
-        backend: None for the best one available, or for that of `backends.backend`; or a name: "cpu" (C) and "triton"
-            on their devices, in float32 or lower; "chunked" and "reference" anywhere. See `available_backends`. A
-            backward pass that is itself recorded, and the transforms of torch.func, take the chunked form.
+        backend: a name: "cpu" (C) or "triton", each on its own device and in float32 or lower, or "chunked" or
+            "reference", anywhere; see `available_backends`. None takes the one that `backends.backend` has set, or else
+            the best one available. A backward pass that is itself recorded, and the transforms of torch.func, take the
+            chunked form.
 
     Returns:
         [B, N, H, V] in the dtype of `v`. State and sums are float32, or float64 where an input is float64.
 
     Raises:
-        ValueError: an argument that does not fit, named with what it got and what it expects.
+        ValueError: an argument does not fit; the message names it, what it got and what it expects.
     """
     if isinstance(scan, str):
         raise ValueError(f"scan: got the string {scan!r}, expected a tuple of orders such as ({scan!r},)")
@@ -73,7 +74,7 @@ def _gated_linear_attention(
 ) -> Tensor:
     """The registered form of `gated_linear_attention`: what TorchScript, FX and torch.compile see.
 
-    `scan` is its orders joined by commas: tracers take a string, and no list of strings.
+    `scan` holds the orders joined by commas, since tracers take a string but no list of strings.
     """
     orders = tuple(scan.split(",")) if scan else ()
     check_attention(q, log_decay, v, k, rows, cols, orders)
@@ -109,16 +110,17 @@ def mixer(
     SiLU(z + gate_bias) * LayerNorm_per_head(o), without affine, eps 1e-5 (MetaLA, arXiv 2411.10741, eq. A31 to A37).
 
     Args:
-        projected: [B, N, 3 C]: q (C / 2), logits (C / 2), v (C) and z (C), in each the channels of a head side by side.
+        projected: [B, N, 3 C]: q (C / 2), logits (C / 2), v (C) and z (C), each with the channels of a head side by
+            side.
         gate_bias: [C].
         aug_weight: [C / 2].
         num_heads: heads H.
-        rows: of the grid of the N tokens, row-major.
-        cols: of the same.
+        rows: rows of the grid; the N tokens are row-major.
+        cols: columns of the grid.
         scan: orders joined by commas.
-        backend: as `gated_linear_attention`.
-        decay_scale: what the log-decay is multiplied by. Below 1 every head remembers longer, in proportion; k follows,
-            so that the state stays a leaky average.
+        backend: as for `gated_linear_attention`.
+        decay_scale: factor on the log-decay. Below 1 every head remembers longer, in proportion to its inverse. Since k
+            follows from the scaled log-decay, the state stays a leaky average.
 
     Returns:
         [B, N, C] in the dtype of `projected`.
@@ -145,8 +147,8 @@ def mixer(
 def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
     """SiLU of a depthwise 3x3 convolution on a grid of tokens.
 
-    x is [B, N, C], row-major, weight [C, 1, 3, 3]; the result is [B, N, C] in the dtype of `x`, or in that of autocast
-    where it is on. ValueError for shapes that do not fit.
+    x is [B, N, C], row-major, weight [C, 1, 3, 3]; the result is [B, N, C] in the dtype of `x`, or in autocast's dtype
+    where autocast is on. ValueError for shapes that do not fit.
     """
     check_conv(x, weight, rows, cols)
     if not runs_in_c(x, weight):
@@ -189,8 +191,8 @@ def swiglu(x: Tensor) -> Tensor:
 def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
     """swiglu(x weight_in^T) weight_out^T: [..., C] -> [..., C']; weight_in is [2 D, C], weight_out [C', D].
 
-    Without gradients the C kernels take the tokens in tiles; otherwise it is the three operators it says. ValueError
-    for shapes that do not fit.
+    Where no gradients are needed the C kernels take the tokens in tiles; otherwise it runs as three operators.
+    ValueError for shapes that do not fit.
     """
     check_mlp(x, weight_in, weight_out)
     dtype = _fused_dtype(x, weight_in, weight_out)
@@ -206,8 +208,8 @@ def add_swiglu_mlp(
 ) -> Tensor:
     """x + swiglu_mlp(LayerNorm(x)), the second half of a block: [..., C] -> [..., C].
 
-    Without gradients a tile of tokens goes through all of it while it is in the cache, and the product adds to it.
-    ValueError for shapes that do not fit.
+    Where no gradients are needed, a tile of tokens goes through norm, first product and activation while it is in
+    the cache, and the second product adds x in the same call. ValueError for shapes that do not fit.
     """
     check_mlp(x, weight_in, weight_out)
     check_norm(x, norm_weight, norm_bias)
@@ -242,8 +244,9 @@ def add_mixer(
 ) -> Tensor:
     """x + mixer(conv_silu(LayerNorm(x)) weight_in^T) weight_out^T, the first half of a block: [B, N, C] -> [B, N, C].
 
-    Arguments as `mixer` and `conv_silu`, weight_in [3 C, C] and weight_out [C, C]. Without gradients the C kernels run
-    it as one operator; otherwise it is the operators it says. ValueError for shapes that do not fit.
+    The arguments are those of `mixer` and `conv_silu`, weight_in [3 C, C] and weight_out [C, C]. Where no gradients are
+    needed the C kernels run it as one operator; otherwise it runs as the operators named above. ValueError for shapes
+    that do not fit.
     """
     check_conv(x, conv_weight, rows, cols, "conv_weight")
     dim = x.shape[2]
@@ -270,7 +273,7 @@ def add_mixer(
 
 
 def _fused_dtype(x: Tensor, weight_in: Tensor, weight_out: Tensor, *others: Tensor) -> torch.dtype | None:
-    """The dtype of the products of half a block, that of autocast where it is on; None if it is not to run in one."""
+    """The dtype of half a block's products (autocast's where it is on), or None if it cannot run as one operator."""
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     fits = dtype in C_DTYPES and (autocast or weight_in.dtype == weight_out.dtype == dtype)
@@ -280,7 +283,7 @@ def _fused_dtype(x: Tensor, weight_in: Tensor, weight_out: Tensor, *others: Tens
     return dtype
 
 
-# The scale is a Scalar, which can follow from the size of an image: torch.export takes a float as it is at first.
+# decay_scale is a Scalar, since it can depend on the size of an image: torch.export would record a float as a constant.
 _OPERATORS = {
     "gated_linear_attention(Tensor q, Tensor log_decay, Tensor v, Tensor? k, SymInt rows, SymInt cols, str scan,"
     " float? scale, str? backend) -> Tensor": _gated_linear_attention,
@@ -299,7 +302,7 @@ _OPERATORS = {
 for _schema, _run in _OPERATORS.items():
     library.LIBRARY.define(_schema)
     library.LIBRARY.impl(_schema.split("(")[0], _run, "CompositeImplicitAutograd")
-    # Under torch.func.vmap too it is taken apart: PyTorch would otherwise run it for each element, and warn
+    # torch.func.vmap decomposes it too: PyTorch would otherwise run it once for each element of the batch, and warn
     library.LIBRARY.impl(_schema.split("(")[0], _run, "FuncTorchBatched")
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 SCAN_ORDERS = ("row", "row_reverse", "column", "column_reverse")
 GATE_FLOOR = -5.0  # decay 0.0067 per token; part of the definition, so that every backend can factor its exponentials
-# The root of a MetaLA layer's decay, sigmoid(logit) ** (1 / 16): logits of zero remember about 24 tokens.
+# A MetaLA layer decays by sigmoid(logit) ** (1 / GATE_TEMPERATURE): with logits of zero it remembers about 24 tokens.
 GATE_TEMPERATURE = 16.0
-NORM_EPS = 1e-5  # of its LayerNorm per head
+NORM_EPS = 1e-5  # of a MetaLA layer's LayerNorm per head
 
 
 def scan_order(order: str, rows: int, cols: int, device: torch.device | None = None) -> Tensor:
@@ -25,9 +25,9 @@ def scan_order(order: str, rows: int, cols: int, device: torch.device | None = N
 
 
 def clamp_log_decay(log_decay: Tensor) -> Tensor:
-    """`log_decay` within [GATE_FLOOR, 0]; its gradient is zero at both ends and beyond them, and NaN stays NaN.
+    """Clamps `log_decay` to [GATE_FLOOR, 0]; the gradient is zero at both ends and beyond them, and NaN stays NaN.
 
-    Not torch.clamp, whose gradient at an end itself is 1 in some releases of torch and 0 in others.
+    torch.clamp would not do: its gradient at the ends themselves is 1 in some releases of torch and 0 in others.
     """
     return log_decay.masked_fill(log_decay <= GATE_FLOOR, GATE_FLOOR).masked_fill(log_decay >= 0, 0.0)
 
@@ -57,9 +57,10 @@ def recurrence(
 def attention_map(
     q: Tensor, log_decay: Tensor, k: Tensor, grid: tuple[int, int], scan: tuple[str, ...], scale: float
 ) -> Tensor:
-    """The map A [B, H, N, N] with out = A v: A[t, s] sums q_t . (decay from s to t * k_s) over the orders.
+    """The map A [B, H, N, N] with out = A v: A[t, s] sums scale * q_t . (decay from s to t * k_s) over the orders.
 
-    Takes what `recurrence` takes. Memory grows as N^2 * K: for tests and pictures, not for training.
+    A[t, t], a token's own term, counts once. The arguments are those of `recurrence`. Memory grows as N^2 * K, so
+    the map is for tests and pictures, not for training.
     """
     tokens = q.shape[1]
     total = torch.diag_embed((q * k).sum(-1).transpose(1, 2))  # a token's own term, once: [B, H, N, N]

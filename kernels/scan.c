@@ -10,15 +10,15 @@ typedef struct {
     int64_t key, value, kw, vw, half; /* channels, the same padded, and whether the inputs are bfloat16 */
 } format;
 
-/* The scan of the forward pass: within STRIDE tokens the state is kept divided by the decay since their first, which
-   saves a multiplication per element. With gates above the floor the divisor stays above exp(-40), and nothing of a
-   later token enters it. */
+/* Within STRIDE tokens the forward scan keeps the state divided by the decay since the first of them, which saves a
+   multiplication per element. With gates above the floor the divisor stays above exp(-40), and no later token enters
+   it. */
 #define STRIDE 8
 #define STRIDES (CHUNK / STRIDE)
 
 /* A thread's buffers, and where the rows of the chunk are: `from` and `to` hold the sums over the orders. */
 typedef struct {
-    float *x, *y;    /* [T, K]: query times divisor times scale, key over divisor */
+    float *x, *y;    /* [T, K]: x is query times divisor times scale, y is key over divisor */
     float *decay;    /* [STRIDES, K]: the divisor at the end of each stride */
     float *v, *sums; /* [T, V] */
     float *zeros;    /* [V] */
@@ -80,7 +80,7 @@ INLINE void scaled_block(int length, int64_t rows, int64_t lanes, int wide, cons
 }
 
 /* to = from + x S for every token, and the state behind the chunk. The sums pass from one block of rows to the next in
-   `packed`, where a row of the grid is not as far from the next as the size of a way of the cache. */
+   `packed`: in the output itself, one row of the grid can lie a whole way of the cache from the next. */
 INLINE void scan_scaled(int length, format n, const forward_scratch *s, float *state)
 {
     const float *const *packed = (const float *const *)s->packed;
@@ -97,9 +97,9 @@ INLINE void scan_scaled(int length, format n, const forward_scratch *s, float *s
 
 /* x, y and decay of the chunk, straight from the inputs; with `last` also the tokens' own products.
 
-   Near 1 the divisor is 1 less the share forgotten, which keeps its digits there: as a product of decays that were each
-   rounded beside 1, it would lose two digits over thousands of tokens that hardly forget. In the padding q is zero,
-   so that nothing of the state there is read. */
+   Near 1 the divisor is computed as 1 minus the share forgotten, which keeps its digits there. A product of decays, all
+   rounded near 1, would lose two digits over thousands of tokens that hardly forget. In the padding q is zero, so
+   nothing is read from the state there. */
 INLINE void gate_chunk_of(const problem *p, format n, int64_t b, int64_t h, int length, int ahead, const int64_t *token,
                           int last, forward_scratch *s)
 {
@@ -108,7 +108,7 @@ INLINE void gate_chunk_of(const problem *p, format n, int64_t b, int64_t h, int 
         vec product = splat(1.0f), forgotten = {0}, weight = load(s->aug_weight + i);
         for (int t = 0; t < length; t++) {
             int64_t left = n.key - i;
-            if (t < ahead && i == 0) { /* a token's row is far from the next one's: no hardware sees it coming */
+            if (t < ahead && i == 0) { /* the next token's row is too far away for the hardware to prefetch it */
                 fetch(&p->q, at_key(p, &p->q, b, token[length + t], h), n.half, n.key);
                 fetch(&p->decay, at_key(p, &p->decay, b, token[length + t], h), n.half, n.key);
             }
@@ -137,7 +137,7 @@ INLINE void gate_chunk_of(const problem *p, format n, int64_t b, int64_t h, int 
     }
 }
 
-/* The tokens' own terms and self-augmentation, onto the sums. */
+/* Adds the tokens' own terms and self-augmentation to the sums. */
 INLINE void add_own_terms(const problem *p, format n, const tensor *sums, int64_t b, int64_t h, int length, int ahead,
                           const int64_t *token, const forward_scratch *s)
 {
@@ -172,15 +172,15 @@ INLINE void gate_outputs(const problem *p, format n, const tensor *out, int64_t 
 
 typedef struct {
     problem p;
-    tensor out; /* as the inputs in dtype: what the operator or the layer returns */
-    float *o;   /* [B, N, H, V]: sums over the orders so far, in the end the LayerNorm's input; NULL if one order and one
-                   block of V */
+    tensor out; /* what the operator or the layer returns, in the dtype of the inputs */
+    float *o;   /* [B, N, H, V]: sums over the orders so far, in the end the LayerNorm's input; may be NULL with one
+                   order and one block of V */
     int64_t keep_o;
     float *states; /* [B, H * share, orders, K, V], padded */
 } forward_call;
 
-/* The steps of one order that `token` lists, at most a chunk, and `ahead` of them those of the next; `first` and `last`
-   of the orders that see these tokens. */
+/* Scans `length` steps of one order, at most a chunk. `token` lists them, and after them the `ahead` steps of the next
+   chunk, which are prefetched. `first`, `last`: whether this is the first, the last order that sees these tokens. */
 INLINE void forward_chunk(const forward_call *f, format n, int64_t b, int64_t h, int order_index, int fresh, int length,
                           int ahead, const int64_t *token, int first, int last, forward_scratch *s)
 {
@@ -260,8 +260,8 @@ static void gate_chunk(const forward_call *f, const problem *whole, int64_t b, i
     gate_outputs(whole, n, &f->out, b, h, length, 0, token, s);
 }
 
-/* Heads that one task takes through the tokens together: their rows lie side by side in memory. As many as leave a task
-   for every thread and let their states stay in the first cache. */
+/* The number of heads that one task takes through the tokens together, since their rows lie side by side in memory: as
+   many as leave a task for every thread and keep their states in the first-level cache. */
 static int64_t heads_together(const problem *p, int orders)
 {
     for (int64_t n = p->heads; n > 1; n--)
@@ -294,8 +294,8 @@ int metala_forward(const forward_call *f)
             phase = next_phase(p, first);
             int64_t together = heads_together(p, phase.count), groups = p->heads / together;
             for (int part = 0; part < phase.count; part++) {
-                /* Static, and the other order in part 1: a thread goes on with the half of the tokens that is in its
-                   cache, and only the state comes from the other thread. */
+                /* The schedule is static and part 1 swaps the two orders, so that a thread goes on with the half of the
+                   tokens that is in its cache, and only the state comes from the other thread. */
 #pragma omp for schedule(static)
                 for (int64_t task = 0; task < p->batch * groups * phase.count; task++) {
                     int order = first + (int)(task % phase.count ^ part);

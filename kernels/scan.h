@@ -1,11 +1,13 @@
 /* What the forward and the backward scan share: the arguments, the walk over the grid, packed chunks, inner loops.
 
-   A task is one (image, head, scan order). It walks its tokens in chunks: what the inner loops read of a chunk lies in
-   small float buffers, padded (index map, bfloat16 and padding end there), and the state stays in registers for as long
-   as a block of it sees the chunk. Shapes in brackets: T tokens of a chunk, K key and V value channels.
+   A task is one (image, head, scan order). It walks its tokens in chunks. What the inner loops read of a chunk is first
+   copied to small padded float buffers, so the loops know nothing of the index map, bfloat16 or odd widths. A block of
+   the state stays in registers while it passes over the chunk. Shapes in brackets: T tokens of a chunk, K key and V
+   value channels.
 
-   Where there are more threads than tasks, a head's value channels are cut into `share` blocks, each a head of its own
-   with the queries, decays and keys of the whole one. Only the LayerNorm needs a whole head, and comes after. */
+   Where there are more threads than tasks, a head's value channels are cut into `share` blocks. Each block is scanned
+   as a head of its own, with the queries, decays and keys of the whole head. Only the LayerNorm needs whole heads; it
+   runs after the scan. */
 
 #ifndef METALA_SCAN_H
 #define METALA_SCAN_H
@@ -32,10 +34,10 @@ typedef struct {
 typedef struct {
     int64_t batch, heads, rows, cols, key, value;
     int64_t orders, order[4];
-    int64_t share;     /* heads that share a query and a key: blocks of V of one head; `heads` and `value` count blocks */
+    int64_t share;     /* blocks of V of one head, which share q and k; `heads` counts blocks, `value` their channels */
     int64_t threads;
     int64_t half;      /* q, decay, k, v, z and out are bfloat16; accumulators always float */
-    int64_t logits;    /* `decay` holds logits: log_decay = logsigmoid(logits) * root, its scale / 16 */
+    int64_t logits;    /* `decay` holds logits: log_decay = logsigmoid(logits) * root, with root = decay_scale / 16 */
     int64_t gated;     /* self-augmentation, LayerNorm and gate follow the scan */
     float scale, root, eps;
     tensor q, decay, k, v, z;
@@ -52,7 +54,7 @@ INLINE int64_t at_token(const tensor *x, int64_t b, int64_t token, int64_t h)
     return b * x->batch + token * x->token + h * x->head;
 }
 
-/* The same where the tensor has whole heads and `h` is a block of one: of its K channels, or its part of V. */
+/* `at_token` in a tensor of whole heads, where `h` is a block of one head: at its K channels, or at its part of V. */
 INLINE int64_t at_key(const problem *p, const tensor *x, int64_t b, int64_t token, int64_t h)
 {
     return at_token(x, b, token, h / p->share);
@@ -62,7 +64,7 @@ INLINE int64_t at_value(const problem *p, const tensor *x, int64_t b, int64_t to
     return at_token(x, b, token, h / p->share) + h % p->share * p->value;
 }
 
-/* Of whole heads, for the LayerNorm. */
+/* The same problem in whole heads, for the LayerNorm. */
 INLINE problem with_whole_heads(problem p)
 {
     p.heads /= p.share;
@@ -106,7 +108,7 @@ INLINE int64_t token_at(const problem *p, int order, int64_t step)
 }
 
 /* Orders that may run at once. The two directions of an axis start at opposite ends and touch disjoint halves of the
-   tokens, first their own (part 0), then the other's (part 1): they add into one output without a lock or a copy. */
+   tokens, first their own (part 0), then the other's (part 1), so they add into one output without a lock or a copy. */
 typedef struct {
     int first, count;
 } phase_orders;

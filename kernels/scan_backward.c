@@ -3,8 +3,8 @@
    With R_t = diag(a_t) S_{t-1}, o_t = q_t R_t (the token's own term apart) and D_t the gradient of S_t:
      dq_t = R_t do_t     dk_t = D_t v_t     dv_t = k_t D_t     D_{t-1} = diag(a_t) (D_t + q_t^T do_t)
      dg_t = rowsum(D_{t-1} S_{t-1}) = rowsum(D_t S_t) + q_t dq_t - k_t dk_t
-   The last line runs backwards within a segment, from rowsum(D S) at its end formed exactly: over a long sequence the
-   differences would lose digits. dq and dk sum over V: for them the state lies with K along the vectors. */
+   The last line is summed backwards within a segment, from the exact rowsum(D S) at its end: the differences would lose
+   digits over a long sequence. dq and dk are sums over V: for them the state is stored with K along the vectors. */
 
 #include "scan.h"
 
@@ -28,13 +28,13 @@ typedef struct {
 typedef struct {
     int64_t token[CHUNK];
     int length;
-    float *q, *a, *k, *x; /* [T, K]: see the gates of each pass */
+    float *q, *a, *k, *x; /* [T, K]: see `gather` and `apply_gates` */
     float *v;             /* [T, V] */
 } chunk;
 
 /* Gathers the inputs as they are: `a` holds log-decays or logits, `k` is filled if it is given. The next chunk is
-   `ahead` steps further, CHUNK or -CHUNK. Arithmetic comes after, in long loops of independent exponentials that keep
-   the processor busy, where token by token it would wait for each. */
+   `ahead` steps further, CHUNK or -CHUNK. The arithmetic comes later, in long loops of independent exponentials that
+   keep the processor busy: token by token, it would wait for each exponential. */
 static void gather(const problem *p, chunk *c, int64_t b, int64_t h, int order, int64_t begin, int64_t end, int ahead)
 {
     int64_t kw = key_width(p), vw = value_width(p), n = tokens_of(p), half = p->half;
@@ -47,7 +47,7 @@ static void gather(const problem *p, chunk *c, int64_t b, int64_t h, int order, 
         if (p->k.data)
             load_row(c->k + t * kw, p->k.data, at_key(p, &p->k, b, token, h), half, p->key, kw);
         int64_t next = begin + t + ahead;
-        if (next >= 0 && next < n) { /* a token's row is far from the next one's: no hardware sees it coming */
+        if (next >= 0 && next < n) { /* the next token's row is too far away for the hardware to prefetch it */
             next = token_at(p, order, next);
             fetch(&p->q, at_key(p, &p->q, b, next, h), half, p->key);
             fetch(&p->decay, at_key(p, &p->decay, b, next, h), half, p->key);
@@ -56,16 +56,16 @@ static void gather(const problem *p, chunk *c, int64_t b, int64_t h, int order, 
     }
 }
 
-/* The gate of a padding logit is no zero, and its key must be one. */
+/* A padding logit of zero does not give a key of zero, and the keys in the padding must be zero. */
 INLINE void clear_padding(const problem *p, const chunk *c, float *k)
 {
     for (int t = 0; t < c->length && p->logits && p->key < key_width(p); t++)
         memset(k + t * key_width(p) + p->key, 0, (size_t)(key_width(p) - p->key) * 4);
 }
 
-/* out_t[l] += sum_r x_t[r] S[r, l], then S[r, l] = a_t S[r, l] + u_t[r] w_t[l]: a_t[l] if `decay_lanes`, else a_t[r].
-   S is [rows, lanes], both padded; all else are packed rows of the chunk, [T, rows] or [T, lanes]. `reverse` walks from
-   the last token. The flags are constants at every call. */
+/* out_t[l] += sum_r x_t[r] S[r, l], then S[r, l] = a_t S[r, l] + u_t[r] w_t[l], where a_t is a_t[l] if `decay_lanes`,
+   else a_t[r]. S is [rows, lanes], both padded; the others are packed rows of the chunk, [T, rows] or [T, lanes].
+   `reverse` walks from the last token. The flags are constants at every call. */
 INLINE void scan_block(int length, int64_t rows, int64_t lanes, int wide, const float *x, const float *a,
                        int decay_lanes, const float *u, const float *w, float *out, float *state, int reverse)
 {
@@ -120,7 +120,7 @@ INLINE int64_t task_floats(const problem *p)
 int64_t metala_backward_states(const problem *p) { return p->batch * p->heads * p->orders * task_floats(p); }
 int64_t metala_backward_blocks(const problem *p) { return (tokens_of(p) + BLOCK - 1) / BLOCK; }
 
-/* Segment `i` of an order: those of part 0 come first. */
+/* The first step of segment `i` of an order; the segments of part 0 come first. */
 INLINE int64_t segment_begin(int64_t split, int64_t i)
 {
     int64_t of_split = (split + SEGMENT - 1) / SEGMENT;
@@ -145,7 +145,7 @@ static void gate_backward(const backward_call *f, int64_t b, int64_t block, floa
             float mean, scale;
             moments(o, 0, 0, n, p->eps, &mean, &scale);
             vec mean_dn = {0}, mean_ndn = {0};
-            for (int64_t i = 0; i < vw; i += LANES) { /* with dy zero in the padding, so is all that is summed */
+            for (int64_t i = 0; i < vw; i += LANES) { /* dy is zero in the padding, and so is all that is summed */
                 vec normed = (load(o + i) - mean) * scale, zi = load(z + i) + load(bias + i), s = sigmoid(zi);
                 vec dn = load(dy + i) * zi * s, dz = load(dy + i) * normed * silu_slope(zi, s);
                 store(dbias + i, load(dbias + i) + dz);
@@ -191,7 +191,7 @@ INLINE int64_t scratch_floats(const problem *p)
     return chunks > gating ? chunks : gating;
 }
 
-/* Query times scale, decay, key, and x = q a, the query of the state before the token. */
+/* Fills q (query times scale), a (decay), k (key), and x = q a, by which the token reads the state before it. */
 static void apply_gates(const problem *p, const chunk *c)
 {
     for (int64_t i = 0; i < c->length * key_width(p); i += LANES) {
@@ -281,7 +281,7 @@ static void own_terms_backward(const problem *p, const backward_scratch *s, floa
     }
 }
 
-/* Second sweep, against scan order, over the tokens [low, high) of it. */
+/* Second sweep, against scan order, over the steps [low, high) of that order. */
 static void sweep_backwards(const backward_call *f, int64_t b, int64_t h, int order, int64_t split, int64_t low,
                             int64_t high, int first, int last, float *task, backward_scratch *s)
 {

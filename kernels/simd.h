@@ -1,6 +1,6 @@
 /* Vectors of the widest registers the compiler was told of, and the functions of one variable the kernels need.
 
-   Plain C with GCC's vector extension (gcc, clang): the same source is AVX-512, AVX2 or baseline by its flags.
+   Plain C with GCC's vector extension (gcc, clang): the compiler's flags make it AVX-512, AVX2 or baseline.
    Comparisons are written so that a NaN passes through. */
 
 #ifndef METALA_SIMD_H
@@ -205,7 +205,7 @@ INLINE exp_parts split_exp(vec x)
     return parts;
 }
 
-/* For x <= 0; 1e-38 and not 0 below -87. */
+/* exp(x) for x <= 0; below -87 it stays at 1e-38 and does not become 0. */
 INLINE vec exp_negative(vec x)
 {
     exp_parts e = split_exp(at_least(x, -87.0f));

@@ -7,14 +7,14 @@
 
 typedef struct {
     int64_t batch, rows, cols, channels, threads;
-    int64_t half, out_half;  /* x and dx, out and dout are bfloat16 */
+    int64_t half, out_half;  /* half: x and dx are bfloat16; out_half: out and dout are */
     const void *x;           /* [B, rows, cols, C] */
     const float *weight;     /* [C, 9], taps row by row */
     void *out;               /* [B, rows, cols, C] = SiLU(convolution) */
     const void *dout;
     void *dx;
     float *dweight;          /* [B, 9, C], to be summed */
-    const float *norm_weight, *norm_bias; /* [C]: of a LayerNorm of x, which comes first; forward alone. NULL for none */
+    const float *norm_weight, *norm_bias; /* [C], of a LayerNorm of x that comes first, forward only; or NULL */
     float eps;
 } conv_call;
 
@@ -38,7 +38,7 @@ INLINE void slide(window *w)
     w->column++;
 }
 
-/* At column 0 of three rows. `token` is the distance of two tokens, `n` how many channels are left from `channel`. */
+/* The window at column 0 of three rows. `token` is the distance of two tokens, `n` the channels left from `channel`. */
 INLINE window window_on(const conv_call *c, const void *const *rows, int half, int64_t token, int64_t channel, int64_t n)
 {
     window w = {.at = channel, .token = token, .column = -2, .columns = c->cols, .half = half, .n = n};
@@ -64,7 +64,7 @@ INLINE vec convolve(const window *w, const vec weight[9])
     return rows[0] + rows[1] + rows[2];
 }
 
-/* Taps of the vector of channels at `i`, of `taps` [9, C rounded up to vectors]. */
+/* The taps of the vector of channels at `i`, from `taps` [9, C rounded up to vectors]. */
 INLINE void load_taps(const conv_call *c, const float *taps, int64_t i, int flipped, vec weight[9])
 {
     int64_t width = (c->channels + LANES - 1) / LANES * LANES;
@@ -83,8 +83,8 @@ static float *transpose_taps(const conv_call *c)
     return taps;
 }
 
-/* One row of the grid to `out`. `whole`: all vectors are full. With constants for it and the dtypes the compiler leaves
-   no branch inside the row. */
+/* Writes one row of the grid to `out`. `whole`: all vectors are full. Where `whole` and the dtypes are constants, the
+   compiler leaves no branch inside the row. */
 INLINE void conv_row(const conv_call *c, const float *taps, const void *const *rows, void *out, int64_t at, int half,
                      int out_half, int whole)
 {
@@ -148,7 +148,7 @@ int metala_conv(const conv_call *c)
     float *taps = transpose_taps(c);
     int failed = !taps;
     int64_t rows = c->batch * c->rows;
-    /* A part for each thread: it finds the rows that it wrote itself, before, in its own cache. */
+    /* One part for each thread, which finds the rows that it wrote before in its own cache. */
 #pragma omp parallel for schedule(static, 1) num_threads((int)c->threads) reduction(| : failed)
     for (int64_t part = 0; part < c->threads; part++) {
         float *ring = NULL;
@@ -239,7 +239,7 @@ INLINE void swiglu_row_backward(const swiglu_call *c, int64_t t, int half, int w
     }
 }
 
-/* The row function with constant dtype and whole vectors, where they hold. */
+/* Calls the row function for every token, with constants for the dtype and `whole` if all vectors are full. */
 #define FOR_TOKENS(ROW_FUNCTION)                                                                                       \
     _Pragma("omp parallel for schedule(static) num_threads((int)c->threads)") for (int64_t t = 0; t < c->tokens; t++)  \
     {                                                                                                                  \

@@ -22,7 +22,7 @@ def gate_log_decay(logits: Tensor, decay_scale: float = 1.0) -> Tensor:
 
 
 def key_of(log_decay: Tensor) -> Tensor:
-    """1 - exp(log_decay), which as a difference would keep no digits near zero."""
+    """1 - exp(log_decay); computed as a difference, it would keep no digits near zero."""
     if torch.onnx.is_in_onnx_export():  # ONNX has no expm1, and torch puts the difference in its place
         return -torch.tanh(0.5 * log_decay) * (log_decay.exp() + 1)
     return -torch.expm1(log_decay)
@@ -38,7 +38,7 @@ def attention(
     scan: tuple[str, ...],
     scale: float,
 ) -> Tensor:
-    """`ops.gated_linear_attention` by a composed form: (q, log_decay, v, k, grid, scan, scale) of one dtype."""
+    """`ops.gated_linear_attention` by `run`, a composed form: it takes (q, log_decay, v, k, grid, scan, scale)."""
     compute = torch.float32
     for x in (q, log_decay, v, v if k is None else k):
         compute = torch.promote_types(compute, x.dtype)
@@ -69,8 +69,8 @@ def mixer(
     log_decay = clamp_log_decay(gate_log_decay(logits, decay_scale))
     k = key_of(log_decay)
     o = run(q, log_decay, v, k, grid, scan, q.shape[-1] ** -0.5)
-    # The self-augmentation sigmoid(y), less the constant 1/2 that the LayerNorm takes away: beside it, the small output
-    # of a young scan would be rounded.
+    # The self-augmentation sigmoid(y) without its constant 1/2, which the LayerNorm removes anyway. At initial weights
+    # the scan's output is small, and adding 1/2 would round its digits away.
     y = (q * (aug_weight.to(compute).view(num_heads, -1) * k)).sum(-1, keepdim=True) * v
     o = o + 0.5 * torch.tanh(0.5 * y)
     gate_bias = gate_bias.to(compute).view(num_heads, -1)
