@@ -1,4 +1,4 @@
-"""The block of MetaLA-ViT: mixer and channel mixer, each behind a norm and beside a residual."""
+"""The block of MetaLA-ViT: token mixer and channel mixer, each with a norm before it and a residual around it."""
 
 import torch
 from timm.layers import DropPath
@@ -13,7 +13,7 @@ class MetaLABlock(nn.Module):
     """Pre-norm block: x += MetaLA(LN(x)); x += SwiGLU(LN(x)).
 
     Attributes:
-        grid: (rows, cols) of tokens that come without their grid, which the model sets to that of its `img_size`.
+        grid: (rows, cols) of tokens that are passed without a grid; the model sets it to the grid of its `img_size`.
 
     Args:
         dim: channels C of a token.
@@ -23,8 +23,8 @@ class MetaLABlock(nn.Module):
         causal: as for `MetaLA`.
         local_conv: as for `MetaLA`.
         self_aug: as for `MetaLA`.
-        proj_drop: dropout after the projections of both.
-        drop_path: rate of stochastic depth of both.
+        proj_drop: dropout after the projections of both mixers.
+        drop_path: rate of stochastic depth of both residual branches.
 
     Raises:
         ValueError: what `MetaLA` refuses.
@@ -57,7 +57,7 @@ class MetaLABlock(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """[B, N, C] -> [B, N, C]; without a `grid` the tokens are those of `self.grid`, all of them."""
+        """[B, N, C] -> [B, N, C]; without a `grid`, x must have all the tokens of `self.grid`."""
         if grid is None:
             grid = self._nominal_grid(x.shape[1])
         if not torch.jit.is_scripting():

@@ -1,7 +1,7 @@
 """How far a scan remembers on another grid than the one it was trained on.
 
-A gate forgets by tokens: what it has learned on 10 x 10 tokens reaches over a sixteenth of the picture on 40 x 40. A
-factor on the log-decay lets it reach over the same share of the picture on every grid.
+A gate forgets with every token: a memory that reaches over a whole picture of 10 x 10 tokens reaches over a sixteenth
+of a picture of 40 x 40. On larger grids a factor on the log-decay lets it reach over the same share of the picture.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ DECAY_SCALES = ("grid", "none")
 
 
 def decay_scale(grid: tuple[int, int], nominal: tuple[int, int]) -> float:
-    """What the log-decay is multiplied by: the tokens of the nominal grid over those of this one, at most 1.
+    """The factor on the log-decay: the number of tokens of the nominal grid over that of this one, at most 1.
 
-    Other exponents of rows and columns, and of them apart, were measured and lost: see the page on what was tried.
+    Other powers of this ratio, and powers of rows and columns apart, gave no lower loss: see docs/tried.md.
 
     Args:
         grid: rows and columns of the tokens.
-        nominal: of the grid that the weights were trained on; (0, 0) is unknown, and scales by 1.
+        nominal: rows and columns of the grid that the weights were trained on; (0, 0), unknown, gives 1.
     """
     if nominal[0] == 0:
         return 1.0
@@ -28,6 +28,6 @@ def decay_scale(grid: tuple[int, int], nominal: tuple[int, int]) -> float:
         return known / max(grid[0] * grid[1], known)
     tokens: Any = grid[0] * grid[1]  # compilers and tracers hand in integers of their own
     tokens = tokens.clamp(min=known) if isinstance(tokens, Tensor) else torch.sym_max(tokens, known)
-    if isinstance(tokens, torch.SymInt):  # torch.export, whose division of integers ONNX has not
+    if isinstance(tokens, torch.SymInt):  # from torch.export: ONNX does not have its division of integers
         tokens = torch.sym_float(tokens)
     return known / tokens

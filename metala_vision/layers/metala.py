@@ -14,7 +14,7 @@ from .operators import mixer
 
 
 def is_scan(scan: object) -> bool:
-    """Whether it is a tuple or list of scan orders, none twice."""
+    """Whether `scan` is a tuple or list of scan orders, not empty and none twice."""
     if not isinstance(scan, (tuple, list)) or not all(isinstance(order, str) for order in scan):
         return False
     return bool(scan) and len(set(scan)) == len(scan) and set(scan) <= set(SCAN_ORDERS)
@@ -27,20 +27,20 @@ class MetaLA(nn.Module):
     o = gated_linear_attention(q, g, v) + sigmoid((q . (w_aug * k)) v)
     y = (SiLU(z) * LayerNorm_per_head(o)) Wo
 
-    The parameters know no direction: every scan order shares them. The scale is 1, or that of `decay.decay_scale` where
-    `nominal_grid`, the grid that the weights were trained on, is set.
+    All scan orders share the same parameters. The scale is that of `decay.decay_scale` where `nominal_grid`, the grid
+    that the weights were trained on, is set, and otherwise 1.
 
     Args:
-        dim: channels C; `dim / 2` are the query and decay channels.
+        dim: channels C; query and decay have `dim / 2` channels each.
         num_heads: heads H, with K = dim / 2 / H and V = dim / H.
         scan: scan orders, out of `metala_vision.kernels.SCAN_ORDERS`.
         causal: the paper's 1-D layer: the convolution sees the last four tokens only, and `scan` must be ("row",).
         local_conv: False leaves out convolution and SiLU, as the paper's ablation does.
-        self_aug: False keeps w_aug at zero, where the term is constant over a head and its norm takes it away.
+        self_aug: False keeps w_aug at zero: the term is then constant over a head, and the LayerNorm removes it.
         proj_drop: dropout on the output.
 
     Raises:
-        ValueError: `dim` that `2 * num_heads` does not divide; an unknown scan; causal with any scan but ("row",).
+        ValueError: `2 * num_heads` does not divide `dim`; an unknown scan; causal with any scan but ("row",).
     """
 
     aug_weight: Tensor  # a parameter, or a buffer of zeros
@@ -71,7 +71,7 @@ class MetaLA(nn.Module):
         self.value_dim = dim // num_heads
         self.scan = tuple(scan)
         self.nominal_grid: tuple[int, int] = (0, 0)
-        self.orders = ",".join(scan)  # what the operator takes: tracers take a string, and no tuple of them
+        self.orders = ",".join(scan)  # for the operator: tracers take a string, but no tuple of strings
         self.conv = (CausalConv(dim, **dd) if causal else GridConv(dim, **dd)) if local_conv else NoConv()
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False, **dd)  # q, decay, v, gate: dim/2, dim/2, dim, dim
         self.gate_bias = nn.Parameter(torch.zeros(dim, **dd))

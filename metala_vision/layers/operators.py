@@ -1,8 +1,9 @@
 """The operators under the layers, also for tracers that hand out the sides of a grid as tensors.
 
-An operator takes integers, and torch.jit.trace would record those of the one image that it sees, for images of every
-size. So while it traces a module, functions of TorchScript stand between, which read the sides at each call. The
-TorchScript exporter of ONNX, torch.onnx.export(dynamo=False), knows PyTorch's own operators alone, and gets those.
+An operator takes the sides as integers, and torch.jit.trace would record the sides of the one image that it sees, for
+images of every size. So while it traces a module, layers call the operators through TorchScript functions that read the
+sides at each call. The TorchScript exporter of ONNX, torch.onnx.export(dynamo=False), knows only PyTorch's own
+operators, and gets those.
 """
 
 import functools
@@ -17,16 +18,17 @@ from metala_vision.kernels.chunked import chunked
 
 
 def is_traced_for_onnx() -> bool:
-    """Whether torch.onnx.export(dynamo=False) is looking on."""
+    """Whether torch.onnx.export(dynamo=False) is tracing."""
     return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
 
 
 def keeps_sizes_open() -> bool:
-    """Whether torch.jit.trace makes a module of what it sees, to be called with images of any size.
+    """Whether torch.jit.trace is making a module, which can be called with images of any size.
 
-    Otherwise it is a graph to be read, as fvcore reads it to count its operators, or a function, and one size is in it.
+    Otherwise it is making a function, or a graph to be read, as fvcore does to count operators. Both hold the size of
+    one image only, and this warns of it.
     """
-    if torch.jit._trace._trace_module_map is not None:  # as torch.nn.Module itself asks
+    if torch.jit._trace._trace_module_map is not None:  # the test of torch.nn.Module itself
         return True
     warnings.warn(
         "the grid of this one image is recorded: for images of any size trace the model itself, torch.jit.trace(model,"
@@ -106,17 +108,17 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 def as_tensors(grid: tuple[int | Tensor, int | Tensor]) -> list[Tensor]:
-    """Rows and columns as torch.jit.trace hands them on."""
+    """Rows and columns as tensors, the form in which torch.jit.trace passes them on."""
     return [as_tensor(side, torch.int64) for side in grid]
 
 
 def as_tensor(number: float | Tensor, dtype: torch.dtype) -> Tensor:
-    """A number that follows from the sides of an image, as torch.jit.trace hands it on."""
+    """A number that depends on the sides of an image as a tensor, the form in which torch.jit.trace passes it on."""
     return number if isinstance(number, Tensor) else torch.scalar_tensor(number, dtype=dtype)
 
 
 def recorded(number: float | Tensor) -> float:
-    """A number that follows from the sides of an image, as that of this one image; `keeps_sizes_open` has said so."""
+    """A number that depends on the sides of an image, fixed at this image's; `keeps_sizes_open` has warned of it."""
     if not isinstance(number, Tensor):
         return number
     with warnings.catch_warnings():

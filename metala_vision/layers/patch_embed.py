@@ -15,8 +15,8 @@ BAND = 512  # patches that are taken out of the image at a time: they and their 
 class PatchEmbed(timm.layers.PatchEmbed):
     """timm's patch embedding for any height and width, with channels last also in memory where that is free.
 
-    Inference on a CPU goes through the image in bands: of 8192 x 8192 pixels the convolution would make two copies as
-    large as the image, at three times the time (measured with 2 threads, PyTorch 2.15).
+    Inference on a CPU goes through the image in bands: for 8192 x 8192 pixels the convolution would make two copies as
+    large as the image and take three times as long (measured with 2 threads, PyTorch 2.15).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PatchEmbed(timm.layers.PatchEmbed):
     def _init_img_size(
         self, img_size: int | tuple[int, int] | None
     ) -> tuple[tuple[int, int] | None, tuple[int, int] | None, int | None]:
-        """The nominal size, its grid and number of patches: padded, as forward() pads, where timm leaves out a rest."""
+        """The nominal size, its grid and patches, padded to whole ones as in forward(); timm drops a rest."""
         size, *_ = super()._init_img_size(img_size)
         if size is None:
             return None, None, None
@@ -58,9 +58,9 @@ class PatchEmbed(timm.layers.PatchEmbed):
 
     @torch.jit.unused
     def _goes_in_bands(self, x: Tensor) -> bool:
-        """In eager inference alone: a tracer would see as many operators as there are bands."""
+        """Whether to take bands: only in eager inference, since a tracer would record an operator for each band."""
         if type(x) is not Tensor or torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return False  # before anything else: what a tracer hands out for a parameter has no truth value
+            return False  # first, since a tracer's stand-in for a parameter has no truth value
         trains = torch.is_grad_enabled() and (x.requires_grad or self.proj.weight.requires_grad)
         return not trains and x.device.type == "cpu" and is_plain(self.proj, nn.Conv2d)
 
@@ -78,5 +78,5 @@ class PatchEmbed(timm.layers.PatchEmbed):
 
 
 def _padded(x: Tensor, height: int, width: int) -> Tensor:
-    """Zeros below and to the right, up to whole patches."""
+    """`x` with zeros below and to the right, up to whole patches."""
     return F.pad(x, (0, (width - x.shape[3] % width) % width, 0, (height - x.shape[2] % height) % height))

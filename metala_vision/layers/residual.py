@@ -1,4 +1,4 @@
-"""The two residual branches of a block, each in one operator where no module of it would be missed."""
+"""The two residual branches of a block: each runs as one operator if nobody watches the modules that this skips."""
 
 from typing import TypeGuard
 
@@ -25,7 +25,7 @@ def mixer_branch(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Mod
         and _is_idle(mixer.proj_drop)
         and _is_idle(drop_path)
         and not is_traced_for_onnx()
-        and isinstance(x, Tensor)  # the symbols of FX go through the modules, which its users name
+        and isinstance(x, Tensor)  # FX's symbols go through the modules, which its users ask for by name
     ):
         return add_mixer(
             x,
@@ -66,6 +66,6 @@ def _is_plain_norm(norm: nn.Module) -> TypeGuard[nn.LayerNorm]:
 
 
 def _is_idle(drop: nn.Module) -> bool:
-    """Whether it hands on what it gets."""
+    """Whether `drop` returns its input unchanged."""
     off = is_plain(drop, nn.Identity) or (is_plain(drop, nn.Dropout) and drop.p == 0.0)
     return off or (not drop.training and (is_plain(drop, nn.Dropout) or is_plain(drop, DropPath)))

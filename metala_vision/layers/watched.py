@@ -11,7 +11,7 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether it has a hook or a forward of its own, which expect to be called, or every module has a hook."""
+    """Whether a module has a hook or a forward of its own, which expect to be called, or all modules have a hook."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     of_all = (
         torch_module._global_forward_hooks,
@@ -23,17 +23,17 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Whether it is of just this class, no adapter or quantised one, and nobody watches it."""
+    """Whether a module is of exactly this class, and no adapter or quantised one, and nobody watches it."""
     return type(module) is kind and not is_watched(module)
 
 
 def is_plain_product(linear: nn.Module) -> bool:
-    """Whether it is the product with its weight and nothing else."""
+    """Whether a linear layer is the product with its weight and nothing else."""
     return is_plain(linear, nn.Linear) and linear.bias is None and _is_what_it_seems(linear.weight)
 
 
 def _is_what_it_seems(weight: torch.Tensor) -> bool:
-    """Whether a weight is no tensor of another kind, such as a quantised one; what a compiler puts in its place is."""
+    """Whether a weight is an ordinary tensor and not, say, a quantised one; a compiler's stand-in for it counts."""
     if torch.compiler.is_compiling():
         return not is_traceable_wrapper_subclass(weight)
     return type(weight) in (nn.Parameter, torch.Tensor)
