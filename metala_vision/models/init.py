@@ -1,4 +1,4 @@
-"""What the parameters of a new model are."""
+"""How the parameters of a new model are initialised."""
 
 from torch import nn
 

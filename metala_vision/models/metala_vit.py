@@ -1,7 +1,8 @@
 """MetaLA-ViT: an isotropic vision backbone on meta linear attention.
 
 The token mixer is that of MetaLA (arXiv 2411.10741), brought to images by scans along rows and columns; the paper's own
-image model was not released. Linear in the number of tokens, for any height and width: no position embedding to resize.
+image model was not released. Time is linear in the number of tokens. Any height and width will do: by default there is
+no position embedding to resize.
 """
 
 from typing import Any, Literal
@@ -48,10 +49,10 @@ class MetaLAViT(HasNominalGrid):
             ("row", "column"), as `gated_linear_attention` takes them.
         local_conv: False leaves the convolutions of the mixers out.
         self_aug: False leaves the self-augmentation of the mixers out.
-        decay_scale: "grid", so that the scans of larger or smaller images remember the same share of them as those of
-            the training, see `metala_vision.layers.decay`; "none", so that they remember as many tokens. The grid of
-            the training is that of `img_size`, and travels with the weights as the buffer `nominal_grid`: weights
-            from before there was one have none, and remember as many tokens.
+        decay_scale: "grid", so that scans remember the same share of an image that is larger than those of the
+            training, see `metala_vision.layers.decay`; "none", so that they remember as many tokens on every image. The
+            grid of the training is that of `img_size`; it is saved with the weights as the buffer `nominal_grid`. Older
+            weights lack this buffer, and their scans remember as many tokens on every image.
         pos_embed: "none", or "learn" for a learned embedding added to the patches, resampled at other sizes.
         drop_rate: dropout before the head.
         proj_drop_rate: dropout after the projections of mixer and SwiGLU.
@@ -148,7 +149,7 @@ class MetaLAViT(HasNominalGrid):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names beyond the one-dimensional parameters (norms, biases, self-augmentation), which timm exempts itself."""
+        """Names without decay, beside the one-dimensional ones (norms, biases, self-augmentation) that timm exempts."""
         return {"pos_embed"}
 
     @torch.jit.ignore
@@ -184,7 +185,7 @@ class MetaLAViT(HasNominalGrid):
     ) -> None:
         """Changes the nominal input size, or the patch size by resampling the patch embedding.
 
-        It is the size of the training to come: on its grid the memory of scans is not scaled, see `decay_scale`.
+        The new size counts as the size of the training: on its grid the decay is not scaled, see `decay_scale`.
         """
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
         former, self.pos_grid = self.pos_grid, self.patch_embed.grid_size
@@ -247,11 +248,11 @@ class MetaLAViT(HasNominalGrid):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs of blocks on the way.
+        """Outputs of intermediate blocks.
 
         Args:
             x: [B, in_chans, height, width].
-            indices: the last n blocks if an int, all if None, else these.
+            indices: an int for the last n blocks, None for all blocks, or the indices of blocks.
             return_prefix_tokens: pair each output with its prefix tokens, [B, 0, C]: there are none.
             norm: apply the final norm to each.
             stop_early: run no block after the last one asked for.
@@ -294,7 +295,7 @@ class MetaLAViT(HasNominalGrid):
         return_prefix_tokens: bool = False,
         norm: bool = False,
     ) -> list[Tensor]:
-        """`forward_intermediates` as DINO has it: of the last n blocks, or of these, NCHW with `reshape`, else NLC."""
+        """`forward_intermediates` as DINO has it, of the last n blocks or those in n; NCHW with `reshape`, else NLC."""
         found: Any = self.forward_intermediates(
             x,
             n if isinstance(n, int) else list(n),
@@ -308,7 +309,7 @@ class MetaLAViT(HasNominalGrid):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops what `forward_intermediates(indices)` does not need; returns the indices of what it takes."""
+        """Drops what `forward_intermediates(indices)` does not need; returns the indices of the blocks it takes."""
         take, last = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
         if prune_norm:

@@ -1,4 +1,4 @@
-"""The grid that weights were trained on: it travels with them, and decides how far scans remember on another one."""
+"""The grid that weights were trained on. It is saved with them and decides how far scans remember on other grids."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ class HasNominalGrid(nn.Module):
     """A model whose blocks have a `mixer` that scales its memory by `nominal_grid`, see `metala_vision.layers.decay`.
 
     Attributes:
-        nominal_grid: rows and columns, as a buffer; zeros where the weights are from before there was one.
-        decay_scale: "grid", or "none" for blocks that are not told.
+        nominal_grid: rows and columns, as a buffer; zeros if the weights were saved before there was such a buffer.
+        decay_scale: "grid", or "none" if the blocks are not to scale their memory.
     """
 
     nominal_grid: Tensor
@@ -19,7 +19,7 @@ class HasNominalGrid(nn.Module):
 
     @torch.jit.ignore
     def _set_nominal_grid(self, grid: tuple[int, int]) -> None:
-        """The grid that the weights are trained on; (0, 0) is none that is known."""
+        """Sets the grid that the weights are trained on; (0, 0) means that it is not known."""
         if not self.nominal_grid.is_meta:
             self.nominal_grid.copy_(torch.tensor(grid))
         blocks: Any = self.blocks
@@ -28,9 +28,9 @@ class HasNominalGrid(nn.Module):
 
     @torch.jit.ignore
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Takes the grid of the weights, or (0, 0) from older ones, which remember as many tokens on any grid.
+        """Takes the grid of the weights, or (0, 0) for older weights, which remember as many tokens on any grid.
 
-        Where no blocks are loaded, as with a head alone, the grid of those that are there stays.
+        Where no blocks are loaded, as with a head alone, the model keeps its grid.
         """
         key = f"{prefix}nominal_grid"
         if key not in state_dict and any(name.startswith(f"{prefix}blocks.") for name in state_dict):

@@ -5,7 +5,7 @@ from metala_vision.layers.metala import is_scan
 
 ROWS = ("row", "row_reverse")
 COLUMNS = ("column", "column_reverse")
-# By name, repeated over the depth.
+# The orders of successive blocks by name, repeated over the depth.
 SCANS: dict[str, tuple[tuple[str, ...], ...]] = {
     "cycle": (("row",), ("column",), ("row_reverse",), ("column_reverse",)),
     "alternate": (ROWS, COLUMNS),
@@ -23,7 +23,7 @@ def orders_of_blocks(scan: str | tuple[str, ...] | list[str], depth: int) -> lis
         depth: number of blocks.
 
     Raises:
-        ValueError: neither of both.
+        ValueError: `scan` is neither.
     """
     if isinstance(scan, str) and scan in SCANS:
         cycle = SCANS[scan]
