@@ -1,4 +1,4 @@
-"""Under detectors and segmenters: a feature pyramid over any timm model, and builders for what stands on it."""
+"""A feature pyramid over any timm model, and builders of the detectors and segmenters that stand on it."""
 
 from .detector import DETECTORS, detector
 from .pyramid import PyramidNeck, SimpleFeaturePyramid

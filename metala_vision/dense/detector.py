@@ -36,16 +36,16 @@ def detector(
     Args:
         kind: "faster_rcnn", "mask_rcnn", "retinanet" or "fcos".
         backbone: name of a timm model, or a model: see `FeatureMap`.
-        num_classes: of objects. Their labels are 1 to `num_classes`, with every kind; 0 is the background.
-        out_channels: of the pyramid.
-        strides: of the pyramid; None is 4 to 64 for the two-stage detectors, 8 to 128 for the others.
+        num_classes: classes of objects. Their labels are 1 to `num_classes`, with every kind; 0 is the background.
+        out_channels: channels of the pyramid.
+        strides: strides of the pyramid; None is 4 to 64 for the two-stage detectors, 8 to 128 for the others.
         anchor_scale: side of an anchor over the stride of its level; None is 8 for the two-stage detectors, 4 (and two
             sizes up to the next level) for retinanet, 1 for fcos.
-        min_size: pixels of the shorter side that images are resized to; of several, one is drawn for each image of the
-            training, and the last one is for evaluation.
-        max_size: pixels that the longer side may have.
-        backbone_arguments: of `timm.create_model`, with a name.
-        **options: of torchvision's class, such as `box_detections_per_img` or `image_mean`.
+        min_size: pixels of the shorter side that images are resized to. If there are several, one is drawn for each
+            training image, and the last one is for evaluation.
+        max_size: the most pixels that the longer side may have.
+        backbone_arguments: further arguments of `timm.create_model`, if `backbone` is a name.
+        **options: options of torchvision's class, such as `box_detections_per_img` or `image_mean`.
 
     Raises:
         InputError: an unknown kind or model, or an argument that does not fit.
@@ -55,7 +55,7 @@ def detector(
     if not isinstance(num_classes, int) or num_classes < 1:
         raise InputError(f"num_classes: got {num_classes!r}, expected at least 1 class of objects")
     known = set(inspect.signature(CLASSES[kind].__init__).parameters) - {"self", "backbone", "num_classes", "kwargs"}
-    if unknown := sorted(set(options) - known):  # torchvision would take them and do nothing
+    if unknown := sorted(set(options) - known):  # torchvision would take them and ignore them
         raise InputError(f"detector: {kind} has no option {unknown[0]!r}{near_matches(unknown[0], known)}")
     strides = tuple(strides or ((4, 8, 16, 32, 64) if kind in TWO_STAGE else (8, 16, 32, 64, 128)))
     pyramid = SimpleFeaturePyramid(backbone, out_channels, strides, **(backbone_arguments or {}))
@@ -75,7 +75,7 @@ def detector(
 
 
 def _fitted(kind: str, strides: Sequence[int], scale: float | None) -> dict[str, nn.Module]:
-    """Anchors, and what boxes and masks are pooled by, for the levels of a pyramid."""
+    """The anchors, and the pooling of boxes and masks, for the levels of a pyramid."""
     if kind == "fcos":
         return dict(anchor_generator=StridedAnchors(strides, [[(scale or 1) * stride] for stride in strides], (1.0,)))
     if kind == "retinanet":
@@ -89,7 +89,7 @@ def _fitted(kind: str, strides: Sequence[int], scale: float | None) -> dict[str,
 
 
 def _in_float32(module: nn.Module, arguments: tuple, output: Any) -> Any:
-    """What a head says: boxes are made of it in its dtype, and bfloat16 has 4 pixels between two numbers at 1000."""
+    """A head's output in float32: boxes are computed in its dtype, and near 1000 pixels bfloat16 has steps of 4."""
     if isinstance(output, Tensor):
         return output.float()
     if isinstance(output, dict):
@@ -98,5 +98,5 @@ def _in_float32(module: nn.Module, arguments: tuple, output: Any) -> Any:
 
 
 def _without_background(module: nn.Module, arguments: tuple, output: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sigmoids of classes need no background: label 0 is never found, and nothing is learned of it."""
+    """Switches label 0 off: with a sigmoid for each class no background is needed, so it is never found nor learned."""
     return {**output, "cls_logits": F.pad(output["cls_logits"][..., 1:], (1, 0), value=-1e4)}

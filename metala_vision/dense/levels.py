@@ -1,4 +1,4 @@
-"""Anchors and pooling by the strides of a pyramid: torchvision would infer them from the sizes of images and maps."""
+"""Anchors and pooling by given strides of a pyramid; torchvision would infer them from the sizes of images and maps."""
 
 import math
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ class StridedAnchors(AnchorGenerator):
     13 rows, whose anchors would lie 61 pixels apart.
 
     Args:
-        strides: of the levels.
-        sizes: of the anchors of each level, in pixels.
-        ratios: heights over widths, of every level.
+        strides: strides of the levels.
+        sizes: sides of the anchors of each level, in pixels.
+        ratios: heights over widths of the anchors of every level.
     """
 
     def __init__(self, strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]):
@@ -37,12 +37,12 @@ class StridedAnchors(AnchorGenerator):
 
 
 class StridedRoIAlign(MultiScaleRoIAlign):
-    """RoI pooling at exactly one over the stride of each level, and the level by the size of the box.
+    """RoI pooling that scales boxes by exactly one over the stride of a level, and chooses the level by their size.
 
-    torchvision rounds these scales to powers of two, and takes them from the first batch for all that come.
+    torchvision rounds these scales to powers of two, and keeps those of the first batch for all later ones.
 
     Args:
-        strides: of the levels named "0", "1", ...; boxes are pooled from those of at most 32, or from the finest.
+        strides: strides of the levels "0", "1", ...; boxes are pooled from strides of at most 32, or from the finest.
         output_size: rows and columns of what is pooled.
     """
 

@@ -18,13 +18,13 @@ class PyramidNeck(nn.Module):
     """Maps of several strides from one map.
 
     A finer level comes from transposed convolutions of two by two, each halving the channels, a coarser one from the
-    maximum over its area; then a 1x1 and a 3x3 convolution, with LayerNorm after each.
+    maximum over its area. A 1x1 and a 3x3 convolution follow in every level, with LayerNorm after each.
 
     Args:
-        in_channels: of the map.
+        in_channels: channels of the map.
         in_stride: image pixels of one step of the map.
-        out_channels: of every level.
-        strides: of the levels, each a power of two times `in_stride`, finer or coarser.
+        out_channels: channels of every level.
+        strides: strides of the levels, each a power of two times `in_stride`, finer or coarser.
 
     Raises:
         InputError: strides that cannot be made from `in_stride`.
@@ -40,7 +40,7 @@ class PyramidNeck(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """[B, in_channels, rows, columns] of an image of `size` -> per stride [B, out_channels, ceil(height / stride),
-        ceil(width / stride)]: what belongs to the padding of the image alone is cut off.
+        ceil(width / stride)]: rows and columns that lie in the image's padding alone are cut off.
         """
         maps = []
         for stride, level in zip(self.strides, self.levels):
@@ -54,13 +54,13 @@ class SimpleFeaturePyramid(nn.Module):
 
     Args:
         backbone: name of a timm model, or a model: see `FeatureMap`.
-        out_channels: of every level.
-        strides: of the levels.
-        index: of the block or stage whose map is used.
-        **arguments: of `timm.create_model`, with a name.
+        out_channels: channels of every level.
+        strides: strides of the levels.
+        index: number of the block or stage whose map is used.
+        **arguments: further arguments of `timm.create_model`, if `backbone` is a name.
 
     Raises:
-        InputError: what does not fit; the message names the argument.
+        InputError: an argument does not fit; the message names it.
     """
 
     def __init__(

@@ -29,9 +29,9 @@ def segmenter(
         kind: "unet", "fpn", "upernet" or "segformer" on a pyramid, or "dpt" on four blocks of a plain backbone.
         backbone: name of a timm model, or a model: see `FeatureMap`.
         num_classes: channels of the logits.
-        out_channels: of the pyramid; for "dpt" of its fusion.
-        backbone_arguments: of `timm.create_model`, with a name.
-        **options: of the decoder, such as `decoder_channels`.
+        out_channels: channels of the pyramid, or of the fusion of "dpt".
+        backbone_arguments: further arguments of `timm.create_model`, if `backbone` is a name.
+        **options: options of the decoder, such as `decoder_channels`.
 
     Raises:
         InputError: an unknown kind or model, an argument that does not fit, or segmentation_models_pytorch missing.
@@ -55,9 +55,9 @@ class PyramidSegmenter(nn.Module):
     """A pyramid, a decoder and a head of segmentation_models_pytorch.
 
     Args:
-        pyramid: of strides 4, 8, 16 and 32.
-        decoder: takes a list of maps of strides 1, 2, 4, ... 32, of which that of stride 2 has no channels.
-        head: from what the decoder gives to logits of the padded image.
+        pyramid: a pyramid of strides 4, 8, 16 and 32.
+        decoder: takes a list of maps of strides 1, 2, 4, ... 32; the map of stride 2 has no channels.
+        head: makes logits of the padded image from the decoder's output.
     """
 
     def __init__(self, pyramid: SimpleFeaturePyramid, decoder: nn.Module, head: nn.Module):
@@ -85,17 +85,18 @@ class PlainSegmenter(nn.Module):
 
     Args:
         trunk: a timm model with `forward_intermediates`.
-        indices: of the blocks, four of them.
-        decoder: takes their maps.
-        head: from what it gives to logits of the padded image.
+        indices: indices of four blocks.
+        decoder: takes the maps of these blocks.
+        head: makes logits of the padded image from the decoder's output.
     """
 
-    trunk: Any  # timm's models have methods in common, and no class
+    trunk: Any  # timm's models share methods, but no class
 
     def __init__(self, trunk: nn.Module, indices: Sequence[int], decoder: nn.Module, head: nn.Module):
         super().__init__()
         self.trunk = trunk
-        self.trunk.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)  # they have no gradients
+        # Norm, head and later blocks would get no gradients.
+        self.trunk.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)
         self.indices = list(indices)
         self.decoder = decoder
         self.head = head
@@ -120,16 +121,17 @@ def sliding_window(run: Callable[[Tensor], Tensor], image: Tensor, window: int, 
 
     Args:
         run: [B, C, window, window] -> logits [B, classes, window, window].
-        image: [1, C, height, width]; smaller than a window it is padded to one.
+        image: [1, C, height, width]; an image smaller than a window is padded to one.
         window: side of a window.
-        stride: between windows, at most `window`; the last one of each row and column ends with the image.
-        batch: windows that are run together.
+        stride: pixels from one window to the next, at most `window`; the last window of each row and column ends with
+            the image.
+        batch: number of windows that are run together.
 
     Returns:
         [1, classes, height, width].
 
     Raises:
-        ValueError: a stride that would leave pixels out.
+        ValueError: the stride would leave pixels out.
     """
     if not 0 < stride <= window:
         raise ValueError(f"stride: got {stride}, expected 1 to the window's {window}")
@@ -151,7 +153,7 @@ def sliding_window(run: Callable[[Tensor], Tensor], image: Tensor, window: int, 
 
 
 def _starts(side: int, window: int, stride: int) -> Sequence[int]:
-    """Where windows begin that cover a side."""
+    """Where the windows that cover a side begin."""
     return [*range(0, side - window, stride), side - window]
 
 

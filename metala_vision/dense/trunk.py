@@ -15,7 +15,7 @@ def trunk_arguments(name: str) -> dict:
     """Arguments of `timm.create_model` that take the head off a model and let its images have any height and width.
 
     Raises:
-        InputError: a model timm does not know, with near matches.
+        InputError: timm does not know the model; the message has near matches.
     """
     if not isinstance(name, str) or not timm.is_model(name):
         raise InputError(f"backbone: unknown model {name!r}{near_matches(str(name), timm.list_models())}")
@@ -39,17 +39,18 @@ class FeatureMap(nn.Module):
 
     Args:
         trunk: a model with `forward_intermediates`, or one made with `features_only=True`.
-        index: of the block or stage whose output it is; -1 is the last. What comes after it is taken off the trunk.
+        index: number of the block or stage whose output is the map; -1 is the last. If the trunk can be pruned, later
+            blocks are taken off it.
 
     Attributes:
-        channels: of the map.
+        channels: channels of the map.
         stride: image pixels of one step of the map.
 
     Raises:
-        InputError: a trunk without either, an index it does not have.
+        InputError: the trunk is neither, or does not have the index.
     """
 
-    trunk: Any  # timm's models have methods in common, and no class
+    trunk: Any  # timm's models share methods, but no class
 
     def __init__(self, trunk: nn.Module, index: int = -1):
         super().__init__()
