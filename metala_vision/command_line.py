@@ -1,6 +1,6 @@
 """What the tools share: errors without tracebacks, one JSON line at the end, an exit code that can be trusted.
 
-Needs torch alone: the tools that time kernels and models run where mmengine is not installed.
+It needs torch alone, since the tools that time kernels and models run where mmengine is not installed.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from .kernels.cache import CacheError, cache_folder
 
 
 def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
-    """Runs `main`, prints what it returns as one JSON line, last on stdout.
+    """Runs `main`, and prints what it returns as one line of JSON, the last on stdout.
 
     Args:
         main: the tool; its result is a dict of plain values.
@@ -25,7 +25,7 @@ def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
 
     Returns:
         The exit code: 0; 2 for input that does not fit, with the reason on stderr; 130 after an interrupt. Any other
-        error is ours and keeps its traceback.
+        error is a fault of the library and keeps its traceback.
     """
     process = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     try:
@@ -47,7 +47,7 @@ def run_tool(main: Callable[[], dict], quiet: bool = False) -> int:
 
 @contextlib.contextmanager
 def _lent_cache(told: bool) -> Iterator[None]:
-    """A cache folder for a user without a home, as long as the tool runs: without one mmengine cannot be imported."""
+    """Lends a user without a home a cache folder while the tool runs: mmengine cannot be imported without one."""
     try:
         cache_folder()
     except CacheError as error:
@@ -76,7 +76,7 @@ def check_device(device: str) -> str:
     """Returns `device` if this machine has it.
 
     Raises:
-        InputError: it has not, or there is no such device.
+        InputError: the machine lacks it, or there is no such device.
     """
     if device == "auto":
         return device

@@ -1,7 +1,7 @@
 """What a checkpoint says of itself beside its weights: its task, its classes in their order, what images it expects.
 
-A checkpoint of a run has it under `KEY`, of strings, numbers, lists and dicts alone. Where timm has a name for
-something in its pretrained_cfg, it has that name.
+A checkpoint of a run has this description under `KEY`. It consists of strings, numbers, lists and dicts alone. Fields
+that timm's pretrained_cfg has too bear timm's names.
 
     task            "classification", "detection" or "segmentation"
     kind            such as "faster_rcnn" or "upernet"; None for a classifier
@@ -11,13 +11,13 @@ something in its pretrained_cfg, it has that name.
     num_classes     how many it tells apart
     label_names     what they are called, in the order of its outputs (a detector's label 1 is the first), or None where
                     the training data names none
-    input_size      channels, height and width of a test image; of what is trained on images of any size, of a training
-                    image as the timm model gets it
+    input_size      channels, height and width of a test image, or, for tasks that train on images of any size, of a
+                    training image as the timm model gets it
     crop_pct        share of the short side that the central crop of a test keeps; None where there is no such crop
-    interpolation   of the resizing before; None where the data do not say it
-    mean, std       of the channels of images in [0, 1]
+    interpolation   how a test image is resized; None where the data do not say it
+    mean, std       mean and deviation of the channels of images in [0, 1]
     short_side, window, stride
-                    of a segmenter: what test images are resized to and cut into, None where they are not
+                    what a segmenter's test images are resized to and cut into; None where they are not
     grid            rows and columns of the tokens (the last map) of a training image; None where the model has no map
 """
 
@@ -39,10 +39,10 @@ SHOWN = 10  # names in one message
 
 
 def read_description(checkpoint: dict) -> dict:
-    """That of a checkpoint; empty where it has none, as a bare state_dict.
+    """The description in a checkpoint; empty where there is none, as in a bare state_dict.
 
     Raises:
-        InputError: something else is in its place.
+        InputError: `KEY` holds something else.
     """
     found = checkpoint.get(KEY, {})
     if isinstance(found, torch.Tensor):  # a parameter of this name in a bare state_dict
@@ -54,8 +54,8 @@ def read_description(checkpoint: dict) -> dict:
 
 
 def description_in(file: str | Path) -> dict:
-    """That of a checkpoint file, whose weights are not read; empty where it has none."""
-    if not zipfile.is_zipfile(file):  # nothing that a run has written
+    """The description in a checkpoint file, without reading the weights; empty where there is none."""
+    if not zipfile.is_zipfile(file):  # not a file that a run has written
         return {}
     with torch.serialization.safe_globals([argparse.Namespace]):  # which is in checkpoints of timm's trainer
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -63,20 +63,20 @@ def description_in(file: str | Path) -> dict:
 
 
 def pretrained_cfg(description: dict) -> dict:
-    """What timm asks of a model's weights: `timm.create_model(..., pretrained_cfg_overlay=...)` takes it."""
+    """What timm wants to know of a model's weights: `timm.create_model(..., pretrained_cfg_overlay=...)` takes it."""
     return {key: description[key] for key in PRETRAINED_CFG}
 
 
 def match_classes(have: Sequence[str], want: Sequence[str], which: str) -> list[int]:
-    """For each of the classes `want` its index in `have`; [0, 1, 2, ...] where they are in the same order.
+    """The index in `have` of each class in `want`; [0, 1, 2, ...] if both have the same order.
 
     Args:
         have: names, in the order of a model's outputs.
         want: names, in the order of the labels that are to be predicted.
-        which: what has which, for the message.
+        which: the beginning of the message, which says where `have` and `want` come from.
 
     Raises:
-        InputError: they are not the same names, or of one name there are two, and the order differs.
+        InputError: the names differ, or the order differs and two classes have the same name.
     """
     if list(have) == list(want):
         return list(range(len(have)))
@@ -92,7 +92,7 @@ def match_classes(have: Sequence[str], want: Sequence[str], which: str) -> list[
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as one text, no more than a line of them."""
+    """Names as one text, which spells out at most `SHOWN` of them."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
 
@@ -103,10 +103,10 @@ def size_name(img_size: int | tuple[int, int]) -> str:
 
 
 def plain(value: object, name: str) -> Any:
-    """Dicts, lists, strings and numbers as Python's own; tuples become lists.
+    """`value` in Python's own dicts, lists, strings and numbers; tuples become lists.
 
     Raises:
-        InputError: something else is in it.
+        InputError: `value` contains something else; the message names it by `name`.
     """
     if isinstance(value, np.generic):
         return value.item()

@@ -1,4 +1,4 @@
-"""Pictures as PNG files, whole or not there, without a display."""
+"""Pictures as PNG files, which are either whole or not there; no display is needed."""
 
 import io
 from pathlib import Path

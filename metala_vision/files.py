@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, whatever happens in the middle of a write, and folders that one owns."""
+"""Files that are whole or not there, whatever happens in the middle of a write, and folders that one process owns."""
 
 import contextlib
 import csv
@@ -22,11 +22,11 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     """Writes beside `path` and renames, so that `path` is always the former or the new file, whole.
 
     Raises:
-        OSError: the write failed (a full disk, say); `path` is what it was.
+        OSError: the write failed (a full disk, say); `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # left by a process that was killed
         stale.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -42,15 +42,15 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def owned(folder: str | Path, option: str, other: str) -> Iterator[None]:
-    """Keeps others out of a folder, which is made where there is none; a killed owner keeps nobody out.
+    """Keeps other processes out of a folder, and makes it if it is missing; an owner that was killed keeps nobody out.
 
     Args:
-        folder: where a hidden file is locked. On a disk that locks none a warning is all there is.
-        option: by which the user has named it.
+        folder: the folder, in which a hidden file is locked. On a disk that cannot lock files there is only a warning.
+        option: the option by which the user has named it.
         other: what another owner is doing, such as "another run is writing".
 
     Raises:
-        InputError: there is another owner, or nobody can write there.
+        InputError: there is another owner, or the folder cannot be written.
     """
     lock = FileLock(Path(folder) / ".lock")
     try:
@@ -79,7 +79,7 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def to_csv(rows: Sequence[dict]) -> bytes:
-    """Rows as a table with the columns of all of them; None is an empty cell."""
+    """Rows as a table with the columns of all rows; None is an empty cell."""
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")

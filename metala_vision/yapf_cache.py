@@ -1,4 +1,4 @@
-"""yapf, which mmengine needs, imported while other processes do the same for the first time.
+"""Imports yapf, which mmengine needs, while other processes may be importing it for the first time.
 
 yapf keeps its grammar in the user's cache, and writes it in place: a process that starts meanwhile, such as another
 rank of a distributed run on a new machine, reads half of a file.
@@ -12,10 +12,10 @@ def import_yapf(seconds: float = 5.0) -> None:
     """Imports yapf, and tries again where a file in its cache is not whole yet.
 
     Args:
-        seconds: how long; writing takes some milliseconds.
+        seconds: how long to try; writing takes some milliseconds.
 
     Raises:
-        ImportError: the file stays broken, as a process leaves it that was killed; the message says what to remove.
+        ImportError: the file stays broken, as after a process was killed; the message says what to remove.
     """
     end = time.monotonic() + seconds
     while True:
