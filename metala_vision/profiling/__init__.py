@@ -11,7 +11,7 @@ and `interleaved` are the floor and the clock of tools/bench_model.py. Pictures 
 
 import importlib
 
-# Where each name is: loaded when it is asked for, since only counting needs fvcore.
+# The module of each name, which is loaded when the name is asked for, since only counting needs fvcore.
 _HOMES = {
     "Cell": "speed.steps",
     "Cost": "macs.count",

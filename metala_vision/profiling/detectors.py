@@ -1,4 +1,4 @@
-"""Detectors side by side: time in turn, and memory in a process of its own for each."""
+"""Detectors side by side: their times are taken in turn, the memory of each in a process of its own."""
 
 import io
 import time
@@ -18,7 +18,7 @@ from .speed.isolated import Ended, stream
 from .speed.steps import MODES, check_models
 from .speed.timing import MIN_ROUNDS, Spread, interleaved
 
-OBJECTS = 8  # in an image that is trained on
+OBJECTS = 8  # in each training image
 
 
 class DetectorCandidate(NamedTuple):
@@ -52,12 +52,12 @@ def bench_detectors(
     """Times and memory of detectors, for each cell, on the CPU.
 
     Args:
-        candidates: by different names; ratios are to the first one.
+        candidates: detectors with different names; ratios are to the first one.
         cells: what is compared.
         threads: PyTorch's; None leaves its choice.
-        rounds: at most, of each cell.
-        seconds: of each cell and candidate, once there are three rounds.
-        show: gets a line as each part is done.
+        rounds: the most rounds of each cell.
+        seconds: for each cell and candidate; a cell ends after it, once there are three rounds.
+        show: gets a line for each row.
 
     Returns:
         `environment` and `rows`: for each cell and candidate milliseconds (median), spread, times_faster than the
@@ -90,7 +90,7 @@ def bench_detectors(
             try:
                 for message in _in_own_process(race, arguments, seconds * len(fine)):
                     times.append(message["times"])
-            except Ended as ended:  # of any of them, for want of memory for all at once; what was timed before holds
+            except Ended as ended:  # say, for want of memory for all at once; the rounds before it still count
                 for candidate in fine:
                     memory[candidate.name]["reason"] = f"beside the others: {ended.reason}"
         spreads = {c.name: Spread(tuple(row[i] for row in times)) for i, c in enumerate(fine)} if times else {}
@@ -128,7 +128,7 @@ def race(
     rounds: int,
     seconds: float,
 ) -> None:
-    """Sends the `times` of each round, in which every detector has its turn, after one that warms up."""
+    """After a round that warms up, sends the `times` of each round, in which every detector runs once."""
     torch.set_num_threads(threads)
     start = time.perf_counter()
     for times in interleaved({candidate.name: _step(candidate, cell)[1] for candidate in candidates}, rounds):
@@ -185,7 +185,7 @@ def _in_own_process(function: Callable, arguments: dict, seconds: float) -> Iter
 
 
 def _step(candidate: DetectorCandidate, cell: DetectorCell) -> tuple[torch.nn.Module, Callable[[], None]]:
-    """A detector whose images keep their size, and one step of it."""
+    """A detector that leaves images at their size, and a function that runs one step of it."""
     torch.manual_seed(0)
     short, long = sorted((cell.height, cell.width))
     kind, backbone, num_classes = candidate.kind, candidate.backbone, candidate.num_classes

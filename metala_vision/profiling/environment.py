@@ -1,4 +1,4 @@
-"""What figures hold for: processor or GPU, versions, threads, memory and clocks."""
+"""What figures were measured with: processor or GPU, versions, threads, memory and clocks."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from metala_vision.kernels import native
 
 
 def environment(device: str = "cpu", threads: int | None = None) -> dict:
-    """What must be the same for figures to stand in one table; `threads` are PyTorch's where none are given."""
+    """What must be the same for figures to stand in one table; without `threads`, PyTorch's number counts."""
     found = {
         "device": torch.device(device).type,
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
@@ -40,7 +40,7 @@ def environment(device: str = "cpu", threads: int | None = None) -> dict:
 
 
 def _sources() -> str:
-    """Which code of ours computes: a digest of the operators, layers and models."""
+    """A digest of the source files of the operators, layers and models."""
     digest = hashlib.sha256()
     for package in (kernels, layers, models):
         for path in sorted((p for folder in package.__path__ for p in Path(folder).rglob("*")), key=lambda p: p.name):
@@ -54,26 +54,26 @@ def can_draw() -> bool:
 
 
 def check_pictures() -> None:
-    """InputError without matplotlib: pictures come last, and without it nothing should be begun."""
+    """Raises InputError without matplotlib, before a run begins: pictures come last."""
     if not can_draw():
         raise InputError('pictures need matplotlib: pip install "metala_vision[train]"')
 
 
 def clock_mhz(device: str = "cpu") -> float | None:
-    """The clock of the processor or GPU now, where it can be read; of virtual machines it is the nominal one."""
+    """The clock of the processor or GPU now, where it can be read; a virtual machine tells the nominal one."""
     if device.startswith("cuda"):
         try:
             return torch.cuda.clock_rate(device)
-        except Exception:  # no library that reads it, or one of the errors of its own when the driver does not tell
+        except Exception:  # the library that reads it is missing, or raises an error of its own
             return None
     value = _field("/proc/cpuinfo", "cpu MHz")
     return round(float(value)) if value else None
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping, or what a control group still grants; None where neither is known.
+    """Bytes that can be had without swapping, or fewer if a control group grants less; None where neither is known.
 
-    Of control groups it reads the second version's, of a container or of this process where it is mounted at the root.
+    It reads a control group of version 2 that is mounted at the root, as that of a container is.
     """
     value = _field("/proc/meminfo", "MemAvailable")
     found = [1024 * int(value.split()[0])] if value else []
@@ -82,7 +82,7 @@ def available_memory() -> int | None:
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":
             pages = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            cached = int(pages["inactive_file"]) + int(pages["active_file"])  # given back when somebody wants it
+            cached = int(pages["inactive_file"]) + int(pages["active_file"])  # the system gives it back on demand
             found.append(int(limit) - int((group / "memory.current").read_text()) + cached)
     except OSError:
         pass  # no such group: the machine's memory is the limit
@@ -90,7 +90,7 @@ def available_memory() -> int | None:
 
 
 def resident_memory() -> tuple[int | None, int | None]:
-    """Bytes of this process in memory now, and at most (on Linux since `reset_peak`); None where nobody can tell."""
+    """Resident bytes of this process, now and at the peak (on Linux since `reset_peak`); None where unknown."""
     now, peak = (_field("/proc/self/status", name) for name in ("VmRSS", "VmHWM"))
     if now is None or peak is None:
         try:
@@ -104,7 +104,7 @@ def resident_memory() -> tuple[int | None, int | None]:
 
 def reset_peak() -> None:
     """Starts the peak of `resident_memory` anew, on systems that can."""
-    with contextlib.suppress(OSError):  # the peak is that of the whole process then, which has only just begun
+    with contextlib.suppress(OSError):  # then the peak counts from the start of the process, which is recent
         Path("/proc/self/clear_refs").write_text("5")
 
 

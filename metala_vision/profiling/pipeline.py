@@ -1,4 +1,4 @@
-"""The data pipelines' speed, beside torchvision's on the same files."""
+"""The speed of our data pipelines, beside torchvision's on the same files."""
 
 import zlib
 from collections.abc import Callable
@@ -90,12 +90,12 @@ def render(result: dict) -> str:
 
 
 def _pipelines(size: int) -> dict[str, Callable[[Path], torch.Tensor]]:
-    """Name, ", " and kind -> file to tensor."""
+    """Functions from file to tensor, by "NAME, KIND"."""
     bicubic = InterpolationMode.BICUBIC
     evaluation = [v2.Resize(round(size / 0.875), bicubic), v2.CenterCrop(size)]
     crop = [v2.RandomResizedCrop(size, interpolation=bicubic), v2.RandomHorizontalFlip()]
     pillow_recipe = [*crop, v2.RandAugment(interpolation=bicubic)]
-    tensor_recipe = [*crop, v2.RandAugment(interpolation=InterpolationMode.BILINEAR)]  # on tensors there is no other
+    tensor_recipe = [*crop, v2.RandAugment(interpolation=InterpolationMode.BILINEAR)]  # on tensors it takes no bicubic
     erase = [v2.RandomErasing(0.25)]
     return {
         "ours, evaluation": _ours(EvalTransform(size)),

@@ -1,4 +1,4 @@
-"""model_zoo.md: every model, what it costs, how fast it is and what it reached, out of the files in results/."""
+"""model_zoo.md: what every model costs, how fast it is and what it reached, made from the files in results/."""
 
 import ast
 import json
@@ -63,7 +63,7 @@ def build(root: str | Path) -> str:
     """The page as Markdown, from a checkout at `root`.
 
     Raises:
-        InputError: a result file that is missing or is none.
+        InputError: a result file is missing, or does not hold results.
     """
     root = Path(root)
     results = _results(root / "results")
@@ -152,7 +152,7 @@ def _imagenet(folder: Path, results: Sequence[dict]) -> str:
 
 
 def _results(folder: Path) -> list[dict]:
-    """The rows of all comparisons of tools/compare_runs.py, with the `log` that they are in."""
+    """The rows of all comparisons of tools/compare_runs.py, each with the `log` that it is from."""
     rows = []
     for path in sorted(folder.glob("*.json")):
         content = _read(path)

@@ -1,4 +1,4 @@
-"""What the card is, which compilers there are, and what its memory and matrix units give: the floor of all the rest."""
+"""What the card is, which compilers there are, and what its memory and matrix units reach, a bound for the rest."""
 
 import inspect
 import os
@@ -63,14 +63,14 @@ def assemblers(capability: tuple[int, int] = (9, 0)) -> list[Path]:
 
     folder = Path(spec.origin).parent / "backends" / "nvidia" / "bin"
     found = [folder / name for name in ("ptxas", "ptxas-blackwell") if (folder / name).is_file()]
-    # For Hopper it is another one since Triton 3.9, and Triton 3.5 does not ask for what
+    # Since Triton 3.9 Hopper has a default of its own; in Triton 3.5 get_ptxas takes no capability
     arguments = [10 * capability[0] + capability[1]] if inspect.signature(get_ptxas).parameters else []
     default = Path(get_ptxas(*arguments).path)
     return sorted(found, key=lambda path: path != default)
 
 
 def assembler_version(path: Path) -> str | None:
-    """Such as "12.9.86"; None where it tells none."""
+    """The version, such as "12.9.86"; None where the program tells none."""
     text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"V(\d[\d.]*)", text)
     return found[1] if found else None
@@ -87,7 +87,7 @@ def driver() -> str | None:
 
 
 def copy(job: Job) -> dict:
-    """Bytes read and written by a copy within the device's memory."""
+    """GB/s that a copy within the device's memory reads and writes."""
     size = 2**20 if job.rehearse else 2**31
     source = torch.zeros(size, dtype=torch.uint8, device=job.device)
     target = torch.empty_like(source)

@@ -29,7 +29,7 @@ FILE = "report.json"
 GRACE = 5.0  # seconds that a process has beyond its share, to finish a cell
 RESERVE = 10.0  # seconds of the whole that no part gets
 BESIDE = max(1, min(4, (os.cpu_count() or 1) // 4))  # processes that run beside a part
-LOG_BYTES = 400_000  # of each part: its end
+LOG_BYTES = 400_000  # kept of each part's log: its end
 SAME = ("device", "gpu", "torch", "timm", "cuda", "sources")  # what all cells of a report share
 REPEATED = ("failed", "died", "too slow", "not reached")  # cells that another run of the same report tries again
 
@@ -47,8 +47,8 @@ class Options(NamedTuple):
 def report(options: Options, show: Callable[[str], None] = lambda text: None, known: tuple[Part, ...] = PARTS) -> dict:
     """Runs the parts, and writes report.json, report.txt and log.txt into the folder after each of them.
 
-    A folder that holds a report of the same card, versions and sources is gone on with: what was measured stays, what
-    failed or was not reached is tried again.
+    A report of the same card, versions and sources in the folder is continued: what was measured stays, what failed or
+    was not reached is tried again. Parts that `options` names are measured anew.
 
     Args:
         options: what to report.
@@ -59,7 +59,7 @@ def report(options: Options, show: Callable[[str], None] = lambda text: None, kn
         The report: `environment`, `parts` (name, title, status, seconds, cells), `minutes`, `table`, `folder`.
 
     Raises:
-        InputError: no GPU and no rehearsal, an unknown part, a folder with a report of something else.
+        InputError: no GPU and no rehearsal, an unknown part, a folder with a report of other versions or sources.
     """
     _check(options, known)
     device = "cpu" if options.rehearse else "cuda"
@@ -163,9 +163,9 @@ def _run_part(
 
 @contextlib.contextmanager
 def _beside(part: Part, command: list[str], environment: dict, seconds: float) -> Iterator[None]:
-    """Within, processes run what a part has beside it; what they have not done at its end is left undone."""
+    """A context in which processes run `part.beside`; at its end they are ended, whatever they have not done."""
     processes = []
-    # A process compiles with as many others as there are processors, unless it is told
+    # By default a process compiles with as many others as there are processors
     environment = {**environment, "TORCHINDUCTOR_COMPILE_THREADS": "2", "TRITON_INTERPRET": "0"}
     try:
         for number in range(BESIDE if part.beside else 0):
@@ -187,7 +187,7 @@ def _without_row(path: Path, name: str) -> list[str]:
 
 
 def _run(command: list[str], environment: dict, log: Path, seconds: float) -> int | None:
-    """The exit code of a command, None if it was ended after `seconds`, with all that it started."""
+    """The exit code of a command, or None if it took longer than `seconds`; all that it started is ended too."""
     with open(log, "ab") as file:
         process = _start(command, environment, file)
         try:
@@ -199,7 +199,7 @@ def _run(command: list[str], environment: dict, log: Path, seconds: float) -> in
 
 
 def _start(command: list[str], environment: dict, output: IO | int) -> subprocess.Popen:
-    """A process in a group of its own, which what it starts belongs to as well."""
+    """A process in a group of its own, to which the processes that it starts belong too."""
     return subprocess.Popen(
         command,
         cwd=ROOT,

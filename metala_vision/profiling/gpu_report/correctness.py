@@ -1,4 +1,4 @@
-"""Whether the kernels compute what they promise: the tests of a GPU, in many processes and with both assemblers."""
+"""Whether the kernels compute what they promise: the GPU tests, in many processes and with both assemblers."""
 
 import json
 import os
@@ -41,20 +41,20 @@ def cells(job: Job) -> list[Cell]:
 
 
 def tests(job: Job, name: str, version_of: Path | None, assembler: Path | None, seconds: float) -> dict:
-    """The tests of a GPU in processes of their own, each a part of them, ended when the time is over.
+    """Runs the GPU tests in several processes, a part of them in each, and ends these when the time is over.
 
-    With the other assembler every second test.
+    With the other assembler it runs every second test.
 
     Returns:
         `passed`, `failed`, `skipped`, `not_run`, `failures` (test and reason), `cases` (errors and a digest of the bits
-        of each test), and, against the first assembler's, how many results have `equal_bits` out of `compared`.
+        of each test), and how many results out of `compared` have `equal_bits` to the first assembler's.
     """
     end = time.monotonic() + seconds
-    shards = 1 if job.rehearse else max(1, (os.cpu_count() or 2) * 3 // 4)  # the others compile models meanwhile
+    shards = 1 if job.rehearse else max(1, (os.cpu_count() or 2) * 3 // 4)  # other processes compile meanwhile
     every = 1 if name == "default" or job.rehearse else 2  # half of the tests are enough for the other assembler
     environment = dict(os.environ)
     if assembler is not None and not job.rehearse:
-        # A cache of its own: what the other one has assembled would be found again
+        # A cache of its own, or it would find what the first assembler has made
         environment |= dict.fromkeys(("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"), str(assembler))
         environment["TRITON_CACHE_DIR"] = str(job.scratch / "triton")
     records = [job.scratch / f"{name}_{i}.jsonl" for i in range(shards)]

@@ -56,7 +56,7 @@ def cells(job: Job) -> list[Cell]:
 def compilations(job: Job) -> list[Cell]:
     """What is worth compiling before it is measured, so that the measurement finds it in torch's caches."""
     if job.device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(0.1)  # what is tested meanwhile needs the rest
+        torch.cuda.set_per_process_memory_fraction(0.1)  # the tests that run meanwhile need the rest
     if job.rehearse:
         name, _ = REHEARSED
         return [Cell("one", partial(_compile, job, name, Step(32, 1, "bfloat16", "infer"), "compiled"))]
@@ -110,7 +110,7 @@ def prepared(job: Job, name: str, cell: Step, way: str) -> tuple[Callable[[], ob
     for _ in range(3):  # compiles, tunes, and records graphs, which takes two of them
         run()
     found = {"first_steps_s": round(time.perf_counter() - start, 1)}
-    if job.device == "cuda" and way != "graphs":  # the memory of graphs is theirs before a step begins
+    if job.device == "cuda" and way != "graphs":  # graphs hold their memory before a step begins
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         run()

@@ -50,7 +50,7 @@ def floor_bytes(dtype: torch.dtype, passes: str) -> dict[str, int]:
 
 
 def measure(job: Job, shape: tuple[int, int, int], dtype: torch.dtype, passes: str) -> dict:
-    """The row of a cell: by candidate `ns_per_head_token`, `milliseconds`, `spread`, and ours `of_floor`.
+    """The row of a cell: by candidate `ns_per_head_token`, `milliseconds`, `spread`, and for ours `of_floor`.
 
     Times are of CUDA graphs, which are the device's own; `eager_milliseconds` has the host's launches in it.
     """
@@ -82,7 +82,7 @@ def measure(job: Job, shape: tuple[int, int, int], dtype: torch.dtype, passes: s
 
 @contextlib.contextmanager
 def triton_kernels(job: Job) -> Iterator[None]:
-    """On a CPU, the kernels in Triton's interpreter instead of those in C."""
+    """A context in which the operators run, on a CPU, in Triton's interpreter instead of in C."""
     if job.device != "cpu":
         yield
         return

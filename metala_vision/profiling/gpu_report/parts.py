@@ -33,10 +33,10 @@ class Part(NamedTuple):
 
     name: str
     title: str
-    seconds: float  # of nine minutes; what others leave is shared by the same proportions
+    seconds: float  # its share of nine minutes; time that others leave is shared in proportion
     source: str  # "module:function", a function of a Job that gives the part's cells
     interpreted: bool = False  # whether a rehearsal needs Triton's interpreter
-    beside: str = ""  # like `source`, of cells that run meanwhile and whose rows nobody keeps: they fill caches
+    beside: str = ""  # like `source`: cells that run meanwhile to fill caches, whose rows nobody keeps
 
 
 _HERE = __package__

@@ -1,4 +1,4 @@
-"""The report as a table of at most sixty lines, for a terminal whose end is all that one sees."""
+"""The report as a table of at most sixty lines, for a terminal that shows its last lines only."""
 
 from collections.abc import Callable
 

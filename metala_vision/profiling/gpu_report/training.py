@@ -1,4 +1,4 @@
-"""Whether a model learns there: two hundred steps in half precision, with finite and falling losses."""
+"""Whether a model learns on the GPU: two hundred steps in half precision, with finite and falling losses."""
 
 import datetime
 import math
@@ -21,7 +21,7 @@ from .parts import Cell, Job
 
 CLASSES = 16
 WINDOW = 20  # steps at either end, whose mean losses are compared
-FALLS_TO = 0.7  # of the first losses, at most
+FALLS_TO = 0.7  # the last losses over the first, at most
 
 
 def cells(job: Job) -> list[Cell]:
@@ -36,7 +36,7 @@ def cells(job: Job) -> list[Cell]:
     return [Cell(name, partial(train, job, **options)) for name, options in runs.items()]
 
 
-def checkpointed(model: Any) -> nn.Module:  # timm's models have methods in common, and no class
+def checkpointed(model: Any) -> nn.Module:  # timm's models share methods, but no class
     """The model, whose blocks forget their activations and compute them again."""
     model.set_grad_checkpointing()
     return model

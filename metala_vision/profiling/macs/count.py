@@ -1,4 +1,4 @@
-"""What a whole model computes for one image: multiply-accumulates by fvcore, counted twice more in other ways.
+"""What a whole model computes for one image: multiply-accumulates by fvcore, and counted in two other ways.
 
 An operator that is neither counted nor free by the convention of `handles` is an error and never a silent zero.
 """
@@ -37,9 +37,10 @@ class Cost(NamedTuple):
     """What one image costs. MACs are multiply-accumulates; activations the elements that products and operators write.
 
     `products` are the MACs without norms, pooling and upsampling. `chunkwise` is `macs` with each scan counted in
-    chunks instead of by its recurrence. `torch` is torch's FlopCounterMode over 2, and `formula` the count by hand, for
-    the architectures that have one: what they count is `products`, and the formula's `macs` is `macs`. `mixer` and
-    `channel_mixer` are None where no module has a name that tells which is which; all of it is `rest` then.
+    chunks instead of by its recurrence. `torch` is half of what torch's FlopCounterMode counts, and should equal
+    `products`. `formula` is the count by hand, for the architectures that have one: its `products` and `macs` should
+    equal those here. `mixer` and `channel_mixer` are None where no name of a module tells which is which; all of it is
+    `rest` then.
     """
 
     parameters: int
@@ -70,7 +71,7 @@ def count(model: nn.Module, size: int | tuple[int, int], allow: Collection[str] 
     height, width = (size, size) if isinstance(size, int) else size
     first = next(model.parameters())
     image = torch.zeros(1, channels(model), height, width, device=first.device, dtype=first.dtype)
-    model = copy.deepcopy(model).eval()  # a trace that fails would leave its hooks behind
+    model = copy.deepcopy(model).eval()  # since a trace that fails leaves its hooks behind
     analysis = JitModelAnalysis(model, (image,)).set_op_handle(**counting_handles())
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     with torch.no_grad():
@@ -113,9 +114,9 @@ def count(model: nn.Module, size: int | tuple[int, int], allow: Collection[str] 
 
 
 def _by_torch(model: nn.Module, image: torch.Tensor) -> int:
-    """By FlopCounterMode on the meta device, where the model goes: it has no count for a CPU's softmax attention.
+    """MACs by FlopCounterMode, with the model moved to the meta device: it does not count a CPU's softmax attention.
 
-    Of our own operators it counts what fvcore counts, for both have it from `kernels.flops`.
+    For our own operators it gives what fvcore gives, since both take their counts from `kernels.flops`.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.to("meta")(image.to("meta"))
@@ -127,7 +128,7 @@ def _macs(counter: Counter) -> int:
 
 
 def _role(counts: dict[str, Counter], names: tuple[str, ...], others: tuple[str, ...]) -> int | None:
-    """MACs of the outermost modules of these names that have one of the other names beside them; None without any."""
+    """MACs of the outermost modules of these names that have one of the other names beside them; None if none."""
     beside = {path.rpartition(".")[0] for path in counts if path.rpartition(".")[2] in others}
     found = [path for path in counts if path.rpartition(".")[2] in names and path.rpartition(".")[0] in beside]
     if not found:

@@ -1,6 +1,6 @@
 """Multiply-accumulates of whole architectures, derived by hand from their definitions, for one image.
 
-Independent of any tracer: they read nothing of a model but its dimensions, and hold what counters must find.
+They are independent of any tracer: they read nothing of a model but its dimensions, and give what counters must find.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Formula(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """Both."""
+        """Products and others together."""
         return self.products + self.others
 
 
@@ -44,7 +44,7 @@ def metala_vit(model: MetaLAViT, height: int, width: int) -> Formula:
     grid = -(-height // patch), -(-width // patch)
     tokens = grid[0] * grid[1]
     products = tokens * model.in_chans * patch * patch * dim
-    block: Any  # torch.nn.Sequential does not say of what it is
+    block: Any  # torch.nn.Sequential does not say what it contains
     for block in model.blocks:
         heads = block.mixer.num_heads
         key, value = dim // 2 // heads, dim // heads
@@ -75,8 +75,9 @@ def vision_transformer(model: VisionTransformer, height: int, width: int) -> For
 def xcit(model: Xcit, height: int, width: int) -> Formula:
     """Per block, of width D and H heads over N tokens: N (12 D^2 + 2 D D / H + 18 D), attention being between channels.
 
-    A stem of 3x3 convolutions with stride 2 and a batch norm of 2 each; 64 channels of sines projected to D; class
-    attention blocks, where one query meets N + 1 keys, and the MLP sees the class token alone.
+    Beside the blocks there are a stem of 3x3 convolutions of stride 2, each with a batch norm that counts 2; 64
+    channels of sines that are projected to D; and class attention blocks, where one query meets N + 1 keys, and the MLP
+    sees the class token alone.
     """
     dim, classes = model.embed_dim, model.num_classes
     products = others = 0
@@ -130,7 +131,7 @@ def efficientvit(model: EfficientVit, height: int, width: int) -> Formula:
 
 
 def _is_plain_vit(model: VisionTransformer) -> bool:
-    """ViT and DeiT as they were published: none of what timm's class can also be."""
+    """Whether it is a ViT or DeiT as published, without what timm's class can also have."""
     return (
         type(model.patch_embed) is PatchEmbed
         and all(type(block) is Block and type(block.mlp) is Mlp for block in model.blocks)

@@ -14,7 +14,7 @@ from metala_vision.errors import InputError
 from metala_vision.kernels.flops import fvcore_handles
 
 with warnings.catch_warnings():
-    # fvcore scripts a function while it is imported, and nobody who counts can change that
+    # fvcore scripts a function while it is imported, which its users cannot change
     warnings.filterwarnings("ignore", ".torch.jit.script. is (deprecated|not supported)")
     try:
         from fvcore.nn import jit_handles
@@ -35,7 +35,7 @@ __all__ = [
     "counting_handles",
 ]
 
-# Operators that count nothing by the convention above; in-place forms by the same name.
+# Operators that count nothing by the convention above; their in-place forms go by the same name.
 _FREE = """
     abs add alias amax amin argmax avg_pool2d ceil celu clamp_max clamp_min clone col2im concat constant_pad_nd cos
     cumsum div elu erf exp expand_as feature_dropout flip gelu glu hardsigmoid hardswish hardtanh im2col item le
@@ -45,7 +45,7 @@ _FREE = """
     sqrt std sub sum swapaxes tanh tile tril triu unflatten unfold var var_mean where zero
 """
 FREE = frozenset("aten::" + name for name in _FREE.split())
-# What one trace counts beside the operators' MACs; the second and third are those of the scans' operators alone.
+# What one trace counts beside the operators' MACs; the second and third are the MACs of our own operators alone.
 ACTIVATIONS, RECURRENT, CHUNKWISE = NOTES = ("activations", "recurrent", "chunkwise")
 
 
@@ -60,7 +60,7 @@ def _attention(inputs: list, _) -> int:
 
 
 def _matmul(inputs: list, outputs: list) -> int:
-    """Batch dimensions broadcast, which fvcore's own count leaves out."""
+    """Counts batch dimensions that broadcast, which fvcore's own count leaves out."""
     return prod(_shape(outputs[0]) or [1]) * _shape(inputs[0])[-1]
 
 
@@ -69,7 +69,7 @@ def _baddbmm(inputs: list, outputs: list) -> int:
 
 
 def _einsum(inputs: list, _) -> int:
-    """The product of all sizes, of two operands: what its loops would multiply."""
+    """The product of the sizes of all indices of two operands, as nested loops over them would multiply."""
     equation = inputs[0].toIValue().replace(" ", "")
     operands = equation.partition("->")[0].split(",")
     shapes = [_shape(value) for value in inputs[1].node().inputs()]
@@ -79,12 +79,12 @@ def _einsum(inputs: list, _) -> int:
 
 
 def counting_handles() -> dict[str, Callable | None]:
-    """Operator -> Counter of its MACs by its name, of the elements it writes, and for scans of both forms."""
+    """Operator -> Counter of its MACs by name, of the elements it writes and, for ours, of its MACs by either form."""
     recurrent, chunkwise = fvcore_handles("recurrent"), fvcore_handles("chunkwise")
     handles = {name: _with_activations(name, handle) for name, handle in {**_PRODUCTS, **recurrent}.items()}
     for name, chunks in chunkwise.items():
         counted, steps = handles[name], recurrent[name]
-        if counted is not None and steps is not None and chunks is not None:  # what counts nothing does so in any form
+        if counted is not None and steps is not None and chunks is not None:  # else it counts nothing in any form
             handles[name] = _with_chunkwise(counted, steps, chunks)
     return handles | {name: _named(name, handle) for name, handle in _OTHERS.items()}
 

@@ -31,5 +31,5 @@ def plot_macs(rows: Sequence[dict], path: str | Path) -> None:
 
 
 def _side(row: dict) -> float:
-    """Of a square of as many pixels."""
+    """The side of a square of as many pixels."""
     return (row["size"][0] * row["size"][1]) ** 0.5

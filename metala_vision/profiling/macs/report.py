@@ -33,9 +33,9 @@ def count_models(
     """Counts every model at every size, with its modules down to `depth`.
 
     Returns:
-        `rows`, one for each model and size: the fields of `flops.Cost`, and `operators` and `modules`, with `size` as
-        [height, width]; `failures`, with `model`, `size` and `reason`, of the models that do not run at a size or that
-        have an operator without a count; the `convention`; and the `environment`.
+        `rows`, one for each model and size: `model`, `size` as [height, width], and the fields of `count.Cost`, where
+        `formula` is its MACs alone; `failures`, with `model`, `size` and `reason`, of the models that do not run at a
+        size or that have an operator without a count; the `convention`; and the `environment`.
 
     Raises:
         InputError: a model that timm does not know.
@@ -49,7 +49,7 @@ def count_models(
                 progress.update(task, description=f"{name} {_text(size)}")
                 try:
                     rows.append(_row(name, size, allow, depth))
-                except Exception as error:  # whatever a model of another library says to a size: the others go on
+                except Exception as error:  # whatever another library's model raises at a size: the others go on
                     reason = str(error) if isinstance(error, InputError) else one_line(error)
                     failures.append({"model": name, "size": _text(size), "reason": reason})
                 progress.advance(task)
@@ -109,7 +109,7 @@ def _level(module: str) -> int:
 
 
 def _disagreements(row: dict) -> list[str]:
-    """What is wrong where two counts of the same thing differ: then none of them can be trusted."""
+    """Says where two counts of the same thing differ: then neither of them can be trusted."""
     found = []
     if row["torch"] != row["products"]:
         found.append(f"  torch's FlopCounterMode counts {row['torch']:,} for the products, fvcore {row['products']:,}")
@@ -121,7 +121,7 @@ def _disagreements(row: dict) -> list[str]:
 
 
 def save(report: dict, folder: str | Path) -> dict[str, str]:
-    """Writes flops.json, flops.csv and, of several sizes, flops.png; returns what is where."""
+    """Writes flops.json, flops.csv and, for several sizes, flops.png; returns the path of each."""
     folder = Path(folder)
     paths = {"json": folder / "flops.json", "csv": folder / "flops.csv"}
     write_json(paths["json"], report)

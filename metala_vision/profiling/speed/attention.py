@@ -13,7 +13,7 @@ SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,  # the map written out
+    "math": SDPBackend.MATH,  # the attention map written out
 }
 _RAN = {
     "aten::_scaled_dot_product_cudnn_attention": "cudnn",
@@ -25,7 +25,7 @@ _RAN = {
 
 
 def attention(sdpa: str) -> AbstractContextManager:
-    """Within, softmax attention runs by the kernel of this name; it raises where that one cannot."""
+    """A context in which softmax attention runs by the kernel of this name, or raises where that kernel cannot run."""
     kernel = SDPA[sdpa]
     return nullcontext() if kernel is None else sdpa_kernel([kernel])
 
@@ -33,8 +33,8 @@ def attention(sdpa: str) -> AbstractContextManager:
 def attention_that_ran(run: Callable[[], object]) -> str | None:
     """The kernel that PyTorch took for softmax attention in `run`, as its profiler saw it; several joined by "+".
 
-    None where there was no softmax attention of PyTorch's. What was compiled shows the kernel, but not the map that is
-    written out, whose products stand alone there: ask about the model before it is compiled.
+    None where PyTorch's softmax attention was not called. A compiled model shows the other kernels but not "math",
+    which it has as separate products: ask about the model before it is compiled.
     """
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         run()

@@ -1,4 +1,4 @@
-"""Functions run in a process of their own: one that is killed, stuck or out of memory takes nothing else along.
+"""Runs functions in processes of their own: one that is killed, stuck or out of memory takes nothing else along.
 
 On Unix these processes are forked from a server that has done nothing but import: each is fresh, and starts at once.
 """
@@ -39,10 +39,10 @@ def stream(
     Args:
         function: of a module that can be imported; `send` takes dicts of plain values.
         seconds: at most between two messages.
-        memory_limit: bytes of its data; more raises there what PyTorch raises when there is no memory.
+        memory_limit: the most bytes of data of the process; beyond it, PyTorch raises its error for a lack of memory.
 
     Raises:
-        Ended: it raised, was killed, or was silent for too long.
+        Ended: the function raised, was killed, or was silent for too long.
     """
     if _context.get_start_method() == "forkserver":
         _context.set_forkserver_preload(PRELOAD)
@@ -73,7 +73,7 @@ def stream(
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Hides what the user runs: a new process would run it again, and begin the same measurement in it."""
+    """Hides the user's script, which a new process would run again, and so begin the same measurement."""
     main = sys.modules["__main__"]
     hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
     main.__spec__ = None
@@ -92,7 +92,7 @@ def _death(code: int | None) -> tuple[str, bool]:
 
 
 def _run(send_to: Connection, function: Callable, arguments: dict, memory_limit: int | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it reaches all processes; the parent ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends this one
     os.dup2(2, 1)  # the parent's standard output is for its result
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -123,7 +123,7 @@ def _end_with_parent() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error for a row of a table."""
+    """An error as one line, for a row of a table."""
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
 
 

@@ -28,8 +28,8 @@ class Product(NamedTuple):
 
     left: Operand
     right: Operand
-    onednn: bool = False  # by oneDNN, as `kernels.linear` may call it, and not by torch.mm
-    kept: bool = False  # into memory that is kept between calls
+    onednn: bool = False  # computed by oneDNN, as `kernels.linear` may do, and not by torch.mm
+    kept: bool = False  # its result goes into memory that is kept between calls
 
     @property
     def macs(self) -> int:
@@ -51,7 +51,7 @@ class _Recorder(TorchDispatchMode):
             self.products.append(Product(_operand(args[0]), _operand(args[1]), kept=name.endswith("out")))
         elif name == "aten.addmm.default":
             self.products.append(Product(_operand(args[1]), _operand(args[2])))
-        elif name == "aten.linear.default":  # whole, where autograd is out of the way: in an operator of ours
+        elif name == "aten.linear.default":  # undivided, below autograd: in an operator of ours
             self.products.append(_linear(args[0], args[1]))
         elif name == "mkldnn._linear_pointwise.default":
             self.products.append(_linear(args[0], args[1], onednn=True))
@@ -63,7 +63,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
-# Operators that are one call to the dispatcher, and the function behind it, whose calls it sees.
+# Operators that the dispatcher sees as one call, and the functions behind them, whose calls it sees one by one.
 _IN_THE_OPEN = {
     "metala.swiglu_mlp_forward.default": cpu_blocks.swiglu_mlp,
     "metala.add_mixer_forward.default": library.add_mixer_forward,
@@ -83,7 +83,7 @@ def _linear(x: Tensor, weight: Tensor, onednn: bool = False) -> Product:
 def matrix_products(step: Callable[[], object]) -> list[Product]:
     """The matrix products of one call of `step`, in their order, backward pass included.
 
-    `step` must not enter inference mode, where operators reach the recorder whole; no_grad is the same to them.
+    `step` must not enter inference mode, where composite operators reach the recorder undivided; no_grad will do.
     """
     with _Recorder() as recorder:
         step()
@@ -93,8 +93,8 @@ def matrix_products(step: Callable[[], object]) -> list[Product]:
 def replay(products: list[Product]) -> Callable[[], None]:
     """A function that computes these products and nothing else, on random matrices of the same memory layout.
 
-    By the same library, and with results in memory that is kept where that of the model was; of the operands, equal
-    ones share their memory.
+    Each runs by the same library as in the model, and its result is kept in memory where the model keeps it. Operands
+    of the same shape and layout share their memory.
     """
     operands: dict[Operand, Tensor] = {}
     for operand in {operand for product in products for operand in (product.left, product.right)}:

@@ -28,13 +28,13 @@ class Cell(NamedTuple):
 
 
 def check_models(names: Iterable[str], option: str = "--models") -> None:
-    """InputError for a name that timm does not know, with near matches, and the option that it came by."""
+    """Raises InputError for a name that timm does not know; the message has near matches and the option it came by."""
     for name in names:
         if not timm.is_model(name):
             raise InputError(f"{option}: unknown model {name!r}{near_matches(name, timm.list_models())}")
         try:
             timm.get_pretrained_cfg(name)
-        except RuntimeError as error:  # a tag behind the name that it does not have
+        except RuntimeError as error:  # the name has a tag that timm does not know
             raise InputError(f"{option}: {name!r}: {error}") from error
 
 
@@ -64,10 +64,10 @@ class _Compiled(nn.Module):
 
 
 def compiled(model: nn.Module, sdpa: str = "default") -> nn.Module:
-    """torch.compile of a model with its softmax attention, apart from every other one in this process.
+    """torch.compile of a model with its softmax attention, apart from every other compiled model in this process.
 
-    Dynamo keeps what it compiled by code object, and looks neither at the attention that was asked for nor, beyond
-    eight versions, for another one: models of one class would share theirs, or not be compiled without a word.
+    Dynamo keeps compiled code by code object. It does not look at the attention that was asked for, and after eight
+    versions it compiles no more and says nothing: models of one class would share code, or run uncompiled.
     """
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -81,7 +81,7 @@ def compiled(model: nn.Module, sdpa: str = "default") -> nn.Module:
 
 
 def compiled_module(model: nn.Module, **options: Any) -> nn.Module:
-    """torch.compile of a model, which makes a module of it where its type hints promise a mere function."""
+    """torch.compile of a model, which returns a module although its type hints promise only a function."""
     module: Any = torch.compile(model, **options)
     return module
 
@@ -109,7 +109,7 @@ def make_step(
         return infer
     target = torch.zeros(cell.batch, dtype=torch.long, device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    # From 1: the usual 65536 overflows in the first steps, which then leave the optimizer out
+    # From 1: the usual 65536 overflows in the first steps, which then skip the optimizer
     scaler = torch.amp.GradScaler(device.type, init_scale=1.0, enabled=cell.dtype == "float16")
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -134,8 +134,8 @@ _EMBEDDINGS = ("PatchEmbed", "ConvPatchEmbed")
 _PADDED = ("MetaLAViT", "Xcit")  # the others leave out what is no whole patch
 
 
-def tokens(model: Any, size: int) -> int | None:  # timm's models have attributes in common, and no class
-    """Patches of an image of `size` that every block of a ViT works on, or None for a model that is none."""
+def tokens(model: Any, size: int) -> int | None:  # timm's models share attributes, but no class
+    """Patches of an image of `size` that every block of a ViT works on, or None for a model that is no ViT."""
     if type(model).__name__ not in _PATCHES or type(model.patch_embed).__name__ not in _EMBEDDINGS:
         return None
     patch = model.patch_embed.patch_size

@@ -17,7 +17,7 @@ def timed_device(device: str) -> str:
     """`device` if this machine has it and there is a clock for it; for auto the GPU, or the CPU where there is none.
 
     Raises:
-        InputError: it has not, there is no clock for it, or there is no such device.
+        InputError: the machine lacks it, there is no clock for it, or there is no such device.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,15 +29,15 @@ def timed_device(device: str) -> str:
 def seconds_of(run: Callable[[], object], device: str = "cpu", repeats: int = 1) -> float:
     """Seconds of one run, as the mean of `repeats` without a pause between them.
 
-    On a GPU they are those between two events that the device itself records: its own time, with the gaps in which it
-    waits for the host to launch, and without the host's wait for the end. On a CPU it is the wall clock.
+    On a GPU it is the time between two events that the device itself records. It includes the gaps in which the device
+    waits for the host to launch, but not the host's wait for the end. On a CPU it is the time of the wall clock.
     """
     if not device.startswith("cuda"):
         start = time.perf_counter()
         for _ in range(repeats):
             run()
         return (time.perf_counter() - start) / repeats
-    stream = torch.cuda.current_stream(device)  # without it an event is of the first GPU, whatever the others do
+    stream = torch.cuda.current_stream(device)  # or the first GPU would record the events, whichever one runs
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record(stream)
     for _ in range(repeats):

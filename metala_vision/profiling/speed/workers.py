@@ -45,9 +45,10 @@ def find_softmax(send: Callable[[dict], None], model: str, size: int) -> None:
 def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, setting: Setting, seconds: float) -> None:
     """Two steps of one candidate, the second only if the first took less than `seconds`, and the memory they took.
 
-    Sends `seconds` of each step, and then `peak_memory` (of training with the optimizer's moments; of a compiled model
-    without what compiling took, but for the compiler that stays), `baseline_memory` (before the model was made, None
-    where it cannot be read), `parameters` and `tokens` of one image, and the `attention` kernel that PyTorch took.
+    Sends the `seconds` of each step, and then `peak_memory`, `baseline_memory` (before the model was made; None where
+    it cannot be read), `parameters`, `tokens` of one image, and the `attention` kernel that PyTorch took. In training
+    the peak includes the optimizer's moments. For a compiled model it excludes what compiling took, but not the
+    compiler itself, which stays in memory.
     """
     _set_up(setting)
     baseline, _ = resident_memory()
@@ -79,7 +80,7 @@ def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, settin
 def _attention(model: torch.nn.Module, candidate: Candidate, cell: Cell) -> str | None:
     """The kernel of softmax attention, which is chosen by device, dtype, shape of a head and mode.
 
-    By two images at most: one alone is too few for a batch norm behind the pooling, in training.
+    It runs two images at most; in training, one alone is too few for a batch norm behind the pooling.
     """
     gradients = torch.inference_mode if cell.mode == "infer" else torch.enable_grad
     few = cell._replace(batch=min(2, cell.batch), mode="infer")
@@ -94,12 +95,12 @@ def race(
     rounds: int,
     seconds: float,
 ) -> None:
-    """Times the candidates in turn, round by round, after one that warms up.
+    """Times the candidates in turn, round by round, after a round that warms up.
 
-    A turn is one step, or as many as take `TURN` seconds: of short steps the clock and a GPU's start would be measured.
-    Ends after `rounds`, or once `seconds` are over and there are `MIN_ROUNDS`. Sends after each round its `times`, the
-    seconds of a step for each candidate, and the `clock_mhz`; a candidate that fails has None from then on, and its
-    index is sent as `failed` with the `reason`.
+    A turn is one step, or as many as take `TURN` seconds: with a single short step the clock and a GPU's start would
+    dominate. It ends after `rounds`, or once `seconds` are over and there are `MIN_ROUNDS`. After each round it sends
+    its `times`, the seconds of a step for each candidate, and the `clock_mhz`. A candidate that fails has None from
+    then on, and its index is sent as `failed` with the `reason`.
     """
     _set_up(setting)
     runs: list[Callable[[], object] | None] = [None] * len(candidates)
@@ -110,7 +111,7 @@ def race(
             return act(index)
         except Exception as error:  # of one candidate: the others go on
             send({"failed": index, "reason": one_line(error)})
-        runs[index] = None  # what it kept is free
+        runs[index] = None  # frees its memory
         if setting.device.startswith("cuda"):
             with contextlib.suppress(RuntimeError):  # an error of the device itself, which the others will report
                 torch.cuda.empty_cache()

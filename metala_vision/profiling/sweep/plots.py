@@ -26,8 +26,8 @@ def _plain(value: float, _) -> str:
 def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
     """Images per second, peak memory and speed over the baseline's against resolution, a line for each model.
 
-    `rows` are those of one mode and dtype. Log axes; the same model has the same colour, dashed where its attention
-    kernel was asked for, and dotted from one batch to another.
+    `rows` are those of one mode and dtype. The axes are logarithmic. A model has one colour; its line is dashed where
+    an attention kernel was asked for, and dotted from one batch to another.
     """
     figure = Figure(figsize=(15, 5.4), layout="constrained")
     panels = figure.subplots(1, 3)

@@ -18,15 +18,15 @@ def agreement(rows: Sequence[dict], folder: str | Path) -> dict:
     """The medians of `rows` over those of the same cells in another sweep's folder.
 
     Args:
-        rows: of `rows.derive`.
-        folder: of the other sweep.
+        rows: the rows of `rows.derive`.
+        folder: the folder of the other sweep.
 
     Returns:
-        `cells` that both have, the median `ratio` (this sweep's time over the other's), the number `within` 15 percent
-        of the other's, and `beyond`: the others with both medians in milliseconds and both spreads.
+        `cells`, how many both sweeps have; the median `ratio` (this sweep's time over the other's); `within`, how many
+        are within 15 percent of the other's; `beyond`, the rest, with both medians in milliseconds and both spreads.
 
     Raises:
-        InputError: no sweep there.
+        InputError: the folder has no sweep.
     """
     path = Path(folder) / FILE
     try:
@@ -61,7 +61,7 @@ def agreement(rows: Sequence[dict], folder: str | Path) -> dict:
 
 
 def describe(found: dict, folder: str | Path) -> str:
-    """That as a few lines to read."""
+    """The result of `agreement` as a few lines to read."""
     if not found["cells"]:
         return f"against {folder}: no cell that both have"
     lines = [

@@ -48,7 +48,7 @@ def _figures(row: dict) -> str:
 def save(
     rows: Sequence[dict], environment: dict, folder: str | Path, baseline: Candidate, pictures: bool = True
 ) -> dict[str, str]:
-    """Writes throughput.json, throughput.csv and a picture for each mode and dtype; returns what is where."""
+    """Writes throughput.json, throughput.csv and a picture for each mode and dtype; returns the path of each."""
     folder = Path(folder)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

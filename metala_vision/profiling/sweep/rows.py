@@ -25,13 +25,13 @@ def derive(
     baseline: Candidate,
     beside: dict[str, dict] | None = None,
 ) -> list[dict]:
-    """One flat row for each cell of a `Store`, with what can be computed of it.
+    """One flat row for each cell of a `Store`, with what can be computed from it.
 
     `milliseconds` (median of a step) and `spread` (distance of the quartiles over it); images and tokens per second;
-    megabytes of memory; `ratio`, how many times as long the baseline's image takes, over the rounds that both ran in
-    turn (`paired`) or, where one of them was timed alone, of the medians. Cells without a figure have None. `attention`
-    is None for models that call no softmax attention of PyTorch's, and where it was not looked for. `beside` is
-    where the baseline's cells are, if not among these.
+    megabytes of memory; `ratio`, how many times as long the baseline takes for an image: over the rounds that both ran
+    in turn (`paired`) or, where one of them was timed alone, from the medians. Cells without a figure have None.
+    `attention` is None for models that do not call PyTorch's softmax attention, and where it was not looked for. The
+    baseline's cells are in `beside`, if that is given, and otherwise in `cells`.
     """
     pool = cells if beside is None else beside
     keys = {_place(row): key for key, row in pool.items() if (row["model"], row["sdpa"]) == baseline}
@@ -50,7 +50,7 @@ def in_order(rows: list[dict]) -> list[dict]:
 
 
 def _place(row: dict) -> tuple:
-    """What a cell and the baseline's share."""
+    """What a cell and the baseline's cell to compare it with have in common."""
     return row["mode"], row["dtype"], row["series"], row["size"]
 
 
@@ -79,7 +79,8 @@ def _derived(row: dict, baseline: dict | None, beside: tuple[list[float], list[f
 def exponents(rows: Sequence[dict], smallest: int = 1024) -> list[dict]:
     """Fitted p of time ~ tokens^p over the resolutions from `smallest` on, for every model with at least two of them.
 
-    `rows` are those of `derive`. Tokens are those of the image's area; the fit is least squares of the logarithms.
+    `rows` are those of `derive`. Tokens are taken to grow with the image's area; the logarithms are fitted by least
+    squares.
     """
     found = []
     for name, mine in lines(rows).items():
@@ -94,7 +95,7 @@ def exponents(rows: Sequence[dict], smallest: int = 1024) -> list[dict]:
 
 
 def label(row: dict) -> str:
-    """A model as it is called in tables and plots: an attention kernel that was asked for is named."""
+    """What a model is called in tables and plots, with the attention kernel if one was asked for."""
     return row["model"] + ("" if row["sdpa"] == "default" else f", {row['sdpa']}")
 
 

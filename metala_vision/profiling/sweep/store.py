@@ -14,7 +14,7 @@ MEASURED = ("ok", "alone")  # in turn with others, or one step of it alone
 class Store:
     """Rows of measured cells, what their own processes found, and the rounds that they ran in turn, all by key.
 
-    Used as a context: two sweeps in one folder would overwrite each other's figures.
+    It is a context that holds the folder: two sweeps in one folder would overwrite each other's figures.
     """
 
     def __init__(self, folder: str | Path, environment: dict):
@@ -29,8 +29,8 @@ class Store:
         """Takes the folder and reads what is there.
 
         Raises:
-            InputError: a folder that cannot be written, or where another sweep is measuring; figures of another
-                machine or of other versions; a file that does not hold any.
+            InputError: the folder cannot be written, or another sweep is measuring there; its figures are of another
+                machine or of other versions; its file holds no figures.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(owned(self.path.parent, "--out", "another sweep is measuring"))
@@ -58,14 +58,14 @@ class Store:
         self._held.close()
 
     def forget_failures(self, keys: list[str]) -> None:
-        """Lets those of these cells be tried again that failed or had too little memory."""
+        """Forgets which of these cells failed or had too little memory, so that they are tried again."""
         for rows in (self.cells, self.probes):
             for key in keys:
                 if key in rows and rows[key]["status"] not in MEASURED:
                     del rows[key]
 
     def save(self) -> None:
-        """Writes the file, without races that no cell is of."""
+        """Writes the file, without races that no cell belongs to."""
         named = {row.get("race") for row in self.cells.values()}
         self.races = {name: times for name, times in self.races.items() if name in named}
         content = {name: getattr(self, name) for name in ("environment", "cells", "probes", "races")}

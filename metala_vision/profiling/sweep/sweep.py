@@ -43,7 +43,7 @@ class Plan(NamedTuple):
                     yield Cell(size, batch, dtype, mode)
 
     def keys(self) -> list[str]:
-        """Those of all its cells."""
+        """The keys of all its cells."""
         return [self.key(candidate, cell) for cell in self.groups() for candidate in self.candidates]
 
     @property
@@ -66,12 +66,12 @@ def automatic_batch(size: int, device: str) -> int:
 def run(plan: Plan, store: Store, limits: Limits, report: Callable[[str, dict], None], baseline: Candidate) -> bool:
     """Measures every cell of the plan that the store does not have; `report` gets each as it is done.
 
-    Every cell is first run alone in a process of its own, for its memory, with the batch halved while there is too
-    little; then all of a group that are fast enough take turns in one process, the baseline among them. A cell that
-    fails is a row that says so. A cell timed alone is measured again once the limits leave it time for its rounds.
+    Every cell is first run alone in a process of its own, to measure its memory; the batch is halved while there is too
+    little. Then all cells of a group that are fast enough take turns in one process, the baseline among them. A cell
+    that fails gets a row that says so. A cell timed alone is measured again once the limits leave time for its rounds.
 
     Returns:
-        Whether the plan is complete: it is not when its minutes were over.
+        Whether the plan is complete: it is not if its minutes were over before.
     """
     end = time.monotonic() + 60 * limits.minutes if limits.minutes is not None else float("inf")
     for group in plan.groups():
@@ -91,7 +91,7 @@ def run(plan: Plan, store: Store, limits: Limits, report: Callable[[str, dict], 
 
 
 def _is_settled(row: dict | None, limits: Limits) -> bool:
-    """Whether a row stays: not one timed alone for which there is time now, unless it was with others and failed."""
+    """Whether a row stays. One timed alone does not if there is time for rounds now, unless it failed beside others."""
     return row is not None and not (
         row["status"] == "alone" and "reason" not in row and _is_fast(row["seconds"], limits)
     )
@@ -122,7 +122,7 @@ def _probe(candidate: Candidate, group: Cell, setting: Setting, limits: Limits) 
 
 
 def _measure(plan: Plan, store: Store, limits: Limits, group: Cell, new: list[Candidate], baseline: Candidate) -> None:
-    """Makes the rows of the candidates of a group that are new."""
+    """Makes the rows of the new candidates of a group."""
     now = datetime.now(timezone.utc)
     rows = {}
     for candidate in new:
@@ -140,7 +140,7 @@ def _measure(plan: Plan, store: Store, limits: Limits, group: Cell, new: list[Ca
         name = f"{now:%Y-%m-%dT%H:%M:%S.%f}"
         store.races[name] = {plan.key(candidate, group): seconds for candidate, seconds in times.items()}
         for candidate in fast:
-            if candidate in reasons:  # what it did alone holds
+            if candidate in reasons:  # its time alone still counts
                 alone = {"status": "alone", "seconds": rows[candidate]["seconds"][-1:]}
                 rows[candidate] |= alone | {"reason": f"beside the others: {reasons[candidate]}"}
             else:

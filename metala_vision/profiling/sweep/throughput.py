@@ -34,8 +34,9 @@ class Request(NamedTuple):
     modes: list[str] = ["infer"]  # and "train"
     dtypes: list[str] = ["float32"]  # "bfloat16", "float16" by autocast
     batch: str | int = "auto"
-    sdpa: list[str] = ["default"]  # and others of `attention.SDPA`, of models that call softmax attention
-    baseline: str | None = None  # the last model; with the first of `sdpa`
+    sdpa: list[str] = ["default"]  # or other names in `attention.SDPA`, for models that call softmax attention
+    # None is the last model. The baseline runs "default" attention if that is measured, else the first of `sdpa`.
+    baseline: str | None = None
     compiled: bool = False
     device: str = "auto"
     threads: int | None = None  # PyTorch's
@@ -57,8 +58,8 @@ def measure(
 
     Args:
         folder: where figures are kept; a cell measured there is not measured again.
-        retry_failed: try cells again that failed or had too little memory.
-        against: folder of another sweep to compare the medians with, see `repeat.agreement`.
+        retry_failed: try the cells again that failed or had too little memory.
+        against: folder of another sweep, whose medians are compared with these, see `repeat.agreement`.
         show: gets the table as text at the end.
 
     Returns:
@@ -72,7 +73,7 @@ def measure(
     if not can_draw():
         show('no pictures are drawn: matplotlib is not installed (pip install "metala_vision[train]")')
     if against is not None:
-        agreement([], against)  # whether there is anything
+        agreement([], against)  # raises if there is no sweep
     _check(request)
     setting = _setting(request)
     with Store(folder, environment(setting.device, setting.threads)) as store:
@@ -121,7 +122,7 @@ def _fill(plan: Plan, store: Store, request: Request, baseline: Candidate, retry
 
 
 def _check(request: Request) -> None:
-    """InputError for a request that makes no sense."""
+    """Raises InputError for a request that makes no sense."""
     if not request.models:
         raise InputError("--models: got none, expected names of timm models")
     check_models(request.models)
@@ -164,7 +165,7 @@ def _plan(request: Request, setting: Setting) -> Plan:
 
 
 def _calls_softmax(model: str, sizes: list[int]) -> bool:
-    """By the smallest size that it runs at; False where there is none: its cells will say why."""
+    """Whether it calls softmax attention, at the smallest size that runs; False if none does: its cells say why."""
     for size in sorted(sizes):
         arguments = {"model": model, "size": size}
         with (
