@@ -1,10 +1,12 @@
 """Checkpoints of other sizes."""
 
+import math
 from typing import Protocol
 
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
+from metala_vision.errors import InputError
 from metala_vision.layers import PatchEmbed
 
 
@@ -23,7 +25,30 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: OfSomeSize) -> di
         size = model.patch_embed.proj.weight.shape[-2:]
         state_dict = {**state_dict, key: resample_patch_embed(state_dict[key], list(size))}
     if model.pos_embed is not None and "pos_embed" in state_dict:
-        # The grid of the checkpoint is taken to be square.
-        pos_embed = resample_abs_pos_embed(state_dict["pos_embed"], list(model.pos_grid), num_prefix_tokens=0)
+        pos_embed = resample_abs_pos_embed(
+            state_dict["pos_embed"],
+            list(model.pos_grid),
+            old_size=_pos_grid(state_dict),
+            num_prefix_tokens=0,
+        )
         state_dict = {**state_dict, "pos_embed": pos_embed}
     return state_dict
+
+
+def _pos_grid(state_dict: dict[str, Tensor]) -> list[int]:
+    """The grid of a checkpoint's position embedding: the one it was trained on, or a square one where it names none.
+
+    Raises:
+        InputError: it names none that has as many tokens, and no square has.
+    """
+    tokens = state_dict["pos_embed"].shape[1]
+    grid = state_dict.get("nominal_grid")
+    if grid is not None and not grid.is_meta and int(grid.prod()) == tokens:
+        return grid.tolist()
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise InputError(
+            f"checkpoint: its position embedding has {tokens} tokens, which are no square, and it names no grid; give "
+            f"it a tensor 'nominal_grid' with rows and columns"
+        )
+    return [side, side]

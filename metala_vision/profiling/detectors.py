@@ -151,7 +151,8 @@ def render(report: dict) -> str:
     for row in report["rows"]:
         image = f"{row['width']}x{row['height']}" + (f", {row['batch']} of them" if row["batch"] > 1 else "")
         if "milliseconds" in row:
-            cells = [f"{row['milliseconds']:.0f}", f"{row['spread']:.0%}", f"{row.get('times_faster', 0):.2f}"]
+            faster = f"{row['times_faster']:.2f}" if "times_faster" in row else ""
+            cells = [f"{row['milliseconds']:.0f}", f"{row['spread']:.0%}", faster]
         else:
             cells = ["", "", ""]
         memory = f"{row['peak_memory'] / 1e6:.0f}" if "peak_memory" in row else ""

@@ -84,8 +84,8 @@ def available_memory() -> int | None:
             pages = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             cached = int(pages["inactive_file"]) + int(pages["active_file"])  # the system gives it back on demand
             found.append(int(limit) - int((group / "memory.current").read_text()) + cached)
-    except OSError:
-        pass  # no such group: the machine's memory is the limit
+    except (OSError, KeyError, ValueError):
+        pass  # no such group, or not of version 2: the machine's memory is the limit
     return min(found, default=None)
 
 

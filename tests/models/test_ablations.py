@@ -9,6 +9,7 @@ from torch import nn
 from torchscript import script
 from vit_model import CLOSE, nano
 
+from metala_vision.errors import InputError
 from metala_vision.models.metala_vit import checkpoint_filter_fn
 
 
@@ -69,6 +70,25 @@ def test_learned_position_embedding():
     assert stem[0]["weight_decay"] == 0
     model.train()(other).sum().backward()
     assert model.pos_embed.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [(32, 128), (64, 16), (32, 64)])
+def test_position_embedding_of_a_grid_that_is_not_square(size):
+    """Catches rows for columns, where the tokens are a square number, and an error where they are none."""
+    wide, square = nano(pos_embed="learn", img_size=size), nano(pos_embed="learn", img_size=64)
+    with torch.no_grad():
+        wide.pos_embed.copy_(torch.randn_like(wide.pos_embed))
+    same = checkpoint_filter_fn(wide.state_dict(), wide)["pos_embed"]
+    assert torch.equal(same, wide.pos_embed)
+    found = checkpoint_filter_fn(wide.state_dict(), square)["pos_embed"]
+    rows, cols = size[0] // 16, size[1] // 16
+    image = wide.pos_embed.detach().reshape(1, rows, cols, 128).permute(0, 3, 1, 2)
+    expected = nn.functional.interpolate(image, (4, 4), mode="bicubic", antialias=True)
+    assert relative_rms(found, expected.permute(0, 2, 3, 1).reshape(1, 16, 128)) < CLOSE
+    old = {key: value for key, value in wide.state_dict().items() if key != "nominal_grid"}
+    if rows * cols == 8:
+        with pytest.raises(InputError, match="its position embedding has 8 tokens, which are no square"):
+            checkpoint_filter_fn(old, square)
 
 
 def test_position_embedding_of_a_checkpoint_is_resampled():

@@ -135,8 +135,9 @@ def sanitizer(job: Job, tool: str) -> dict:
     summary = next((line for line in reversed(lines) if "SUMMARY" in line), "")
     if done.returncode == 0 and summary:
         return {"summary": summary}
+    last = (done.stderr.strip().splitlines() or [f"it ended with the code {done.returncode} and said nothing"])[-1]
     return {
         "status": "failed",
-        "reason": summary or done.stderr.strip().splitlines()[-1][:200],
+        "reason": summary or last[:200],
         "errors": lines[:LISTED],
     }
