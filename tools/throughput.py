@@ -29,7 +29,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=["metala_vit_tiny", "deit_tiny_patch16_224"], metavar="NAME")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["metala_vit_tiny", "deit_tiny_patch16_224"],
+        metavar="NAME",
+        help="timm's names, with arguments as in vit_tiny_patch16_224:embed_dim=128,depth=6 if a model has any",
+    )
     parser.add_argument("--resolutions", nargs="+", type=int, default=[224, 512, 1024], metavar="PIXELS")
     parser.add_argument("--mode", nargs="+", choices=("infer", "train"), default=["infer"])
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32"])

@@ -35,8 +35,8 @@ def _row(name: str, folders: list[Path]) -> dict:
         raise InputError(f"{name}: no such folder")
     results, epochs, logs = [], [], []
     for folder in sorted(folders):
-        results.append(_read(folder / "result.json", dict))
-        records = _read(folder / "history.json", list)
+        results.append(read_json(folder / "result.json", dict))
+        records = read_json(folder / "history.json", list)
         steps = [b["iter"] - a["iter"] for a, b in zip([{"iter": 0}, *records], records)]
         epochs += [(record["seconds"], count) for record, count in zip(records, steps)]
         keys = {"train_loss": "train/loss", "seconds": "seconds", "val_top1": "val/top1"}
@@ -76,7 +76,12 @@ def _median(values: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(values), 1), "low": round(min(values), 1), "high": round(max(values), 1)}
 
 
-def _read(path: Path, kind: type[Kind]) -> Kind:
+def read_json(path: Path, kind: type[Kind]) -> Kind:
+    """What a run has left in a file, which is to hold a dict or a list.
+
+    Raises:
+        InputError: no such file, no JSON, or something else in it.
+    """
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:

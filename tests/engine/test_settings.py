@@ -1,12 +1,10 @@
 """The settings of a run against those given later: what differs is said, and what to write."""
 
-import importlib.util
 import re
-import sys
 
 import pytest
 import torch
-from small_runs import DIGITS, ROOT, SMALL
+from small_runs import DIGITS, SMALL
 
 from metala_vision.engine import VisionRunner, apply_train_options, load_config
 from metala_vision.engine.evaluation import evaluate_checkpoints
@@ -44,19 +42,9 @@ def test_a_test_with_another_model_names_what_differs(run, tmp_path):
 
 
 @pytest.fixture
-def tool(monkeypatch):
+def tool(load_tool):
     """Runs tools/test.py in this process: tool(*arguments) -> its result."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
-    spec = importlib.util.spec_from_file_location("tool_of_tests", ROOT / "tools" / "test.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*arguments: str) -> dict:
-        monkeypatch.setattr(sys, "argv", ["test.py", *arguments])
-        return module.main(module.parse_args())
-
-    yield run
-    sys.modules.pop("arguments")
+    return load_tool("test.py")
 
 
 def test_a_checkpoint_is_tested_without_a_config(run, tool, tmp_path, capsys):

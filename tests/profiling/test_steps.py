@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metala_vision.errors import InputError
-from metala_vision.profiling.speed.steps import Cell, check_models, compiled, create, make_step, tokens
+from metala_vision.profiling.speed.steps import Cell, check_models, compiled, create, make_step, split_arguments, tokens
 
 NANO, TINY = "metala_vit_nano", "vit_tiny_patch16_224"
 
@@ -75,3 +75,31 @@ def test_a_float16_step_trains():
 def test_wrong_names(name, message):
     with pytest.raises(InputError, match=message):
         check_models([NANO, name])
+
+
+def test_models_with_arguments():
+    name = "vit_tiny_patch16_224:embed_dim=128,depth=2,num_heads=2,qkv_bias=False,global_pool=avg"
+    assert split_arguments(name) == (
+        "vit_tiny_patch16_224",
+        dict(embed_dim=128, depth=2, num_heads=2, qkv_bias=False, global_pool="avg"),
+    )
+    model = create(name, 64)
+    assert (model.embed_dim, len(model.blocks), model.blocks[0].attn.qkv.bias) == (128, 2, None)
+    assert tokens(model, 64) == 16
+    assert create("resnet18:num_classes=3", 64).fc.out_features == 3
+    check_models([name])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("metala_vit_nano:depth", "--models: got 'depth' in 'metala_vit_nano:depth', expected NAME:ARGUMENT=VALUE"),
+        ("metala_vit_nano:a-b=3", "--models: got 'a-b=3'"),
+        ("metala_vit_nono:depth=3", "unknown model 'metala_vit_nono'.*metala_vit_nano"),
+        ("metala_vit_nano:depht=3", "metala_vit_nano:depht=3: .*depht"),
+        ("resnet18:depht=3", "resnet18:depht=3: .*depht"),
+    ],
+)
+def test_models_with_wrong_arguments(name, message):
+    with pytest.raises(InputError, match=message):
+        create(name, 64)

@@ -1,5 +1,6 @@
 """What is timed: a timm model by name at any image size, and one step of inference or training with it."""
 
+import ast
 import types
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -29,7 +30,8 @@ class Cell(NamedTuple):
 
 def check_models(names: Iterable[str], option: str = "--models") -> None:
     """Raises InputError for a name that timm does not know; the message has near matches and the option it came by."""
-    for name in names:
+    for text in names:
+        name, _ = split_arguments(text, option)
         if not timm.is_model(name):
             raise InputError(f"{option}: unknown model {name!r}{near_matches(name, timm.list_models())}")
         try:
@@ -38,14 +40,48 @@ def check_models(names: Iterable[str], option: str = "--models") -> None:
             raise InputError(f"{option}: {name!r}: {error}") from error
 
 
+def split_arguments(text: str, option: str = "--models") -> tuple[str, dict[str, Any]]:
+    """ "vit_tiny_patch16_224:embed_dim=128,depth=6" -> the name and the arguments of `timm.create_model`.
+
+    Values are Python's numbers, True, False and None, and anything else is a string.
+
+    Raises:
+        InputError: an argument without a value; the message names `option`.
+    """
+    name, _, rest = text.partition(":")
+    arguments: dict[str, Any] = {}
+    for part in rest.split(",") if rest else ():
+        key, given, value = part.partition("=")
+        if not given or not key.isidentifier():
+            raise InputError(f"{option}: got {part!r} in {text!r}, expected NAME:ARGUMENT=VALUE,ARGUMENT=VALUE")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    return name, arguments
+
+
 def create(name: str, size: int | tuple[int, int], device: str = "cpu") -> nn.Module:
-    """A timm model for images of `size`; softmax ViTs get their position embedding resized to it."""
+    """A timm model for images of `size`; softmax ViTs get their position embedding resized to it.
+
+    Args:
+        name: of the model, with arguments if it has any, see `split_arguments`.
+        size: side of the images in pixels, or height and width.
+        device: where its weights are.
+
+    Raises:
+        InputError: no such model, or an argument that it does not take.
+    """
     check_models([name])
+    model, arguments = split_arguments(name)
     with torch.device(device):
         try:
-            return timm.create_model(name, img_size=size)
+            return timm.create_model(model, img_size=size, **arguments)
         except TypeError:  # a convolutional model: it has no nominal size
-            return timm.create_model(name)
+            try:
+                return timm.create_model(model, **arguments)
+            except TypeError as error:
+                raise InputError(f"{name}: {error}") from error
 
 
 def channels(model: nn.Module) -> int:

@@ -1,0 +1,82 @@
+"""Accuracy against image size, and against the time of an image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from metala_vision.description import size_name
+from metala_vision.figures import save_png
+
+
+def plot_sizes(rows: Sequence[dict], path: str | Path, trained: int | None = None) -> None:
+    """Top-1 against the side of the images, a line for each name, with bars from the lowest to the highest run.
+
+    Images that are not square are hollow squares, at the side of a square of their area.
+
+    Args:
+        rows: those of `gather_sizes`.
+        path: of the PNG.
+        trained: side of the training's images, which is marked.
+    """
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    panel = figure.subplots()
+    tested = [row for row in rows if "mean" in row]
+    for name in dict.fromkeys(row["name"] for row in tested):
+        mine = [row for row in tested if row["name"] == name]
+        squares = [row for row in mine if isinstance(row["size"], int)]
+        line = panel.errorbar(
+            [row["size"] for row in squares],
+            [row["mean"] for row in squares],
+            yerr=[
+                [row["mean"] - row["low"] for row in squares],
+                [row["high"] - row["mean"] for row in squares],
+            ],
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=name,
+        )
+        for row in mine:
+            if not isinstance(row["size"], int):
+                side = (row["size"][0] * row["size"][1]) ** 0.5
+                panel.plot(side, row["mean"], "s", mfc="none", color=line[0].get_color())
+                panel.annotate(
+                    size_name(row["size"]), (side, row["mean"]), xytext=(5, 3), textcoords="offset points", fontsize=7
+                )
+    if trained is not None:
+        panel.axvline(trained, color="0.6", linestyle=":", zorder=0)
+        panel.annotate("trained", (trained, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color="0.4")
+    panel.set_xscale("log", base=2)
+    sides = sorted({row["size"] for row in tested if isinstance(row["size"], int)})
+    panel.set_xticks(sides, [str(side) for side in sides])
+    panel.set_xticks([], minor=True)
+    panel.set(xlabel="side of the test images, pixels", ylabel="top-1, percent")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    save_png(figure, path, dpi=150)
+
+
+def plot_accuracy_against_time(rows: Sequence[dict], path: str | Path) -> None:
+    """Top-1 against the milliseconds of an image, a line through the sizes of each name, which stand beside the points.
+
+    `rows` are those of `gather_sizes`; those without accuracy or time are left out.
+    """
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    panel = figure.subplots()
+    both = [row for row in rows if "mean" in row and row["milliseconds"] is not None]
+    for name in dict.fromkeys(row["name"] for row in both):
+        mine = [row for row in both if row["name"] == name]
+        panel.plot([row["milliseconds"] for row in mine], [row["mean"] for row in mine], "o-", markersize=4, label=name)
+        for row in mine:
+            place = row["milliseconds"], row["mean"]
+            panel.annotate(size_name(row["size"]), place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.set(xlabel="milliseconds of an image", ylabel="top-1, percent")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    save_png(figure, path, dpi=150)
