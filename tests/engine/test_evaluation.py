@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import timm
 import torch
 from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
-from small_runs import DIGITS, ROOT, SMALL
+from small_runs import DIGITS, SMALL
+from tool_process import run_tool
 
 from metala_vision.data import Digits, EvalTransform
 from metala_vision.engine import VisionRunner, load_config
@@ -210,10 +209,10 @@ def test_browse(config, tmp_path):
             browse(config, **{"split": "val", "path": tmp_path / "x.png", **options})
 
 
-def test_dry_run_tool(tmp_path):
+def test_dry_run_tool(tmp_path, monkeypatch):
     """Two steps of each process, an estimate, and nothing left behind."""
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), str(DIGITS), "--dry-run", "--amp", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = run_tool("train.py", str(DIGITS), "--dry-run", "--amp", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["images_per_step"] == 64
@@ -253,14 +252,10 @@ def test_dry_run_of_fewer_images_than_two_batches(tmp_path):
 
 
 def test_test_tool_on_several(checkpoints, tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "test.py"), str(DIGITS), *(path for path, _ in checkpoints)]
+    command = ["test.py", str(DIGITS), *(path for path, _ in checkpoints)]
     options = [f"{key}={value}" for key, value in OPTIONS.items()]
     out = tmp_path / "out"
-    done = subprocess.run(
-        [*command, "--resolutions", "8", "10", "--out", str(out), "--json", "--cfg-options", *options],
-        capture_output=True,
-        text=True,
-    )
+    done = run_tool(*command, "--resolutions", "8", "10", "--out", str(out), "--json", "--cfg-options", *options)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)) == 4
     assert json.loads(done.stdout) == json.loads(Path(out / "result.json").read_text())

@@ -3,14 +3,15 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 import textwrap
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
-from small_runs import DIGITS, ROOT, assert_same_checkpoint
+from small_runs import DIGITS, assert_same_checkpoint
+from tool_process import run_tool
 
 from metala_vision.files import write_atomic, write_json
 
@@ -81,15 +82,9 @@ def train(tmp_path_factory):
     (folder / "killer.py").write_text(KILLER)
     (folder / "config.py").write_text(textwrap.dedent(CONFIG))
 
-    def run(work_dir: Path, *arguments: str, kill: str = "", **kwargs) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "tools" / "train.py"), str(folder / "config.py"), "--work-dir", str(work_dir)]
-            + [*arguments, "--device", "cpu"],
-            env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "KILL": kill, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            **kwargs,
-        )
+    def run(work_dir: Path, *arguments: str, kill: str = "", **kwargs) -> CompletedProcess:
+        command = ["train.py", str(folder / "config.py"), "--work-dir", str(work_dir), *arguments, "--device", "cpu"]
+        return run_tool(*command, env={"PYTHONPATH": str(folder), "KILL": kill, "OMP_NUM_THREADS": "1"}, **kwargs)
 
     return run
 
@@ -135,10 +130,8 @@ def test_full_disk_keeps_the_former_checkpoint(train, straight, tmp_path):
     assert first.returncode == 0, first.stderr
     before = (work_dir / "last.pth").read_bytes()
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
-
-    failed = train(work_dir, "--resume", "auto", preexec_fn=limit)
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+    failed = train(work_dir, "--resume", "auto", prepare=limit)
     assert failed.returncode == 2
     assert "could not be written after epoch 2" in failed.stderr
     assert "Traceback" not in failed.stderr

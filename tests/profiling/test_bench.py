@@ -1,13 +1,12 @@
 """Benchmarks: what they count, what they print, and what they refuse."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from tool_process import run_tool
 
 from metala_vision.errors import InputError
 from metala_vision.kernels.linear import takes_onednn
@@ -102,13 +101,13 @@ def test_unknown_model_lists_near_matches():
 
 def test_tool():
     """Catches output on stdout that is no JSON, and an exit code 0 for an error."""
-    tool = [sys.executable, str(ROOT / "tools" / "bench_model.py"), "--cells", "32", "--rounds", "1", "--json"]
-    good = subprocess.run([*tool, "--models", "metala_vit_nano"], capture_output=True, text=True, check=False)
+    tool = ["bench_model.py", "--cells", "32", "--rounds", "1", "--json"]
+    good = run_tool(*tool, "--models", "metala_vit_nano")
     assert good.returncode == 0, good.stderr
     assert json.loads(good.stdout)["rows"][0]["model"] == "metala_vit_nano"
-    bad = subprocess.run([*tool, "--models", "metala_vit_nan"], capture_output=True, text=True, check=False)
+    bad = run_tool(*tool, "--models", "metala_vit_nan")
     assert bad.returncode == 2
     assert bad.stderr.strip().splitlines()[-1].startswith("error: --models: unknown model")
-    none = subprocess.run([*tool, "--device", "mps"], capture_output=True, text=True, check=False)
+    none = run_tool(*tool, "--device", "mps")
     assert none.returncode == 2
     assert none.stderr.startswith("error: --device: got 'mps', expected auto, cpu, cuda or cuda:1")

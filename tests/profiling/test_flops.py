@@ -1,13 +1,12 @@
 """Counts of whole models: three ways that must agree, parts that must add up, and nothing left out in silence."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from tool_process import run_tool
 from torch import nn
 
 from metala_vision.errors import InputError
@@ -181,12 +180,12 @@ def test_sizes():
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "flops.py"), "--json", "--models", "metala_vit_nano"]
-    done = subprocess.run([*command, "--img-size", "64", "--out", str(tmp_path)], capture_output=True, text=True)
+    command = ["flops.py", "--json", "--models", "metala_vit_nano"]
+    done = run_tool(*command, "--img-size", "64", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"][0]["formula"] == json.loads(done.stdout)["rows"][0]["macs"]
     assert "Warning" not in done.stderr
-    done = subprocess.run([*command, "maxvit_tiny_rw_224", "--img-size", "100"], capture_output=True, text=True)
+    done = run_tool(*command, "maxvit_tiny_rw_224", "--img-size", "100")
     assert done.returncode == 2, done.stderr
     assert "maxvit_tiny_rw_224 at 100: AssertionError: " in done.stderr
     assert "metala_vit_nano                    100" in done.stderr  # and the others' rows

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from tool_process import run_tool
 from torch import nn
 
 from metala_vision.errors import InputError
@@ -297,8 +298,7 @@ def test_bad_requests(request_, message, tmp_path):
 
 
 def test_a_wrong_name(tmp_path):
-    command = [*TOOL, "--models", NANO, "deit_tinny_patch16_224", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_tool("throughput.py", "--models", NANO, "deit_tinny_patch16_224", "--out", str(tmp_path))
     assert done.returncode == 2
     assert "unknown model 'deit_tinny_patch16_224' (did you mean deit_tiny_patch16_224" in done.stderr
 
