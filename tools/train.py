@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a classifier, a detector or a segmenter from a config, then test its best weights.
+"""Train a classifier, a detector or a segmenter from a config, then test its best weights, or its last ones.
 
 Leaves in the work_dir: the config, last.pth and best.pth, history.json and curves.png, logs with TensorBoard's, and of
 the test split result.json and per_class.csv, with confusion_matrix.png or a folder of pictures. The last line printed

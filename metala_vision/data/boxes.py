@@ -14,8 +14,10 @@ from torch.utils.data import Dataset
 from metala_vision.errors import InputError
 
 from .base import UnreadableImageError, check_split
+from .plausibility import Fit, check_fit, in_corner
 from .sampling import SampleKey
 
+MAX_MISFIT = 0.2
 LISTED = 5  # files that the log names for each kind of fault
 
 
@@ -36,10 +38,11 @@ class Objects(NamedTuple):
 
 
 class Troubles:
-    """Counts the faults found in annotations, by kind; `log` reports them."""
+    """Counts the faults found in annotations, by kind, and how many boxes fit; `log` reports the faults."""
 
     def __init__(self):
         self.files: dict[str, list[str]] = {}
+        self.fit = Fit()
 
     def add(self, kind: str, file: str) -> None:
         """Counts one more fault of a kind, found in a file."""
@@ -68,9 +71,10 @@ class BoxDataset(Dataset):
         objects: the objects of each image.
         transform: a `BoxTransform`, or its config; None leaves images as they are.
         troubles: faults that were found while the annotations were read.
+        max_misfit: share of the boxes that may be dropped or clipped, since they do not fit their image.
 
     Raises:
-        InputError: an unknown split, no images, a training split without any object.
+        InputError: an unknown split, no images, no object in any of them, too many boxes that do not fit.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class BoxDataset(Dataset):
         objects: Sequence[Objects],
         transform: dict | None = None,
         troubles: Troubles | None = None,
+        max_misfit: float = MAX_MISFIT,
     ):
         check_split(split)
         self.split = split
@@ -91,9 +96,15 @@ class BoxDataset(Dataset):
         where = f"{type(self).__name__} ({split})"
         if not self.objects:
             raise InputError(f"{where}: no images")
+        check_fit(where, self.troubles.fit, max_misfit)
         empty = sum(len(found.boxes) == 0 for found in self.objects)
-        if empty == len(self.objects) and split == "train":
-            raise InputError(f"{where}: none of its {empty} images has an object")
+        if empty == len(self.objects):
+            purpose = "learn from" if split == "train" else "measure"
+            faults = ", ".join(f"{count} {kind}" for kind, count in self.troubles.counts().items())
+            raise InputError(
+                f"{where}: none of its {empty} images has an object, so there is nothing to {purpose}"
+                f"{f'; in its annotations: {faults}' if faults else ''}"
+            )
         if empty:
             print_log(
                 f"{where}: {empty} of {len(self.objects)} images have no object", logger="current", level=logging.INFO
@@ -181,7 +192,7 @@ def sound_boxes(boxes: np.ndarray, size: tuple[int, int] | None, file: str, trou
         file: name of the file, for messages.
         troubles: where faults are counted.
     """
-    keep = []
+    keep, clipped = [], 0
     for i, (left, top, right, bottom) in enumerate(boxes.tolist()):
         if not np.isfinite([left, top, right, bottom]).all() or right <= left or bottom <= top:
             troubles.add("degenerate boxes dropped", file)
@@ -193,7 +204,9 @@ def sound_boxes(boxes: np.ndarray, size: tuple[int, int] | None, file: str, trou
                 continue
             if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
                 troubles.add("boxes clipped to their image", file)
+                clipped += 1
         keep.append(i)
+    troubles.fit += Fit(len(boxes), len(boxes) - len(keep), clipped, in_corner(boxes))
     return np.array(keep, dtype=np.int64)
 
 

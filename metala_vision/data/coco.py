@@ -10,10 +10,11 @@ from mmengine.registry import DATASETS
 from metala_vision.errors import InputError
 
 from .base import check_split
-from .boxes import BoxDataset, Troubles
+from .boxes import MAX_MISFIT, BoxDataset, Troubles
 from .coco_file import read_coco
 from .coco_objects import UNUSABLE, objects_of, size_of_codes
 from .image_folder import read_image
+from .presence import check_there
 from .rle import decode_any
 from .sizes import check_sizes, size_of_picture, stated_size
 from .splits import held_out
@@ -36,12 +37,14 @@ class CocoDetection(BoxDataset):
             test split. None where each split has a file.
         orientation: turn pictures as their EXIF note says, unless the width and height of the image entry, or the size
             of a run-length code, decide; see the module `orientation`.
-        max_share: share of the pictures whose size may differ from the one that the file states. Such pictures are
-            refused: a sample of the pictures is checked here, and every picture when it is loaded.
+        max_share: share of the pictures that may be missing, or differ in size from what the file states. Such
+            pictures are refused: a sample of the sizes is checked here, and every picture when it is loaded.
+        max_misfit: share of the boxes that may be dropped or clipped, since they do not fit their image.
 
     Raises:
         InputError: a missing or broken file, an annotation of an unknown image or category, no usable mask where masks
-            are asked for, two images with one id, too many pictures of another size.
+            are asked for, two images with one id, too many pictures that are missing or of another size, too many boxes
+            that do not fit.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class CocoDetection(BoxDataset):
         holdout: float | None = None,
         orientation: bool = True,
         max_share: float = 0.01,
+        max_misfit: float = MAX_MISFIT,
     ):
         check_split(split)
         self.file = Path(root) / annotations.format(split=split)
@@ -77,7 +81,7 @@ class CocoDetection(BoxDataset):
             if annotation.get("image_id") not in of_image:
                 raise InputError(
                     f"annotations: {self.file}: annotation {annotation.get('id')} is of image "
-                    f"{annotation.get('image_id')}, which the file does not have"
+                    f"{annotation.get('image_id')!r}, which the file does not have; remove it, or add its image"
                 )
             if annotation.get("category_id") not in categories:
                 raise InputError(
@@ -100,13 +104,14 @@ class CocoDetection(BoxDataset):
             self.paths.append(path)
             self.sizes.append(stated)
             found.append(objects_of(annotated, label_of, name, size, masks, troubles))
+        check_there("images", self.paths, folder, max_share)
         check_sizes("annotations", self.paths, self.sizes.__getitem__, troubles, max_share)
         objects = sum(len(of_image[image["id"]]) for image in images_of_split)
         unusable = {kind: count for kind, count in troubles.counts().items() if kind in UNUSABLE}
         if objects and sum(unusable.values()) == objects:
             kinds = "; ".join(f"{count} {kind}, as {troubles.files[kind][0]}" for kind, count in unusable.items())
             raise InputError(f"masks: none of the objects in {self.file} has a mask that can be used: {kinds}")
-        super().__init__(split, names, [path.name for path in self.paths], found, transform, troubles)
+        super().__init__(split, names, [path.name for path in self.paths], found, transform, troubles, max_misfit)
 
     def load(self, index: int) -> np.ndarray:
         return read_image(self.paths[index], 3, self.orientation, self.sizes[index])

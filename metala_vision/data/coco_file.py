@@ -30,7 +30,9 @@ def read_coco(file: Path, troubles: Troubles) -> dict[str, list[dict]]:
     except ValueError as error:
         raise InputError(f"annotations: {file} is no whole JSON file: {error}") from error
     for part, keys in WANTED.items():
-        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(content, dict) or part not in content:
+            raise InputError(f"annotations: {file} has no {part!r}; expected an object with {', '.join(WANTED)}")
+        entries = content[part]
         if not isinstance(entries, list) or not all(isinstance(e, dict) and all(k in e for k in keys) for e in entries):
             raise InputError(f"annotations: {file}: {part!r} is no list of objects with {', '.join(keys)}")
     if not content["images"]:

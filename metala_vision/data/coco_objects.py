@@ -43,7 +43,11 @@ def objects_of(
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
         areas = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], np.float32)
     except (TypeError, ValueError, IndexError) as error:
-        raise InputError(f"annotations: {file} has a bbox that is no list of four numbers") from error
+        wrong = next((a for a in annotations if not _is_box(a["bbox"])), annotations[0])
+        raise InputError(
+            f"annotations: {file}: annotation {wrong.get('id')} has the bbox {wrong['bbox']!r}, expected four numbers "
+            f"in a list"
+        ) from error
     boxes[:, 2:] += boxes[:, :2]
     labels = np.array([label_of[a["category_id"]] for a in annotations], np.int64)
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
@@ -59,6 +63,10 @@ def objects_of(
         segmentations = tuple(found)
     keep = sound_boxes(boxes, size, file, troubles)
     return Objects(boxes, labels, crowd, segmentations, areas).only(keep)
+
+
+def _is_box(bbox: object) -> bool:
+    return isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox)
 
 
 def size_of_codes(annotations: Sequence[dict]) -> Size | None:

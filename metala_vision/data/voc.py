@@ -1,19 +1,22 @@
 """Boxes in VOC's form: an XML file beside each image."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from metala_vision.errors import InputError, near_matches
 
 from .base import check_split
-from .boxes import BoxDataset, Objects, Troubles, sound_boxes
+from .boxes import MAX_MISFIT, BoxDataset, Objects, Troubles, sound_boxes
 from .image_folder import SUFFIXES, read_image
 from .orientation import Size
+from .presence import check_there
 from .sizes import check_sizes, size_of_picture, stated_size
 
 
@@ -37,9 +40,11 @@ class VOCDetection(BoxDataset):
             is checked here, and every picture when it is loaded.
         orientation: turn pictures as their EXIF note says, unless the size in the annotation file decides; see the
             module `orientation`.
+        max_misfit: share of the boxes that may be dropped or clipped, since they do not fit their image.
 
     Raises:
-        InputError: a missing folder or file, an unknown class, too many broken annotations or pictures of another size.
+        InputError: a missing folder or file, an unknown class, too many broken annotations, pictures that are missing
+            or of another size, or boxes that do not fit.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class VOCDetection(BoxDataset):
         one_based: bool = True,
         max_share: float = 0.01,
         orientation: bool = True,
+        max_misfit: float = MAX_MISFIT,
     ):
         check_split(split)
         if difficult not in ("ignore", "use"):
@@ -89,8 +95,11 @@ class VOCDetection(BoxDataset):
                 f"--data-root (root): {len(broken)} of the {len(listed)} annotation files of the {split} split cannot "
                 f"be read, more than max_share={max_share:g}; the first: {broken[0]}"
             )
+        check_there("root", self.paths, folder / "JPEGImages", max_share)
+        count = sum(len(one.boxes) for one in found)
+        print_log(f"{folder} ({split}): {len(found)} images, {count} objects", logger="current", level=logging.INFO)
         check_sizes("root", self.paths, self.sizes.__getitem__, troubles, max_share)
-        super().__init__(split, classes, [path.stem for path in self.paths], found, transform, troubles)
+        super().__init__(split, classes, [path.stem for path in self.paths], found, transform, troubles, max_misfit)
 
     def load(self, index: int) -> np.ndarray:
         return read_image(self.paths[index], 3, self.orientation, self.sizes[index])

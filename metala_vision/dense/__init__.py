@@ -1,6 +1,7 @@
 """A feature pyramid over any timm model, and builders of the detectors and segmenters that stand on it."""
 
 from .detector import DETECTORS, detector
+from .loading import load_dense
 from .pyramid import PyramidNeck, SimpleFeaturePyramid
 from .segmenter import SEGMENTERS, segmenter, sliding_window
 from .trunk import FeatureMap, create_trunk, trunk_arguments
@@ -13,6 +14,7 @@ __all__ = [
     "SimpleFeaturePyramid",
     "create_trunk",
     "detector",
+    "load_dense",
     "segmenter",
     "sliding_window",
     "trunk_arguments",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -243,7 +244,12 @@ def test_coco_areas(coco):
     [
         ([annotation(image_id=1)], {}, {}, "annotation 1 is of image 1, which the file does not have"),
         ([annotation(category_id=1)], {}, {}, "annotation 1 has category 1, expected one of 3, 7"),
-        ([annotation(bbox=[1, 2])], {}, {}, "y.jpg has a bbox that is no list of four numbers"),
+        (
+            [annotation(bbox=[1, 2])],
+            {},
+            {},
+            r"y.jpg: annotation 1 has the bbox \[1, 2\], expected four numbers",
+        ),
         ([annotation(segmentation=[])], {}, dict(masks=True), "masks: none of the objects"),
         ([annotation()], dict(images="x"), {}, "'images' is no list of objects with id, file_name"),
         ([annotation()], dict(images=[]), {}, "has no images"),
@@ -268,9 +274,71 @@ def test_a_torn_file(coco, tmp_path):
 
 
 def test_an_image_that_is_not_there(coco, tmp_path):
+    """At once, with what lies nearest; a small share is reported when it is loaded."""
     folder = coco([annotation()])
-    (tmp_path / "train2017" / "y.jpg").unlink()
-    assert "y.jpg" in CocoDetection(folder, "train")[1]["error"]
+    images = tmp_path / "train2017"
+    (images / "y.jpg").rename(images / "y.png")
+    message = "images: 1 of the 2 pictures that the annotations name are not there, more than max_share=0.01; the first"
+    with pytest.raises(InputError, match=f"{message}.*y.jpg. There is y.png, with another suffix"):
+        CocoDetection(folder, "train")
+    assert "y.jpg" in CocoDetection(folder, "train", max_share=0.5)[1]["error"]
+    names = [dict(id=i, file_name=f"train2017/{n}", width=40, height=30) for i, n in ((50, "x.jpg"), (60, "y.png"))]
+    with pytest.raises(InputError, match=rf"The names begin with train2017/ already: give .* {re.escape(folder)}$"):
+        CocoDetection(coco([annotation()], images=names), "train")
+    names = [{**image, "file_name": image["file_name"].replace("train2017", "old")} for image in names]
+    with pytest.raises(InputError, match="x.jpg: the names have folders before them that are not there"):
+        CocoDetection(coco([annotation()], images=names), "train")
+
+
+def test_a_missing_image_of_voc(voc):
+    folder = voc({**good(), "b": ""})
+    (Path(folder) / "JPEGImages" / "b.jpg").unlink()
+    with pytest.raises(InputError, match="root: 1 of the 2 pictures that the annotations name are not there"):
+        VOCDetection(folder, "train", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (
+            [[20, 20, 30, 25]] * 11,
+            "11 of 14 boxes do not fit their pictures .0 enclose nothing or lie outside, 11 ",
+        ),
+        ([[50, 40, 5, 5]] * 11, "11 of 14 boxes do not fit their pictures .11 enclose nothing or lie outside, 0 reach"),
+        (
+            [[0.2, 0.3, 0.5, 0.5]] * 11,
+            "11 of 14 boxes lie within one pixel of the upper left corner; they look like ",
+        ),
+        ([[20, 20, 30, 25]] * 10, None),
+        ([[2, 2, 30, 25]] * 11, None),
+    ],
+    ids=["two corners", "resized", "shares", "single mistakes", "sound"],
+)
+def test_boxes_of_another_form(coco, boxes, message):
+    """Catches a detector that is trained for hours on boxes that are none; few mistakes are counted alone."""
+    sound = [annotation(id=100 + i) for i in range(3)]
+    folder = coco([*sound, *(annotation(id=i, bbox=box) for i, box in enumerate(boxes))])
+    if message is None:
+        CocoDetection(folder, "train")
+        return
+    with pytest.raises(InputError, match=message):
+        CocoDetection(folder, "train")
+    if "corner" not in message:
+        CocoDetection(folder, "train", max_misfit=1.0)
+
+
+def test_nothing_to_measure(coco):
+    """Catches a validation without any object, whose mAP is no number."""
+    with pytest.raises(InputError, match="none of its 2 images has an object, so there is nothing to learn from"):
+        CocoDetection(coco([]), "train")
+    files = dict(annotations="annotations/instances_train2017.json", images="train2017")
+    with pytest.raises(InputError, match="val.: none of its 2 images has an object, so there is nothing to measure"):
+        CocoDetection(coco([]), "val", **files)
+
+
+def test_ids_of_another_kind_are_shown_as_they_are(coco):
+    with pytest.raises(InputError, match="annotation 1 is of image '60', which the file does not have; remove it, or"):
+        CocoDetection(coco([annotation(image_id="60")]), "train")
 
 
 def test_transform_moves_boxes_and_masks_together():

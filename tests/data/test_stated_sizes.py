@@ -172,13 +172,9 @@ def test_boxes_outside_of_a_picture_whose_size_is_not_stated(tmp_path, kind, wri
     """Catches boxes that vanish when a picture is loaded, and were counted nowhere."""
     photograph(tmp_path / folder / "a.jpg", 6)
     arguments = write(tmp_path, {"a.jpg": None}, (50, 5, 60, 15))  # within the stored picture
-    with pytest.raises(InputError, match="none of its 1 images has an object"):
+    message = "none of its 1 images has an object.*; in its annotations: 1 boxes outside of their image dropped"
+    with pytest.raises(InputError, match=message):
         kind(**arguments)
-    for part in ("train", "train.json", "train.txt"):
-        if (tmp_path / part).exists():
-            (tmp_path / part).rename(tmp_path / part.replace("train", "val"))
-    data = kind(**(arguments | dict(split="val")))
-    assert data.troubles.counts() == {"boxes outside of their image dropped": 1}
 
 
 def test_voc_names_of_another_picture(tmp_path):

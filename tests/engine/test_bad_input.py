@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from small_runs import DIGITS, ROOT, SMALL, prepare
+from tool_process import run_tool
 
 from metala_vision.engine import (
     VisionRunner,
@@ -116,11 +117,21 @@ def test_config_values(small_config, options, message):
         VisionRunner.from_cfg(small_config(options)).prepare()
 
 
+def test_a_schedule_that_is_all_warm_up(small_config):
+    """Catches mmengine's message of a begin and an end, for a run of one epoch behind a warm-up of one."""
+    runner = VisionRunner.from_cfg(small_config({"train_cfg.max_epochs": 1, "param_scheduler.1.end": 1}))
+    runner.prepare()
+    with pytest.raises(InputError, match="no step left. With so few epochs shorten the warm-up too, by param_sch"):
+        runner.build_param_scheduler(runner.param_schedulers)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"modell.backbone": 1}, "the config has no 'modell'.*did you mean model"),
         ({"model.backbon.depth": 1}, "model has no 'backbon'.*did you mean backbone"),
+        ({"train_cfg.max_epoch": 5}, "config: train_cfg has no 'max_epoch' .did you mean max_epochs"),
+        ({"train_dataloader.batchsize": 5}, "config: train_dataloader has no 'batchsize' .did you mean batch_size"),
         ({"train_dataloder": 1}, "unknown key 'train_dataloder'.*did you mean train_dataloader"),
         ({"model.backbone.depth.x": 1}, "'depth' is 4, which has no parts"),
         ({"epochs": 3}, "'epochs' is a variable of the config file"),
@@ -265,13 +276,13 @@ def test_tools_exit_codes(run_small):
     """0 with one JSON line last on stdout, 2 with one line on stderr and no traceback."""
     runner, result = run_small()
     options = [f"{key}={value}" for key, value in SMALL.items() if key.startswith(("model", "test"))]
-    command = [sys.executable, str(ROOT / "tools" / "test.py"), str(DIGITS)]
+    command = ["test.py", str(DIGITS)]
     best = str(Path(runner.work_dir) / "best.pth")
-    done = subprocess.run([*command, best, "--json", "--cfg-options", *options], capture_output=True, text=True)
+    done = run_tool(*command, best, "--json", "--cfg-options", *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["top1"] == result["top1"]
     assert json.loads((Path(runner.work_dir) / "test" / "result.json").read_text())["top1"] == result["top1"]
-    failed = subprocess.run([*command, "none.pth"], capture_output=True, text=True)
+    failed = run_tool(*command, "none.pth")
     assert failed.returncode == 2
     assert failed.stderr.strip() == "error: checkpoint: no file none.pth"
 

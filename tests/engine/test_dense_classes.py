@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from metala_vision.data import ShapesDetection, ShapesSegmentation
 from metala_vision.data.masks import IGNORE
+from metala_vision.dense import load_dense
 from metala_vision.description import KEY, description_in
 from metala_vision.engine import VisionRunner, apply_train_options, load_config
 from metala_vision.engine.evaluation import evaluate_checkpoints
@@ -155,6 +156,37 @@ def test_a_checkpoint_describes_itself(task, tmp_path):
     else:
         assert (described["input_size"], described["grid"]) == ([3, 64, 64], [8, 8])
         assert (described["short_side"], described["window"], described["interpolation"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("task", CONFIGS)
+def test_a_checkpoint_becomes_its_model(task, tmp_path):
+    """Catches a detector or segmenter that is made anew with other settings than it was trained with."""
+    config = _for_training(config_of(task, {"model.std": (0.2, 0.3, 0.4)}), tmp_path / "run")
+    runner = VisionRunner.from_cfg(config)
+    runner.prepare()
+    runner.save_checkpoint(str(tmp_path), "x.pth", save_param_scheduler=False)
+    model, described = load_dense(tmp_path / "x.pth")
+    net = runner.task.net.eval()
+    assert not model.training
+    image = torch.rand(3, 64, 80)
+    with torch.inference_mode():
+        if task == "detection":
+            (found,), (expected,) = model([image]), net([image])
+            assert len(found["boxes"]) > 0
+            assert all(torch.equal(found[key], expected[key]) for key in expected)
+            assert model.transform.image_std == [0.2, 0.3, 0.4]
+        else:
+            assert torch.equal(model(image[None]), net(image[None]))
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    averaged = {key: value + 1 for key, value in content["state_dict"].items()}
+    torch.save({**content, "state_dict_ema": averaged}, tmp_path / "x.pth")
+    again, _ = load_dense(tmp_path / "x.pth")
+    assert all(torch.equal(value, averaged[key]) for key, value in again.state_dict().items())
+    torch.save(content["state_dict"], tmp_path / "bare.pth")
+    with pytest.raises(InputError, match="bare.pth is of the task None, expected a detector's or a segmenter's"):
+        load_dense(tmp_path / "bare.pth")
+    with pytest.raises(InputError, match="no file none.pth"):
+        load_dense("none.pth")
 
 
 def test_mere_numbers_are_no_names(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
 
 from metala_vision.errors import InputError, near_matches
 
@@ -48,7 +49,27 @@ def load_config(path: str, options: dict | Sequence[str] | None = None) -> Confi
     for key in options:
         _check_option(config, key)
     config.merge_from_dict(options)
+    _check_parts(config)
     return config
+
+
+def _check_parts(config: Config) -> None:
+    """Checks the keys of loaders and of the training loop, which get them as arguments without a check of their own.
+
+    Raises:
+        InputError: one that they do not take.
+    """
+    own = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}  # mmengine's
+    of_loader = own | (set(inspect.signature(DataLoader.__init__).parameters) - {"self"})
+    of_loop = set(inspect.signature(EpochBasedTrainLoop.__init__).parameters) - {"self", "runner", "dataloader"}
+    loaders = {f"{part}_dataloader": of_loader for part in ("train", "val", "test")}
+    by_epoch = dict(config["train_cfg"]).get("by_epoch", True)  # the other loop is refused by its name
+    for part, keys in {**loaders, **({"train_cfg": of_loop | {"by_epoch"}} if by_epoch else {})}.items():
+        if not isinstance(config.get(part), dict) or "type" in config[part]:
+            continue
+        for key in config[part]:
+            if key not in keys:
+                raise InputError(f"config: {part} has no {key!r}{near_matches(key, keys)}")
 
 
 def _parse_options(strings: Sequence[str]) -> dict:

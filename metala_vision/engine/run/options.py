@@ -191,12 +191,14 @@ def apply_test_options(
         InputError: an option that does not fit.
     """
     if not Path(checkpoint).is_file():
-        raise InputError(f"checkpoint: no file {checkpoint}")
+        beside = sorted(path.name for path in Path(checkpoint).parent.glob("*.pth"))
+        hint = f"; there is {' and '.join(beside)} in its folder" if beside else ""
+        raise InputError(f"checkpoint: no file {checkpoint}{hint}")
     config.device = check_device(device)
     limit_workers(config)
     transform = config.test_dataloader.dataset.get("transform") or {}
     if img_size is not None and min(img_size if isinstance(img_size, tuple) else (img_size,)) < 1:
-        raise InputError(f"--img-size, --resolutions: got {size_name(img_size)}, expected positive integers")
+        raise InputError(f"--img-size, --resolutions: got {size_name(img_size)}, expected a positive integer")
     if crop_ratio is not None and not 0 < crop_ratio <= 1:
         raise InputError(f"--crop-ratio: got {crop_ratio}, expected a number in (0, 1]")
     for key, value in (("img_size", img_size), ("crop_ratio", crop_ratio)):

@@ -104,8 +104,16 @@ class VisionRunner(Runner):
             return super().build_optim_wrapper(optim_wrapper)
 
     def build_param_scheduler(self, scheduler: dict | list) -> list:
-        with config_errors():
-            return super().build_param_scheduler(scheduler)
+        try:
+            with config_errors():
+                return super().build_param_scheduler(scheduler)
+        except InputError as error:
+            if "end should be larger than begin" not in str(error):
+                raise
+            raise InputError(
+                f"{error}: a part of the schedule has no step left. With so few epochs shorten the warm-up too, by "
+                f"param_scheduler.0.end and param_scheduler.1.begin, or leave it out"
+            ) from error
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
         """Scales the rates by the images of an optimiser step over `base_batch_size`, if enabled; logs the rate."""

@@ -161,7 +161,10 @@ def check_classes(datasets: Sequence, num_classes: int, setting: str) -> None:
         if tuple(dataset.classes) != tuple(first.classes):
             which = f"data: the classes of {place(dataset)} differ from those of {first.split}"
             match_classes(first.classes, dataset.classes, which)
-            raise InputError(f"{which}: they are the same in another order; give all splits one order")
+            raise InputError(
+                f"{which}: they are the same in another order; give all splits one order (in COCO's form that of the "
+                f"category ids)"
+            )
     if len(first.classes) != num_classes:
         found = f" ({listed(names)})" if (names := names_of(first)) else ""
         raise InputError(
