@@ -29,9 +29,10 @@ types: $(PACKAGE)
 docs: $(PACKAGE)
 	$(BIN)/mkdocs build --quiet --strict
 
+# Long files come first (tests/conftest.py), and xdist is not to put those of many tests before them.
 # The Triton kernels run in their interpreter, which is chosen when Triton is imported: a process of its own.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreter
 
 timm-suite: $(VENV)/.installed

@@ -16,6 +16,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim:DeprecationWarning")
 
 
+# Files of few tests that take long. Two workers that get them last end minutes apart.
+LONG = (
+    *("engine/test_distributed.py", "engine/test_dense_distributed.py", "engine/test_interruption.py"),
+    *("profiling/test_throughput.py", "profiling/test_gpu_report.py", "kernels/test_gpu_compile.py"),
+    *("kernels/test_sanitizers.py", "engine/test_dense_training.py", "engine/test_resuming.py"),
+    *("test_bare_checkout.py", "test_beside_others.py", "test_docs.py", "kernels/test_native_in_use.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
