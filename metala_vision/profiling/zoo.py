@@ -38,6 +38,11 @@ RUNS = """## Trained here
 Top-1 in percent, mean and deviation of the seeds; processor and threads stand in the log. Rows of one log share their
 config but for the option they are named by.
 """
+AT_SIZES = """## Accuracy over image sizes
+
+The weights of a training tested at other sizes than its own (`tools/test.py --resolutions`), beside the time of an
+image (`tools/accuracy_at_sizes.py`).
+"""
 THROUGHPUT = """## Throughput and memory
 
 {environment}.
@@ -68,7 +73,7 @@ def build(root: str | Path) -> str:
     root = Path(root)
     results = _results(root / "results")
     parts = [HEADER, _costs(root / "results" / "flops.json"), _imagenet(root / "configs" / "imagenet", results)]
-    parts += [_runs(root, results)]
+    parts += [_runs(root, results), *_at_sizes(root)]
     parts += [_throughput(path, root) for path in sorted((root / "results").glob("throughput*/cells.json"))]
     parts += [_gpus(root)]
     return "\n".join(parts)
@@ -157,6 +162,8 @@ def _results(folder: Path) -> list[dict]:
     for path in sorted(folder.glob("*.json")):
         content = _read(path)
         for row in content.get("rows", []) if isinstance(content, dict) else ():
+            if "size" in row:  # of tools/accuracy_at_sizes.py or tools/flops.py
+                continue
             if "top1" in row and not {"config", "dataset"} <= set(row):
                 raise InputError(
                     f"{path}: row {row.get('name')!r} has no config and dataset: run compare_runs.py again"
@@ -185,6 +192,22 @@ def _runs(root: Path, results: Sequence[dict]) -> str:
         )
     titles = ["data", "model", "parameters, M", "epochs", "top-1 (seeds)", "s per epoch", "config", "log"]
     return f"{RUNS}\n{_table(titles, rows)}\n"
+
+
+def _at_sizes(root: Path) -> list[str]:
+    """What `tools/accuracy_at_sizes.py` has put together, as its pictures."""
+    found = []
+    for path in sorted((root / "results").glob("*.json")):
+        content = _read(path)
+        if not isinstance(content, dict) or not any("size" in row and "mean" in row for row in content.get("rows", [])):
+            continue
+        if not found:
+            found.append(AT_SIZES)
+        pictures = [path.with_suffix(".png"), path.with_name(f"{path.stem}_time.png")]
+        titles = ("top-1 against the size", "top-1 against the time of an image")
+        lines = [f"![{title}](results/{file.name})" for title, file in zip(titles, pictures) if file.is_file()]
+        found += [f"[{path.name}](results/{path.name})\n", "\n\n".join(lines) + "\n"]
+    return found
 
 
 def _throughput(path: Path, root: Path) -> str:

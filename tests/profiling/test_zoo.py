@@ -76,6 +76,22 @@ def test_the_page_is_written(checkout):
     assert (checkout / "model_zoo.md").read_text() == build(checkout)
 
 
+def test_accuracy_over_sizes(checkout):
+    """Catches a result of tools/accuracy_at_sizes.py taken for one of several seeds, and pictures that are not there."""
+    before = build(checkout)
+    rows = [dict(name="ours", size=160, top1=[60.0], mean=60.0), dict(name="ours", size=1280, milliseconds=3.0)]
+    (checkout / "results" / "x_sizes.json").write_text(json.dumps({"rows": rows, "trained": 160}))
+    (checkout / "results" / "x_sizes.png").touch()
+    page = build(checkout)
+    assert "[x_sizes.json](results/x_sizes.json)\n\n![top-1 against the size](results/x_sizes.png)\n" in page
+    assert "x_sizes_time.png" not in page
+    (checkout / "results" / "x_sizes_time.png").touch()
+    assert "![top-1 against the time of an image](results/x_sizes_time.png)" in build(checkout)
+    for name in ("x_sizes.json", "x_sizes.png", "x_sizes_time.png"):
+        (checkout / "results" / name).unlink()
+    assert build(checkout) == before
+
+
 def test_what_the_page_cannot_do_without(checkout):
     counts = checkout / "results" / "flops.json"
     report = json.loads(counts.read_text())
