@@ -77,7 +77,7 @@ def test_the_page_is_written(checkout):
 
 
 def test_accuracy_over_sizes(checkout):
-    """Catches a result of tools/accuracy_at_sizes.py taken for one of several seeds, and pictures that are not there."""
+    """Catches a result over sizes that is taken for one of several seeds, and pictures that are not there."""
     before = build(checkout)
     rows = [dict(name="ours", size=160, top1=[60.0], mean=60.0), dict(name="ours", size=1280, milliseconds=3.0)]
     (checkout / "results" / "x_sizes.json").write_text(json.dumps({"rows": rows, "trained": 160}))

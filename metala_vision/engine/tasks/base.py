@@ -160,7 +160,10 @@ def check_classes(datasets: Sequence, num_classes: int, setting: str) -> None:
     for dataset in datasets:
         if tuple(dataset.classes) != tuple(first.classes):
             which = f"data: the classes of {place(dataset)} differ from those of {first.split}"
-            match_classes(first.classes, dataset.classes, which)
+            try:
+                match_classes(first.classes, dataset.classes, which)
+            except InputError as error:
+                raise InputError(f"{error}; give both the same ones, whether used or not") from error
             raise InputError(
                 f"{which}: they are the same in another order; give all splits one order (in COCO's form that of the "
                 f"category ids)"
