@@ -77,7 +77,7 @@ def _summary(name: str, size: Size, results: Sequence[dict]) -> dict:
     images = {result["images"] for result in results}
     if len(images) > 1:
         raise InputError(f"{name}: tested on {sorted(images)} images at {size_name(size)}, expected the same number")
-    top1 = [result["top1"] for result in results]
+    top1 = [round(result["top1"], 2) for result in results]
     mean = round(statistics.mean(top1), 2)
     return {"images": images.pop(), "top1": top1, "mean": mean, "low": min(top1), "high": max(top1)}
 

@@ -43,7 +43,7 @@ def sweep(tmp_path):
 
 
 def test_seeds_sizes_and_times(tested, sweep):
-    first = tested("first", {"s0/last.pth": {160: 60.0, 320: 50.0, (320, 160): 55.0}})
+    first = tested("first", {"s0/last.pth": {160: 60.0046, 320: 50.0, (320, 160): 55.0}})
     second = tested("second", {"s1/last.pth": {160: 63.0, 320: 56.0}})
     vit = tested("vit", {"v/last.pth": {160: 40.0, 224: 42.0}})
     rows = gather_sizes({"ours": [first, second], "vit": [vit]}, {"ours": "a:depth=6", "vit": "b"}, sweep)
@@ -97,7 +97,7 @@ def test_tool(tested, sweep, tmp_path, load_tool, capsys):
     """The tables, the JSON, and two pictures."""
     seeds = {"s0": {160: 60.0, 320: 50.0, (320, 160): 52.0}, "s1": {160: 61.0, 320: 52.0, (320, 160): 53.0}}
     ours = tested("ours", seeds)
-    vit = tested("vit", {"v": {160: 40.0}})
+    vit = tested("vit", {"v": {160: 40.0463}})  # one run's mean is not less than its lowest, however it is rounded
     tool = load_tool("accuracy_at_sizes.py")
     options = ["--accuracy", "ours", str(ours), "--accuracy", "vit", str(vit), "--trained", "160"]
     options += ["--sweep", str(sweep), "--speed", "ours", "a:depth=6", "--speed", "vit", "b"]
