@@ -196,7 +196,7 @@ def _runs(root: Path, results: Sequence[dict]) -> str:
 
 def _at_sizes(root: Path) -> list[str]:
     """What `tools/accuracy_at_sizes.py` has put together, as its pictures."""
-    found = []
+    found: list[str] = []
     for path in sorted((root / "results").glob("*.json")):
         content = _read(path)
         if not isinstance(content, dict) or not any("size" in row and "mean" in row for row in content.get("rows", [])):
