@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> dict:
     if args.out is not None:
         out = Path(args.out)
         write_json(out.with_name(out.name + ".json"), result)
-        plot_sizes(rows, out.with_name(out.name + ".png"), args.trained)
+        plot_sizes(rows, out.with_name(out.name + ".png"), trained=args.trained)
         if any(row["milliseconds"] is not None for row in rows):
             plot_accuracy_against_time(rows, out.with_name(out.name + "_time.png"))
     return result

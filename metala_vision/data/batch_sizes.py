@@ -1,5 +1,6 @@
 """Which size the images of each training batch have: a function of (seed, epoch, batch) alone, equal on all ranks."""
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,11 @@ class SizedBatchSampler:
             yield [key._replace(img_size=size) for key in itertools.islice(keys, images)]
 
     def __len__(self) -> int:
-        return len(self.plan(0))
+        return self._batches
+
+    @functools.cached_property
+    def _batches(self) -> int:
+        return len(self.plan(0))  # milliseconds for ImageNet, and hooks ask for it in every step
 
     def steps(self, epochs: int) -> dict[int, int]:
         """How many batches of each size there are in so many epochs."""

@@ -49,5 +49,6 @@ def check_fit(where: str, fit: Fit, max_misfit: float) -> None:
             f"enclose nothing or lie outside, {fit.clipped} reach beyond the border), more than "
             f"max_misfit={max_misfit:g}. Usual causes: two corners where COCO's form has x, y, width and height; "
             f"pictures that were resized after they were annotated; boxes of turned pictures (see orientation). "
-            f"tools/browse_dataset.py shows them, with dataset.max_misfit=1"
+            f"To see them, give tools/browse_dataset.py --cfg-options "
+            f"with max_misfit=1 for train_dataloader.dataset, val_dataloader.dataset and test_dataloader.dataset"
         )

@@ -145,7 +145,7 @@ def _pictures(folder: Path) -> dict[str, list[Path]]:
 
 
 def _picture(folder: Path, name: str, pictures: dict[str, list[Path]], troubles: Troubles) -> Path:
-    """The image file of a name. A missing file is found, and counted, when it is read."""
+    """The image file of a name, with the suffix .jpg if there is none: `check_there` reports it."""
     paths = pictures.get(name, [folder / "JPEGImages" / f"{name}.jpg"])
     if len(paths) > 1:
         troubles.add("names with several pictures, of which the first is used", ", ".join(map(str, paths)))

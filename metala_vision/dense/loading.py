@@ -30,12 +30,15 @@ def load_dense(file: str | Path) -> tuple[nn.Module, dict]:
         The model, and the description, whose keys are listed in `metala_vision.description`.
 
     Raises:
-        InputError: no such file, or a checkpoint that does not say that it is a detector's or a segmenter's.
+        InputError: no such file, no checkpoint, or one that does not say that it is a detector's or a segmenter's.
     """
     if not Path(file).is_file():
         raise InputError(f"file: no file {file}")
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    described = read_description(checkpoint)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises almost anything on other files
+        raise InputError(f"file: {file} is no checkpoint that can be read") from error
+    described = read_description(checkpoint) if isinstance(checkpoint, dict) else {}
     if described.get("task") not in BUILDERS:
         raise InputError(
             f"file: {file} is of the task {described.get('task')!r}, expected a detector's or a segmenter's checkpoint "

@@ -1,6 +1,5 @@
 """Everything a run would do, for two batches: does it fit, how much memory, how long would the whole of it take."""
 
-import copy
 import itertools
 import math
 import sys
@@ -128,7 +127,7 @@ def _paces(runner: VisionRunner, device: torch.device, per_image: float) -> list
         samples = [dataset[SampleKey(i % len(dataset), i, img_size)] for i in range(images)]
         data = (time.perf_counter() - start) / workers
         batch = loader.collate_fn(samples)
-        seconds, shape = _train(runner, (copy.deepcopy(batch) for _ in range(STEPS)), device)
+        seconds, shape = _train(runner, itertools.repeat(batch, STEPS), device)
         paces.append(Pace(img_size, shape, images, steps, seconds, data))
     return paces
 

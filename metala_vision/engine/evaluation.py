@@ -18,8 +18,8 @@ from metala_vision.description import read_description, size_name
 from metala_vision.errors import InputError
 from metala_vision.files import to_csv, write_atomic, write_json
 
-from .metrics.plots import plot_resolutions
 from .metrics.scores import SCORES
+from .metrics.size_plots import plot_sizes
 from .run.agreement import class_order, warn_of_preprocessing
 from .run.checkpoint import from_portable, read_checkpoint
 from .run.config import config_errors
@@ -90,7 +90,12 @@ def evaluate_checkpoints(
             write_json(folder / "result.json", results if len(cells) > 1 else results[0])
             write_atomic(folder / "results.csv", to_csv([_flat(result) for result in results]))
     if is_main_process() and len(resolutions) > 1:
-        plot_resolutions(results, dict(zip(checkpoints, names)), folder / "resolutions.png")
+        labels = dict(zip(checkpoints, names))
+        rows = [
+            dict(name=labels[r["checkpoint"]], size=r["img_size"], mean=r["top1"], low=r["top1"], high=r["top1"])
+            for r in results
+        ]
+        plot_sizes(rows, folder / "resolutions.png", title=results[0]["model"])
     return results
 
 

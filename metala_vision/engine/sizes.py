@@ -1,7 +1,7 @@
 """Accuracy over image sizes beside time and memory: results of tests and of a sweep of speeds, put together."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def gather_sizes(
         times = timed.get(speed.get(name, ""), {})
         if name in speed and not times:
             raise InputError(f"--speed: the sweep has no {speed[name]!r}; it has {', '.join(sorted(timed))}")
-        sizes = sorted({*measured, *times}, key=lambda size: (area(size), size_name(size)))
+        sizes = _in_order({*measured, *times})
         rows += [{"name": name, "size": size, **measured.get(size, {}), **times.get(size, NOT_TIMED)} for size in sizes]
     return rows
 
@@ -53,9 +53,14 @@ def gather_sizes(
 NOT_TIMED: dict[str, Any] = {"milliseconds": None, "batch": None, "memory_mb": None}
 
 
-def area(size: Size) -> int:
-    """Pixels of an image."""
-    return size[0] * size[1] if isinstance(size, tuple) else size * size
+def _in_order(sizes: Iterable[Size]) -> list[Size]:
+    """Each size once, by the pixels of an image."""
+
+    def place(size: Size) -> tuple[int, str]:
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return height * width, size_name(size)
+
+    return sorted(set(sizes), key=place)
 
 
 def _measured(name: str, files: Sequence[str | Path]) -> dict[Size, dict]:
@@ -102,22 +107,19 @@ def render_sizes(rows: Sequence[dict]) -> str:
     """The rows as Markdown tables: accuracy with its range over the runs; milliseconds and megabytes of an image."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     cells = {(row["name"], row["size"]): row for row in rows}
-    tested = _sizes(row for row in rows if "mean" in row)
+    tested = _in_order(row["size"] for row in rows if "mean" in row)
     tables = [_table("top-1", names, tested, lambda name, size: _accuracy(cells.get((name, size), {})))]
     timed = [row for row in rows if row["milliseconds"] is not None]
     if timed:
         known = list(dict.fromkeys(row["name"] for row in timed))
         costs = {(row["name"], row["size"]): _cost(row) for row in timed}
         title = "ms (MB) of an image"
-        tables.append(_table(title, known, _sizes(timed), lambda name, size: costs.get((name, size), "")))
+        sizes = _in_order(row["size"] for row in timed)
+        tables.append(_table(title, known, sizes, lambda name, size: costs.get((name, size), "")))
     return "\n\n".join(tables)
 
 
-def _sizes(rows: Any) -> list[Size]:
-    return sorted({row["size"] for row in rows}, key=lambda size: (area(size), size_name(size)))
-
-
-def _table(title: str, names: Sequence[str], sizes: Sequence[Size], text: Any) -> str:
+def _table(title: str, names: Sequence[str], sizes: Sequence[Size], text: Callable[[str, Size], str]) -> str:
     lines = [f"| {title} | {' | '.join(map(size_name, sizes))} |", "|---" * (1 + len(sizes)) + "|"]
     lines += [f"| {name} | {' | '.join(text(name, size) for size in sizes)} |" for name in names]
     return "\n".join(lines)

@@ -67,6 +67,8 @@ def bench_detectors(
         InputError: an unknown model or kind, two candidates of one name, or a size or number that makes no sense.
     """
     check_models((candidate.backbone for candidate in candidates), "--backbones")
+    if with_arguments := [candidate.backbone for candidate in candidates if ":" in candidate.backbone]:
+        raise InputError(f"--backbones: got {with_arguments[0]!r}, expected a name alone; give arguments by --configs")
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
         raise InputError(f"--backbones, --configs: got {names}, expected each once")

@@ -131,6 +131,7 @@ def test_a_schedule_that_is_all_warm_up(small_config):
         ({"modell.backbone": 1}, "the config has no 'modell'.*did you mean model"),
         ({"model.backbon.depth": 1}, "model has no 'backbon'.*did you mean backbone"),
         ({"train_cfg.max_epoch": 5}, "config: train_cfg has no 'max_epoch' .did you mean max_epochs"),
+        ({"val_cfg": dict(fp61=True)}, "config: val_cfg has no 'fp61' .did you mean fp16"),
         ({"train_dataloader.batchsize": 5}, "config: train_dataloader has no 'batchsize' .did you mean batch_size"),
         ({"train_dataloder": 1}, "unknown key 'train_dataloder'.*did you mean train_dataloader"),
         ({"model.backbone.depth.x": 1}, "'depth' is 4, which has no parts"),

@@ -136,19 +136,24 @@ def test_a_test_set_of_other_classes_or_without_names(task, all_knowing, tmp_pat
     assert result["mAP" if task == "detection" else "mIoU"] == pytest.approx(1.0)
 
 
+def saved(task, folder) -> VisionRunner:
+    """A runner that has saved x.pth, of a model with a normalisation of its own."""
+    runner = VisionRunner.from_cfg(_for_training(config_of(task, {"model.std": (0.2, 0.3, 0.4)}), folder / "run"))
+    runner.prepare()
+    runner.save_checkpoint(str(folder), "x.pth", save_param_scheduler=False)
+    return runner
+
+
 @pytest.mark.parametrize("task", CONFIGS)
 def test_a_checkpoint_describes_itself(task, tmp_path):
     """Catches a checkpoint of boxes or pixels whose reader has to guess classes, normalisation or tokens."""
-    config = _for_training(config_of(task, {"model.std": (0.2, 0.3, 0.4)}), tmp_path / "run")
-    runner = VisionRunner.from_cfg(config)
-    runner.prepare()
-    runner.save_checkpoint(str(tmp_path), "x.pth", save_param_scheduler=False)
+    runner = saved(task, tmp_path)
     described = description_in(tmp_path / "x.pth")
     shapes = ["disc", "rectangle", "triangle"]
     assert described["label_names"] == (shapes if task == "detection" else ["background", *shapes])
     assert described["std"] == [0.2, 0.3, 0.4]
     assert described["architecture"] == "metala_vit_nano"
-    assert (described["task"], described["kind"]) == (task, config.model.kind)
+    assert (described["task"], described["kind"]) == (task, runner.cfg.model.kind)
     if task == "detection":
         assert described["options"]["strides"] == [4, 8, 16]
         assert (described["input_size"], described["grid"]) == ([3, 96, 96], [12, 12]), "resized to min_size"
@@ -161,10 +166,7 @@ def test_a_checkpoint_describes_itself(task, tmp_path):
 @pytest.mark.parametrize("task", CONFIGS)
 def test_a_checkpoint_becomes_its_model(task, tmp_path):
     """Catches a detector or segmenter that is made anew with other settings than it was trained with."""
-    config = _for_training(config_of(task, {"model.std": (0.2, 0.3, 0.4)}), tmp_path / "run")
-    runner = VisionRunner.from_cfg(config)
-    runner.prepare()
-    runner.save_checkpoint(str(tmp_path), "x.pth", save_param_scheduler=False)
+    runner = saved(task, tmp_path)
     model, described = load_dense(tmp_path / "x.pth")
     net = runner.task.net.eval()
     assert not model.training
@@ -187,6 +189,9 @@ def test_a_checkpoint_becomes_its_model(task, tmp_path):
         load_dense(tmp_path / "bare.pth")
     with pytest.raises(InputError, match="no file none.pth"):
         load_dense("none.pth")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:5000])
+    with pytest.raises(InputError, match="half.pth is no checkpoint that can be read"):
+        load_dense(tmp_path / "half.pth")
 
 
 def test_mere_numbers_are_no_names(tmp_path, monkeypatch):

@@ -29,6 +29,11 @@ visualizer = dict(vis_backends=[dict(type="LocalVisBackend")])
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
 param_scheduler = [dict(type="LinearLR", start_factor=0.3, by_epoch=True, end=3, convert_to_iter_based=True)]
 """
+CROPS = """
+_base_ = "config.py"
+crops = dict(_delete_=True, type="TrainTransform", img_size=8, scale=(0.5, 1.0))
+train_dataloader = dict(dataset=dict(transform=crops))
+"""
 KILLER = """
 import os, signal
 from mmengine.dist import get_rank
@@ -55,13 +60,16 @@ ALL_ON = ["--amp", "--ema", "0.9", "--cfg-options", "model.backbone.drop_path_ra
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    """train(work_dir, *arguments, processes=2, kill="") -> CompletedProcess."""
+    """train(work_dir, *arguments, processes=2, kill="", config="config.py") -> CompletedProcess."""
     folder = tmp_path_factory.mktemp("distributed")
     (folder / "killer.py").write_text(KILLER)
     (folder / "config.py").write_text(CONFIG)
+    (folder / "crops.py").write_text(CROPS)
 
-    def run(work_dir: Path, *arguments: str, processes: int = 2, kill: str = "no:9") -> subprocess.CompletedProcess:
-        tool = [str(ROOT / "tools" / "train.py"), str(folder / "config.py"), "--work-dir", str(work_dir)]
+    def run(
+        work_dir: Path, *arguments: str, processes: int = 2, kill: str = "no:9", config: str = "config.py"
+    ) -> subprocess.CompletedProcess:
+        tool = [str(ROOT / "tools" / "train.py"), str(folder / config), "--work-dir", str(work_dir)]
         launcher = [sys.executable]
         if processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -117,6 +125,24 @@ def test_two_processes_train_as_one_with_the_doubled_batch(train, two, tmp_path)
     for left, right in zip(*history):
         assert left["train/loss"] == pytest.approx(right["train/loss"], abs=2e-4)
         assert left["val/loss"] == pytest.approx(right["val/loss"], abs=2e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_at_the_same_sizes(train, tmp_path):
+    """As one with the doubled batch, step by step: catches ranks that draw sizes of their own."""
+    options = ["--multi-scale", "6", "8", "12"]
+    two = train(tmp_path / "two", *options, config="crops.py")
+    one = train(
+        tmp_path / "one", *options, "--cfg-options", "train_dataloader.batch_size=128", processes=1, config="crops.py"
+    )
+    assert (two.returncode, one.returncode) == (0, 0), two.stderr + one.stderr
+    alone, together = step_losses(tmp_path / "one"), step_losses(tmp_path / "two")
+    assert len(alone) == len(together) == 3 * 10
+    assert max(abs(a - b) for a, b in zip(alone, together)) < 5e-4
+    other = train(tmp_path / "other", *options, "--seed", "7", processes=1, config="crops.py")
+    assert other.returncode == 0, other.stderr
+    different = step_losses(tmp_path / "other")
+    assert max(abs(a - b) for a, b in zip(alone, different)) > 5e-3, "the comparison can fail"
 
 
 @pytest.fixture(scope="module")

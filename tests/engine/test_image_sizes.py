@@ -1,7 +1,6 @@
 """Training at several image sizes, and testing at sizes that are not square."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -130,4 +129,3 @@ def test_checking_sizes_leaves_no_trace(small_config):
     assert all(torch.equal(value, before[key]) for key, value in runner.task.state_dict().items())
     assert all(p.grad is None for p in runner.task.parameters())
     assert runner.task.backbone.training
-    logging.getLogger("mmengine").handlers.clear()

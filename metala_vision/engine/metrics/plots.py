@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metala_vision.description import size_name
 from metala_vision.figures import save_png
 
 from .scores import SCORES
@@ -58,42 +57,6 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Pa
             colour = "white" if share[row, column] > 0.5 else "black"
             panel.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
     save_png(figure, path)
-
-
-def plot_resolutions(results: Sequence[dict], names: dict[str, str], path: str | Path) -> None:
-    """Top-1 against the side of the test images, one line for each checkpoint; `names` are their labels.
-
-    Images that are not square stand beside the lines, at the side of a square of their area.
-    """
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    panel = figure.subplots()
-    for checkpoint, name in names.items():
-        mine = [r for r in results if r["checkpoint"] == str(checkpoint)]
-        points = sorted((r["img_size"], r["top1"]) for r in mine if isinstance(r["img_size"], int))
-        (line,) = panel.plot(*zip(*points), marker="o", label=name) if points else panel.plot([], label=name)
-        others = [r for r in mine if not isinstance(r["img_size"], int)]
-        for r in others:
-            panel.plot(_side(r["img_size"]), r["top1"], marker="s", mfc="none", color=line.get_color())
-        labelled = [*points, *((_side(r["img_size"]), r["top1"]) for r in others)]
-        for side, top1 in labelled if len(names) == 1 else ():  # several lines would write over each other
-            panel.annotate(
-                f"{top1:.1f}", (side, top1), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8
-            )
-    panel.set_xscale("log", base=2)
-    sizes = {_side(size): size for size in sorted({r["img_size"] for r in results}, key=_side)}
-    panel.set_xticks(list(sizes), [size_name(size) for size in sizes.values()])
-    panel.set_xticks([], minor=True)
-    panel.set(xlabel="side of the test images, pixels", ylabel="top-1 in percent", title=results[0]["model"])
-    panel.margins(y=0.15)
-    panel.grid(alpha=0.3)
-    if len(names) > 1:
-        panel.legend()
-    save_png(figure, path)
-
-
-def _side(size: int | tuple[int, int]) -> float:
-    """That of a square of the same area."""
-    return size if isinstance(size, int) else float(np.sqrt(size[0] * size[1]))
 
 
 def plot_images(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:

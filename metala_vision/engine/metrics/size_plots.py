@@ -10,41 +10,35 @@ from metala_vision.description import size_name
 from metala_vision.figures import save_png
 
 
-def plot_sizes(rows: Sequence[dict], path: str | Path, trained: int | None = None) -> None:
-    """Top-1 against the side of the images, a line for each name, with bars from the lowest to the highest run.
+def plot_sizes(rows: Sequence[dict], path: str | Path, title: str | None = None, trained: int | None = None) -> None:
+    """Top-1 against the side of the images: a line for each name, and a bar from the lowest to the highest run.
 
-    Images that are not square are hollow squares, at the side of a square of their area.
+    Images that are not square are hollow squares, at the side of a square of their area. The figures stand beside the
+    points where there is one name alone.
 
     Args:
-        rows: those of `gather_sizes`.
+        rows: dicts with `name`, `size` (pixels of the side, or height and width), and `mean`, `low` and `high` of the
+            runs, in percent; those without `mean` are left out.
         path: of the PNG.
-        trained: side of the training's images, which is marked.
+        title: of the picture.
+        trained: side of the training's images in pixels, which is marked.
     """
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     panel = figure.subplots()
-    tested = [row for row in rows if "mean" in row]
-    for name in dict.fromkeys(row["name"] for row in tested):
+    tested = sorted((row for row in rows if "mean" in row), key=lambda row: _side(row["size"]))
+    names = list(dict.fromkeys(row["name"] for row in rows if "mean" in row))
+    for name in names:
         mine = [row for row in tested if row["name"] == name]
         squares = [row for row in mine if isinstance(row["size"], int)]
-        line = panel.errorbar(
-            [row["size"] for row in squares],
-            [row["mean"] for row in squares],
-            yerr=[
-                [row["mean"] - row["low"] for row in squares],
-                [row["high"] - row["mean"] for row in squares],
-            ],
-            marker="o",
-            markersize=4,
-            capsize=3,
-            label=name,
-        )
+        bars = [[row["mean"] - row["low"] for row in squares], [row["high"] - row["mean"] for row in squares]]
+        points = [row["size"] for row in squares], [row["mean"] for row in squares]
+        line = panel.errorbar(*points, yerr=bars, marker="o", markersize=4, capsize=3, label=name)
         for row in mine:
+            place, texts = (_side(row["size"]), row["mean"]), [f"{row['mean']:.1f}"] if len(names) == 1 else []
             if not isinstance(row["size"], int):
-                side = (row["size"][0] * row["size"][1]) ** 0.5
-                panel.plot(side, row["mean"], "s", mfc="none", color=line[0].get_color())
-                panel.annotate(
-                    size_name(row["size"]), (side, row["mean"]), xytext=(5, 3), textcoords="offset points", fontsize=7
-                )
+                panel.plot(*place, "s", mfc="none", color=line[0].get_color())
+                texts.insert(0, size_name(row["size"]))
+            panel.annotate(": ".join(texts), place, xytext=(5, 4), textcoords="offset points", fontsize=7)
     if trained is not None:
         panel.axvline(trained, color="0.6", linestyle=":", zorder=0)
         panel.annotate("trained", (trained, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color="0.4")
@@ -52,10 +46,17 @@ def plot_sizes(rows: Sequence[dict], path: str | Path, trained: int | None = Non
     sides = sorted({row["size"] for row in tested if isinstance(row["size"], int)})
     panel.set_xticks(sides, [str(side) for side in sides])
     panel.set_xticks([], minor=True)
-    panel.set(xlabel="side of the test images, pixels", ylabel="top-1, percent")
+    panel.set(xlabel="side of the test images, pixels", ylabel="top-1, percent", title=title)
+    panel.margins(y=0.1)
     panel.grid(alpha=0.3)
-    panel.legend()
+    if len(names) > 1:
+        panel.legend()
     save_png(figure, path, dpi=150)
+
+
+def _side(size: int | tuple[int, int]) -> float:
+    """The side of a square of the same area."""
+    return size if isinstance(size, int) else (size[0] * size[1]) ** 0.5
 
 
 def plot_accuracy_against_time(rows: Sequence[dict], path: str | Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
 from metala_vision.errors import InputError, near_matches
@@ -61,10 +61,14 @@ def _check_parts(config: Config) -> None:
     """
     own = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}  # mmengine's
     of_loader = own | (set(inspect.signature(DataLoader.__init__).parameters) - {"self"})
-    of_loop = set(inspect.signature(EpochBasedTrainLoop.__init__).parameters) - {"self", "runner", "dataloader"}
+    loops = {"train_cfg": EpochBasedTrainLoop, "val_cfg": ValLoop, "test_cfg": TestLoop}
+    given = {"self", "runner", "dataloader", "evaluator"}  # by the runner
+    of_loops = {part: {*inspect.signature(loop.__init__).parameters} - given for part, loop in loops.items()}
+    of_loops["train_cfg"].add("by_epoch")
     loaders = {f"{part}_dataloader": of_loader for part in ("train", "val", "test")}
-    by_epoch = dict(config["train_cfg"]).get("by_epoch", True)  # the other loop is refused by its name
-    for part, keys in {**loaders, **({"train_cfg": of_loop | {"by_epoch"}} if by_epoch else {})}.items():
+    if not dict(config["train_cfg"]).get("by_epoch", True):  # the other loop is refused by its name
+        of_loops.pop("train_cfg")
+    for part, keys in {**loaders, **of_loops}.items():
         if not isinstance(config.get(part), dict) or "type" in config[part]:
             continue
         for key in config[part]:
