@@ -169,7 +169,8 @@ def describe(result: dict) -> str:
         f"peak memory: {result['peak_memory_gb']:.2f} GB ({result['memory_of']})"
         if result["peak_memory_gb"]
         else "peak memory: not known on this system",
-        f"an epoch: {_span(result['seconds_per_epoch'])}; {result['epochs']} epochs: {_span(3600 * result['hours'])}",
+        f"an epoch: {_span(result['seconds_per_epoch'])}; {result['epochs']} epochs: "
+        f"{_span(result['epochs'] * result['seconds_per_epoch'])}",
     ]
     if result["others_share"] > NOTABLE:
         lines.append(

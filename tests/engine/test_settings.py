@@ -48,10 +48,13 @@ def tool(load_tool):
 
 
 def test_a_checkpoint_is_tested_without_a_config(run, tool, tmp_path, capsys):
-    """Catches that the config which a run leaves cannot be read, or is not found."""
+    """Catches that the config which a run leaves cannot be read, is not found, or asks for the run's processes."""
     result = tool(str(run / "best.pth"), "--device", "cpu")
     assert result["checkpoint"] == str(run / "best.pth")
-    (run / "metala_vit_digits.py").rename(tmp_path / "x.py")
+    left = run / "metala_vit_digits.py"
+    left.write_text(f"{left.read_text()}\nlauncher = 'pytorch'\n")  # as torchrun's runs leave it
+    assert tool(str(run / "best.pth"), "--device", "cpu")["top1"] == result["top1"]
+    left.rename(tmp_path / "x.py")
     (run / "other.py").write_text("model = dict(")
     with pytest.raises(InputError, match="that of the run is not beside .*; write `python tools/test.py CONFIG .*best"):
         tool(str(run / "best.pth"))

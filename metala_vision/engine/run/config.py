@@ -28,6 +28,8 @@ REQUIRED_KEYS = ("model", "train_dataloader", "val_dataloader", "test_dataloader
 def load_config(path: str, options: dict | Sequence[str] | None = None) -> Config:
     """A config file with overrides: a dict of "key.subkey" to value, or strings "key.subkey=value".
 
+    The `launcher` that the config of a finished run names is left out, since each command has its own.
+
     Raises:
         InputError: no such file, Python that does not run, a missing key, a key that looks like a misspelt known one,
             or an override of something that is not there or that is only a variable of the file.
@@ -46,6 +48,7 @@ def load_config(path: str, options: dict | Sequence[str] | None = None) -> Confi
     missing = [key for key in REQUIRED_KEYS if key not in config]
     if missing:
         raise InputError(f"config: {path} lacks {', '.join(missing)}")
+    config.pop("launcher", None)  # the one that a finished run was started by; --launcher says it of this one
     for key in options:
         _check_option(config, key)
     config.merge_from_dict(options)
