@@ -26,7 +26,7 @@ def decay_scale(grid: tuple[int, int], nominal: tuple[int, int]) -> float:
     known = nominal[0] * nominal[1]
     if torch.jit.is_scripting():
         return known / max(grid[0] * grid[1], known)
-    tokens: Any = grid[0] * grid[1]  # compilers and tracers hand in integers of their own
+    tokens: Any = grid[0] * grid[1]  # compilers hand in integers of their own
     tokens = tokens.clamp(min=known) if isinstance(tokens, Tensor) else torch.sym_max(tokens, known)
     if isinstance(tokens, torch.SymInt):  # from torch.export: ONNX does not have its division of integers
         tokens = torch.sym_float(tokens)

@@ -12,6 +12,8 @@ from .decay import decay_scale
 from .local_conv import CausalConv, GridConv, NoConv
 from .operators import mixer
 
+torch.fx.wrap("decay_scale")  # it compares sizes, which FX does not know while it traces
+
 
 def is_scan(scan: object) -> bool:
     """Whether `scan` is a tuple or list of scan orders, not empty and none twice."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tolerances import FLOAT32, relative_rms
 from torch import Tensor, nn
-from torchscript import save_and_load, trace
+from torchscript import save_and_load, script, trace
 from vit_model import nano
 
 from metala_vision.kernels import unfused
@@ -51,11 +51,14 @@ def test_trace_of_a_function_warns():
         trace(lambda x: model(x), torch.randn(RECORDED))
 
 
+@pytest.mark.filterwarnings("ignore:The TorchScript type system")  # of GraphModule itself
 @pytest.mark.parametrize("options", MODELS, ids=str)
 def test_fx(options):
-    """Catches a comparison of sizes that FX cannot decide while it traces."""
+    """Catches a comparison of sizes that FX cannot decide while it traces, or that TorchScript does not know."""
     model = nano(**options)
-    assert_equal_at_all_sizes(torch.fx.symbolic_trace(model), model)
+    traced = torch.fx.symbolic_trace(model)
+    assert_equal_at_all_sizes(traced, model)
+    assert_equal_at_all_sizes(script(traced), model)
 
 
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.")  # torch.export itself, in torch 2.9 to 2.11
