@@ -6,8 +6,10 @@ For what a fresh interpreter alone can show (imports, warnings of imports, a bar
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -25,8 +27,11 @@ def run_tool(
     env: Mapping[str, str] | None = None,
     prepare: Callable[[], object] | None = None,
     seconds: float = 240,
+    processes: int = 1,
 ) -> CompletedProcess:
     """Runs tools/`tool` with arguments, in the current folder, as `subprocess.run` with text output does.
+
+    With several processes they are told of each other as torchrun tells them; but none ends because another one died.
 
     Args:
         tool: name of the file.
@@ -34,22 +39,41 @@ def run_tool(
         env: variables to set beside those of this process; PYTHONPATH is put before the path, OMP_NUM_THREADS is the
             number of threads.
         prepare: called in the process before the tool runs; a function of a module, or a partial of one.
-        seconds: after which the process is killed and TimeoutError raised.
+        seconds: after which the processes are killed and TimeoutError raised.
+        processes: how many; their outputs come one after the other, and the first exit code that is not 0.
     """
     _context.set_forkserver_preload(PRELOAD)
+    command, end = [str(ROOT / "tools" / tool), *arguments], time.monotonic() + seconds
+    ranks = _ranks(processes) if processes > 1 else [{}]
     with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / name) for name in ("stdout", "stderr")]
-        process = _context.Process(
-            target=_run, args=([str(ROOT / "tools" / tool), *arguments], dict(env or {}), os.getcwd(), paths, prepare)
-        )
-        process.start()
-        process.join(seconds)
-        if process.exitcode is None:
+        paths = [[str(Path(folder) / f"{name}{rank}") for name in ("stdout", "stderr")] for rank in range(processes)]
+        started = [
+            _context.Process(target=_run, args=(command, {**(env or {}), **rank}, os.getcwd(), files, prepare))
+            for rank, files in zip(ranks, paths)
+        ]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(max(0.0, end - time.monotonic()))
+        late = [process for process in started if process.exitcode is None]
+        for process in late:
             process.kill()
             process.join()
-            raise TimeoutError(f"{tool} ran longer than {seconds} s:\n{Path(paths[1]).read_text()}")
-        stdout, stderr = (Path(path).read_text() if Path(path).exists() else "" for path in paths)
-        return CompletedProcess([tool, *arguments], process.exitcode, stdout, stderr)
+        stdout, stderr = (
+            "".join(path.read_text() for path in map(Path, names) if path.exists()) for names in zip(*paths)
+        )
+    if late:
+        raise TimeoutError(f"{tool} ran longer than {seconds} s:\n{stderr}")
+    code = next((process.exitcode for process in started if process.exitcode != 0), 0)
+    return CompletedProcess([tool, *arguments], code, stdout, stderr)
+
+
+def _ranks(processes: int) -> list[dict[str, str]]:
+    """The variables by which torchrun tells each process which one it is, and where they meet."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    shared = dict(WORLD_SIZE=str(processes), MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    return [dict(RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(processes)]
 
 
 def _run(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from small_runs import DIGITS, ROOT, assert_same_checkpoint
+from tool_process import run_tool
 
 from metala_vision.engine import join_processes
 from metala_vision.engine.run.distributed import LAUNCHERS
@@ -60,23 +61,33 @@ ALL_ON = ["--amp", "--ema", "0.9", "--cfg-options", "model.backbone.drop_path_ra
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    """train(work_dir, *arguments, processes=2, kill="", config="config.py") -> CompletedProcess."""
+    """train(work_dir, *arguments, processes=2, kill="no:9", config="config.py", torchrun=True) -> CompletedProcess.
+
+    Without torchrun the processes are copies of one that has imported it all: half the time.
+    """
     folder = tmp_path_factory.mktemp("distributed")
     (folder / "killer.py").write_text(KILLER)
     (folder / "config.py").write_text(CONFIG)
     (folder / "crops.py").write_text(CROPS)
 
     def run(
-        work_dir: Path, *arguments: str, processes: int = 2, kill: str = "no:9", config: str = "config.py"
+        work_dir: Path,
+        *arguments: str,
+        processes: int = 2,
+        kill: str = "no:9",
+        config: str = "config.py",
+        torchrun: bool = True,
     ) -> subprocess.CompletedProcess:
-        tool = [str(ROOT / "tools" / "train.py"), str(folder / config), "--work-dir", str(work_dir)]
-        launcher = [sys.executable]
+        arguments = (str(folder / config), "--work-dir", str(work_dir), *arguments, "--device", "cpu")
         if processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
             arguments += ("--launcher", "pytorch")
+        environment = {"PYTHONPATH": f"{folder}:{ROOT}", "KILL": kill, "OMP_NUM_THREADS": "1"}
+        if not torchrun:
+            return run_tool("train.py", *arguments, env=environment, processes=processes)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         return subprocess.run(
-            [*launcher, *tool, *arguments, "--device", "cpu"],
-            env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "KILL": kill, "OMP_NUM_THREADS": "1"},
+            [*launcher, str(ROOT / "tools" / "train.py"), *arguments],
+            env={**os.environ, **environment},
             capture_output=True,
             text=True,
             timeout=240,
@@ -102,7 +113,7 @@ def two(train, tmp_path_factory):
 def test_two_processes_train_as_one_with_the_doubled_batch(train, two, tmp_path):
     """Losses of every step, weights, validation and test result, all within float noise."""
     work_dir, done = two
-    one = train(tmp_path / "one", "--cfg-options", "train_dataloader.batch_size=128", processes=1)
+    one = train(tmp_path / "one", "--cfg-options", "train_dataloader.batch_size=128", processes=1, torchrun=False)
     assert one.returncode == 0, one.stderr
     alone, together = step_losses(tmp_path / "one"), step_losses(work_dir)
     assert len(alone) == len(together) == 3 * 10
@@ -131,15 +142,15 @@ def test_two_processes_train_as_one_with_the_doubled_batch(train, two, tmp_path)
 def test_two_processes_train_at_the_same_sizes(train, tmp_path):
     """As one with the doubled batch, step by step: catches ranks that draw sizes of their own."""
     options = ["--multi-scale", "6", "8", "12"]
-    two = train(tmp_path / "two", *options, config="crops.py")
-    one = train(
-        tmp_path / "one", *options, "--cfg-options", "train_dataloader.batch_size=128", processes=1, config="crops.py"
-    )
+    forked = dict(config="crops.py", torchrun=False)
+    two = train(tmp_path / "two", *options, **forked)
+    doubled = ["--cfg-options", "train_dataloader.batch_size=128"]
+    one = train(tmp_path / "one", *options, *doubled, processes=1, **forked)
     assert (two.returncode, one.returncode) == (0, 0), two.stderr + one.stderr
     alone, together = step_losses(tmp_path / "one"), step_losses(tmp_path / "two")
     assert len(alone) == len(together) == 3 * 10
     assert max(abs(a - b) for a, b in zip(alone, together)) < 5e-4
-    other = train(tmp_path / "other", *options, "--seed", "7", processes=1, config="crops.py")
+    other = train(tmp_path / "other", *options, "--seed", "7", processes=1, **forked)
     assert other.returncode == 0, other.stderr
     different = step_losses(tmp_path / "other")
     assert max(abs(a - b) for a, b in zip(alone, different)) > 5e-3, "the comparison can fail"
@@ -149,7 +160,7 @@ def test_two_processes_train_at_the_same_sizes(train, tmp_path):
 def all_on(train, tmp_path_factory) -> Path:
     """A run that nobody kills, with average, drop path and bfloat16."""
     work_dir = tmp_path_factory.mktemp("all_on") / "run"
-    done = train(work_dir, *ALL_ON)
+    done = train(work_dir, *ALL_ON, torchrun=False)
     assert done.returncode == 0, done.stderr
     return work_dir
 
@@ -162,7 +173,7 @@ def test_killed_process_ends_the_run_and_it_resumes(train, all_on, tmp_path, ran
     assert killed.returncode not in (0, -signal.SIGKILL)
     assert time.perf_counter() - start < 120
     assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["meta"]["epoch"] == 1
-    resumed = train(tmp_path / "run", "--resume", "auto", *ALL_ON)
+    resumed = train(tmp_path / "run", "--resume", "auto", *ALL_ON, torchrun=False)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_checkpoint(all_on / "last.pth", tmp_path / "run" / "last.pth")
 

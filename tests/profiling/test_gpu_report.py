@@ -12,7 +12,7 @@ import torch
 
 from metala_vision.errors import InputError
 from metala_vision.profiling.environment import environment
-from metala_vision.profiling.gpu_report import Options, report
+from metala_vision.profiling.gpu_report import Options, conductor, report
 from metala_vision.profiling.gpu_report.ceilings import assembler_version, assemblers
 from metala_vision.profiling.gpu_report.operators import floor_bytes
 from metala_vision.profiling.gpu_report.parts import PARTS, Part
@@ -100,8 +100,9 @@ def test_one_cell_fails_and_the_rest_goes_on(run, tmp_path):
     assert (tmp_path / "out" / "report.txt").read_text().strip() == content["table"]
 
 
-def test_a_part_that_hangs_is_ended(run):
+def test_a_part_that_hangs_is_ended(run, monkeypatch):
     """Catches a report that waits for a kernel that never ends, and time that is not left for the next part."""
+    monkeypatch.setattr(conductor, "GRACE", 1.0)
     start = time.monotonic()
     content, _ = run(fake("hangs", 1.0), fake("good", 1.0), minutes=0.6)
     assert time.monotonic() - start < 60

@@ -308,7 +308,7 @@ def test_a_wrong_name(tmp_path):
 )
 def test_an_interrupted_sweep_goes_on(how, tmp_path):
     """Catches figures lost, figures taken twice, and processes left behind."""
-    command = [*TOOL, "--json", "--models", NANO, TINY, "--resolutions", "32", "64", "96", "--rounds", "3"]
+    command = [*TOOL, "--json", "--models", NANO, TINY, "--resolutions", "32", "64", "--rounds", "3"]
     command += ["--batch", "4", "--threads", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(
         command,
@@ -328,12 +328,12 @@ def test_an_interrupted_sweep_goes_on(how, tmp_path):
     process.stderr.close()
     process.stdout.close()
     first = json.loads(file.read_text())["cells"]
-    assert 0 < len(first) < 6
+    assert 0 < len(first) < 4
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["complete"]
-    assert len(result["rows"]) == 6
+    assert len(result["rows"]) == 4
     last = json.loads(file.read_text())["cells"]
     assert {key: last[key] for key in first} == first
     for _ in range(100):
