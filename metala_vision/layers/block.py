@@ -1,5 +1,7 @@
 """The block of MetaLA-ViT: token mixer and channel mixer, each with a norm before it and a residual around it."""
 
+from typing import Final
+
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ class MetaLABlock(nn.Module):
         causal: as for `MetaLA`.
         local_conv: as for `MetaLA`.
         self_aug: as for `MetaLA`.
+        mlp_conv: the `conv` of `SwiGLU`.
         proj_drop: dropout after the projections of both mixers.
         drop_path: rate of stochastic depth of both residual branches.
 
@@ -31,6 +34,7 @@ class MetaLABlock(nn.Module):
     """
 
     grid: tuple[int, int] | None
+    mlp_conv: Final[bool]
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class MetaLABlock(nn.Module):
         causal: bool = False,
         local_conv: bool = True,
         self_aug: bool = True,
+        mlp_conv: bool = False,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
         device=None,
@@ -49,11 +54,12 @@ class MetaLABlock(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.grid = None
+        self.mlp_conv = mlp_conv
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.mixer = MetaLA(dim, num_heads, scan, causal, local_conv, self_aug, proj_drop, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.mlp = SwiGLU(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.mlp = SwiGLU(dim, int(dim * mlp_ratio), proj_drop, mlp_conv, causal, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
@@ -62,8 +68,10 @@ class MetaLABlock(nn.Module):
             grid = self._nominal_grid(x.shape[1])
         if not torch.jit.is_scripting():
             x = mixer_branch(x, self.norm1, self.mixer, self.drop_path1, grid)
-            return mlp_branch(x, self.norm2, self.mlp, self.drop_path2)
+            return mlp_branch(x, self.norm2, self.mlp, self.drop_path2, grid if self.mlp_conv else None)
         x = x + self.drop_path1(self.mixer(self.norm1(x), grid))
+        if self.mlp_conv:
+            return x + self.drop_path2(self.mlp(self.norm2(x), grid))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
     def _nominal_grid(self, tokens: int) -> tuple[int, int]:

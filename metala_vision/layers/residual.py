@@ -45,11 +45,14 @@ def mixer_branch(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Mod
     return x + drop_path(mixer(norm(x), grid))
 
 
-def mlp_branch(x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module) -> Tensor:
-    """x + drop_path(mlp(norm(x))), [..., C] -> [..., C]."""
+def mlp_branch(
+    x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, grid: tuple[int, int] | None = None
+) -> Tensor:
+    """x + drop_path(mlp(norm(x))), or mlp(norm(x), grid) for one that looks at neighbours: [B, N, C] -> [B, N, C]."""
     if (
         _is_plain_norm(norm)
         and is_plain(mlp, SwiGLU)
+        and mlp.conv is None
         and is_plain_product(mlp.fc1)
         and is_plain_product(mlp.fc2)
         and _is_idle(mlp.drop)
@@ -58,7 +61,7 @@ def mlp_branch(x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module)
         and isinstance(x, Tensor)
     ):
         return torch.ops.metala.add_swiglu_mlp(x, norm.weight, norm.bias, norm.eps, mlp.fc1.weight, mlp.fc2.weight)
-    return x + drop_path(mlp(norm(x)))
+    return x + drop_path(mlp(norm(x)) if grid is None else mlp(norm(x), grid))
 
 
 def _is_plain_norm(norm: nn.Module) -> TypeGuard[nn.LayerNorm]:

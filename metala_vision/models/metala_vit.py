@@ -49,6 +49,7 @@ class MetaLAViT(HasNominalGrid):
             ("row", "column"), as `gated_linear_attention` takes them.
         local_conv: False leaves the convolutions of the mixers out.
         self_aug: False leaves the self-augmentation of the mixers out.
+        mlp_conv: True puts a depthwise 3x3 convolution into the gate of the SwiGLU, see `metala_vision.layers.SwiGLU`.
         decay_scale: "grid", so that scans remember the same share of an image that is larger than those of the
             training, see `metala_vision.layers.decay`; "none", so that they remember as many tokens on every image. The
             grid of the training is that of `img_size`; it is saved with the weights as the buffer `nominal_grid`. Older
@@ -76,6 +77,7 @@ class MetaLAViT(HasNominalGrid):
         scan: str | tuple[str, ...] | list[str] = "cycle",
         local_conv: bool = True,
         self_aug: bool = True,
+        mlp_conv: bool = False,
         decay_scale: Literal["grid", "none"] = "grid",
         pos_embed: Literal["none", "learn"] = "none",
         drop_rate: float = 0.0,
@@ -124,6 +126,7 @@ class MetaLAViT(HasNominalGrid):
                 causal=scan == "causal",
                 local_conv=local_conv,
                 self_aug=self_aug,
+                mlp_conv=mlp_conv,
                 proj_drop=proj_drop_rate,
                 drop_path=rates[i],
                 **dd,
@@ -353,15 +356,8 @@ def _cfg(**kwargs) -> dict:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "metala_vit_nano": _cfg(),
-        "metala_vit_tiny": _cfg(),
-        "metala_vit_small": _cfg(),
-        "metala_vit_base": _cfg(),
-        "metala_vit_large": _cfg(),
-    }
-)
+SIZES = ("nano", "tiny", "small", "base", "large")
+default_cfgs = generate_default_cfgs({f"metala_vit_{size}": _cfg() for size in SIZES})
 
 
 @register_model

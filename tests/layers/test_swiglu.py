@@ -33,13 +33,30 @@ def test_parameters():
     assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.bfloat16)}
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("grid", [(2, 5), (5, 2), (1, 1)])
+def test_the_convolution_is_of_the_gate(grid):
+    """Catches a convolution of the values, of the projection's input, or on a grid turned by a quarter."""
+    layer = SwiGLU(4, 6, conv=True, dtype=torch.float64)
+    x = torch.randn(2, grid[0] * grid[1], 4, dtype=torch.float64)
+    w1, w2 = layer.fc1.weight.chunk(2)
+    images = (x @ w1.T).transpose(1, 2).reshape(2, 6, *grid)
+    gate = nn.functional.conv2d(images, layer.conv.weight, padding=1, groups=6).flatten(2).transpose(1, 2)
+    expected = (gate * gate.sigmoid() * (x @ w2.T)) @ layer.fc2.weight.T
+    assert relative_rms(layer(x, grid), expected) <= FLOAT64
+    assert relative_rms(layer.float()(x.float(), grid), expected) <= FLOAT32
+    assert sum(p.numel() for p in layer.parameters()) == 3 * 4 * 6 + 9 * 6
+    with pytest.raises(ValueError, match=r"grid: got None, .* write mlp\(x, grid\)"):
+        layer(x.float())
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_gradcheck(conv):
     """Catches a gradient that one of the two halves of the projection does not get."""
-    layer = SwiGLU(3, 5, dtype=torch.float64)
+    layer = SwiGLU(3, 5, conv=conv, dtype=torch.float64)
     parameters = dict(layer.named_parameters())
 
     def apply(x, *values):
-        return torch.func.functional_call(layer, dict(zip(parameters, values)), (x,))
+        return torch.func.functional_call(layer, dict(zip(parameters, values)), (x, (2, 2)))
 
     x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(apply, (x, *parameters.values()))

@@ -12,6 +12,8 @@ from vit_model import CLOSE, nano
 from metala_vision.errors import InputError
 from metala_vision.models.metala_vit import checkpoint_filter_fn
 
+SWITCHES = [dict(local_conv=False), dict(self_aug=False), dict(mlp_conv=True), dict(pos_embed="learn")]
+
 
 def test_without_convolution():
     """The other model with a convolution that hands on what it gets, and no SiLU behind it."""
@@ -46,6 +48,24 @@ def test_without_self_augmentation():
     assert relative_rms(before, full(x).detach()) > 1e-3
     model.train()(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_convolution_in_the_swiglu():
+    """The model without it where it hands on what it gets; and it sees the neighbours on the grid."""
+    model, plain = nano(mlp_conv=True), nano()
+    missing = plain.load_state_dict(model.state_dict(), strict=False)
+    assert [tuple(model.state_dict()[key].shape) for key in missing.unexpected_keys] == 2 * [(384, 1, 3, 3)]
+    assert not missing.missing_keys
+    x = torch.randn(2, 3, 48, 80)
+    with torch.no_grad():
+        before = model(x)
+        for block in model.blocks:
+            block.mlp.conv.weight.zero_()
+            block.mlp.conv.weight[:, :, 1, 1] = 1
+        assert relative_rms(model(x), plain(x)) < CLOSE
+    assert relative_rms(before, plain(x).detach()) > 1e-3
+    model.train()(x).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for block in model.blocks for p in block.mlp.parameters())
 
 
 def test_learned_position_embedding():
@@ -98,7 +118,7 @@ def test_position_embedding_of_a_checkpoint_is_resampled():
     assert torch.equal(small.pos_embed, large.pos_embed)
 
 
-@pytest.mark.parametrize("switch", [dict(local_conv=False), dict(self_aug=False), dict(pos_embed="learn")])
+@pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("scan", ["alternate", "causal"])
 def test_switches_in_training_and_evaluation(switch, scan):
     """One arithmetic in training, in inference and by TorchScript."""

@@ -172,10 +172,11 @@ def test_every_patch_hears_every_other(scan):
             assert (model.forward_features(x) - model.forward_features(changed)).abs().amax(2).min() > 1e-10
 
 
+@pytest.mark.parametrize("mlp_conv", [False, True], ids=["", "mlp_conv"])
 @pytest.mark.parametrize("patch", [16, 19, 32, 55], ids=lambda p: f"patch{p}")
-def test_causal_model_hears_no_later_patch(patch):
+def test_causal_model_hears_no_later_patch(patch, mlp_conv):
     """Catches a leak through any layer: tokens before a changed patch, row-major, keep their values."""
-    model = nano(scan="causal")
+    model = nano(scan="causal", mlp_conv=mlp_conv)
     x = torch.randn(1, 3, 7 * 16, 8 * 16)
     changed = x.clone()
     row, column = divmod(patch, 8)

@@ -21,6 +21,7 @@ MODELS = [
     dict(scan=("row", "column")),
     dict(scan="causal"),
     dict(local_conv=False),
+    dict(mlp_conv=True),
     dict(pos_embed="learn", img_size=RECORDED[2:]),
 ]
 ONNX = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of this exporter
@@ -95,7 +96,7 @@ def written_by_tracing(model: nn.Module) -> bytes:
 
 
 @ONNX
-@pytest.mark.parametrize("options", [{}, dict(scan="cross", local_conv=False, self_aug=False)], ids=str)
+@pytest.mark.parametrize("options", [{}, dict(scan="cross", local_conv=False, self_aug=False, mlp_conv=True)], ids=str)
 def test_onnx_by_tracing(options):
     """Catches an operator that ONNX does not know, and one that holds the recorded batch or size."""
     pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx onnxruntime")

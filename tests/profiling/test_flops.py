@@ -51,6 +51,7 @@ def test_three_counts_agree(name, size):
     [
         *({"scan": scan} for scan in ("alternate", "cross", "row", "cycle", "causal")),
         {"local_conv": False},
+        {"mlp_conv": True},
         {"pos_embed": "learn"},
     ],
     ids=lambda options: "-".join(map(str, *options.items())),

@@ -38,7 +38,8 @@ def metala_vit(model: MetaLAViT, height: int, width: int) -> Formula:
     """Per token and block, of width D with H heads of K = D / 2H and V = D / H, and S scan orders:
 
     4 D^2 for the projections, 3 R D^2 for the SwiGLU of ratio R, 9 D for the 3x3 convolution (4 D for the causal one),
-    H (3 S K V + K + V) for the scans, H (2 K + V) for self-augmentation; norms of 5 D twice.
+    9 R D for the one in the SwiGLU's gate, H (3 S K V + K + V) for the scans, H (2 K + V) for self-augmentation;
+    norms of 5 D twice.
     """
     dim, patch = model.embed_dim, model.patch_embed.patch_size[0]
     grid = -(-height // patch), -(-width // patch)
@@ -48,7 +49,8 @@ def metala_vit(model: MetaLAViT, height: int, width: int) -> Formula:
     for block in model.blocks:
         heads = block.mixer.num_heads
         key, value = dim // 2 // heads, dim // heads
-        conv = sum(p.numel() for p in block.mixer.conv.parameters())
+        convs = [part for part in (block.mixer.conv, block.mlp.conv) if part is not None]
+        conv = sum(p.numel() for part in convs for p in part.parameters())
         scans = heads * (3 * len(block.mixer.scan) * key * value + key + value)
         hidden = block.mlp.fc2.in_features
         products += tokens * (4 * dim * dim + 3 * hidden * dim + conv + scans + heads * (2 * key + value))
