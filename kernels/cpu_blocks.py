@@ -75,8 +75,9 @@ def add_mixer(
     grid: tuple[int, int],
     scan: tuple[str, ...],
     decay_scale: float = 1.0,
+    bias_in: Tensor | None = None,
 ) -> Tensor:
-    """x + mixer(conv_silu(LayerNorm(x)) weight_in^T) weight_out^T, [B, N, C] -> [B, N, C] in the dtype of `x`.
+    """x + mixer(conv_silu(LayerNorm(x)) weight_in^T + bias_in) weight_out^T, [B, N, C] -> [B, N, C], dtype of `x`.
 
     What lies in between is computed in the dtype of the weights.
     """
@@ -85,19 +86,22 @@ def add_mixer(
     # It holds the output of the convolution, and later that of the mixer.
     inner = scratch("inner", batch * tokens * dim, dtype).view(x.shape)
     conv_silu_into(x, conv_weight, grid, inner, (norm_weight, norm_bias), eps)
-    projected = _projected(inner, weight_in)
+    projected = _projected(inner, weight_in, bias_in)
     mixer_into(projected, gate_bias, aug_weight, num_heads, grid, scan, inner, decay_scale=decay_scale)
     return _add(x, inner, weight_out)
 
 
-def _projected(x: Tensor, weight: Tensor) -> Tensor:
-    """x weight^T, [B, N, C] -> [B, N, C']; torch.mm writes it to kept memory where fresh pages would cost more time."""
+def _projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weight^T + bias, [B, N, C] -> [B, N, C']; torch writes it to kept memory where fresh pages cost more time."""
     shape = (*x.shape[:-1], weight.shape[0])
     size = prod(shape)
     if not MAPPED_BYTES <= size * x.element_size() <= SCRATCH_BYTES:
-        return linear(x, weight)
+        return linear(x, weight, bias=bias)
     out = scratch("projected", size, x.dtype).view(shape)
-    torch.mm(x.flatten(0, 1), weight.t(), out=out.flatten(0, 1))
+    if bias is None:
+        torch.mm(x.flatten(0, 1), weight.t(), out=out.flatten(0, 1))
+    else:
+        torch.addmm(bias, x.flatten(0, 1), weight.t(), out=out.flatten(0, 1))
     return out
 
 

@@ -112,7 +112,7 @@ def _(x, weight_in, weight_out, norm_weight, norm_bias, eps, *, out_shape=None, 
 
 @register_flop_formula(_ops.add_mixer_forward)
 def _(x, *rest, out_shape=None, **kwargs) -> int:
-    num_heads, _, _, scan, _ = rest[-5:]
+    num_heads, _, _, scan, _, _ = rest[-6:]
     return 2 * half_block_macs(x, num_heads, _orders(scan))
 
 

@@ -38,8 +38,8 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "add_mixer_forward(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor conv_weight, Tensor weight_in,"
-    f" Tensor gate_bias, Tensor aug_weight, Tensor weight_out, int num_heads, {_PROBLEM}, Scalar decay_scale)"
-    " -> Tensor"
+    f" Tensor gate_bias, Tensor aug_weight, Tensor weight_out, int num_heads, {_PROBLEM}, Scalar decay_scale,"
+    " Tensor? bias_in) -> Tensor"
 )
 
 
@@ -209,8 +209,8 @@ class SwiGLU(torch.autograd.Function):
 
 def add_mixer_forward(x, *parameters_and_problem):
     """What runs behind the operator of this name, arguments as its schema."""
-    *arguments, rows, cols, scan, decay_scale = parameters_and_problem
-    return cpu_blocks.add_mixer(x, *arguments, (rows, cols), tuple(scan.split(",")), decay_scale)
+    *arguments, rows, cols, scan, decay_scale, bias_in = parameters_and_problem
+    return cpu_blocks.add_mixer(x, *arguments, (rows, cols), tuple(scan.split(",")), decay_scale, bias_in)
 
 
 for _name, _run in {

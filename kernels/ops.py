@@ -241,12 +241,13 @@ def add_mixer(
     cols: int,
     scan: str,
     decay_scale: float = 1.0,
+    bias_in: Tensor | None = None,
 ) -> Tensor:
-    """x + mixer(conv_silu(LayerNorm(x)) weight_in^T) weight_out^T, the first half of a block: [B, N, C] -> [B, N, C].
+    """x + mixer(conv_silu(LayerNorm(x)) weight_in^T + bias_in) weight_out^T, the first half of a block.
 
-    The arguments are those of `mixer` and `conv_silu`, weight_in [3 C, C] and weight_out [C, C]. Where no gradients are
-    needed the C kernels run it as one operator; otherwise it runs as the operators named above. ValueError for shapes
-    that do not fit.
+    x is [B, N, C], and so is the result. The arguments are those of `mixer` and `conv_silu`, weight_in [3 C, C],
+    bias_in [3 C] or None, and weight_out [C, C]. Where no gradients are needed the C kernels run it as one operator;
+    otherwise it runs as the operators named above. ValueError for shapes that do not fit.
     """
     check_conv(x, conv_weight, rows, cols, "conv_weight")
     dim = x.shape[2]
@@ -258,18 +259,26 @@ def add_mixer(
     check_norm(x, norm_weight, norm_bias)
     check_device("weight_in", weight_in, x)
     check_device("weight_out", weight_out, x)
+    if bias_in is not None:
+        if bias_in.shape != (3 * dim,):
+            raise ValueError(f"bias_in: got shape {tuple(bias_in.shape)}, expected ({3 * dim},)")
+        check_device("bias_in", bias_in, x)
     check_mixer(x, dim, gate_bias, aug_weight, num_heads, rows, cols, scan, decay_scale)
-    parameters = (norm_weight, norm_bias, conv_weight, gate_bias, aug_weight)
+    parameters = [norm_weight, norm_bias, conv_weight, gate_bias, aug_weight]
+    if bias_in is not None:
+        parameters.append(bias_in)
     dtype = _fused_dtype(x, weight_in, weight_out, *parameters)
     if dtype is None:
         normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-        projected = F.linear(conv_silu(normed, conv_weight, rows, cols), weight_in)
+        projected = F.linear(conv_silu(normed, conv_weight, rows, cols), weight_in, bias_in)
         mixed = mixer(projected, gate_bias, aug_weight, num_heads, rows, cols, scan, None, decay_scale)
         return x + F.linear(mixed, weight_out)
     with without_autocast(x.device):
         norm = norm_weight, norm_bias, eps
         weights = conv_weight, weight_in.to(dtype), gate_bias, aug_weight, weight_out.to(dtype)
-        return torch.ops.metala.add_mixer_forward(x, *norm, *weights, num_heads, rows, cols, scan, decay_scale)
+        bias_in = None if bias_in is None else bias_in.to(dtype)
+        problem = num_heads, rows, cols, scan, decay_scale
+        return torch.ops.metala.add_mixer_forward(x, *norm, *weights, *problem, bias_in)
 
 
 def _fused_dtype(x: Tensor, weight_in: Tensor, weight_out: Tensor, *others: Tensor) -> torch.dtype | None:
@@ -297,7 +306,7 @@ _OPERATORS = {
     " -> Tensor": add_swiglu_mlp,
     "add_mixer(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor conv_weight, Tensor weight_in,"
     " Tensor gate_bias, Tensor aug_weight, Tensor weight_out, int num_heads, SymInt rows, SymInt cols, str scan,"
-    " Scalar decay_scale) -> Tensor": add_mixer,
+    " Scalar decay_scale, Tensor? bias_in=None) -> Tensor": add_mixer,
 }
 for _schema, _run in _OPERATORS.items():
     library.LIBRARY.define(_schema)

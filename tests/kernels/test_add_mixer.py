@@ -8,7 +8,7 @@ from fused_inputs import ALL, conv_formula, double, errors, mixer_formula, run
 from tolerances import FLOAT32, FLOAT64, relative_rms
 from torch import Tensor, nn
 
-from metala_vision.kernels import add_mixer, available_backends
+from metala_vision.kernels import add_mixer, available_backends, cpu_blocks
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C kernels do not run here")
 
@@ -28,13 +28,14 @@ def half_block(dim: int = DIM) -> dict[str, Tensor]:
         "gate_bias": torch.randn(dim),
         "aug_weight": torch.randn(dim // 2),
         "weight_out": torch.randn(dim, dim),
+        "bias_in": torch.randn(3 * dim),
     }
 
 
 def fused(leaves: dict[str, Tensor], scan: str = ALL, decay_scale: float = 1.0) -> Tensor:
     norm = leaves["norm_weight"], leaves["norm_bias"], 1e-6
     weights = (leaves[name] for name in ("conv_weight", "weight_in", "gate_bias", "aug_weight", "weight_out"))
-    return add_mixer(leaves["x"], *norm, *weights, HEADS, *GRID, scan, decay_scale)
+    return add_mixer(leaves["x"], *norm, *weights, HEADS, *GRID, scan, decay_scale, leaves.get("bias_in"))
 
 
 def formula(leaves: dict[str, Tensor], scan: str = ALL, decay_scale: float = 1.0) -> Tensor:
@@ -43,6 +44,7 @@ def formula(leaves: dict[str, Tensor], scan: str = ALL, decay_scale: float = 1.0
     normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     normed = normed * leaves["norm_weight"] + leaves["norm_bias"]
     projected = conv_formula(normed, leaves["conv_weight"], *GRID) @ leaves["weight_in"].t()
+    projected = projected + leaves.get("bias_in", 0)
     parts = dict(zip(("q", "logits", "v", "z"), projected.split([dim // 2, dim // 2, dim, dim], -1)))
     return x + mixer_formula({**leaves, **parts}, HEADS, GRID, scan, decay_scale) @ leaves["weight_out"].t()
 
@@ -54,6 +56,20 @@ def test_equals_the_formula(monkeypatch, scan, onednn):
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", onednn)
     inputs = half_block()
     assert relative_rms(fused(inputs, scan), formula(double(inputs), scan)) <= FLOAT32
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_without_a_bias(monkeypatch, kept, recorded):
+    """Catches a bias that is not optional, and one lost or added twice where the product is written to kept memory."""
+    monkeypatch.setattr(cpu_blocks, "MAPPED_BYTES", 0 if kept else 1 << 60)
+    inputs = {name: x.requires_grad_(recorded) for name, x in half_block().items()}
+    biased = fused(inputs)
+    assert relative_rms(biased, formula(double(inputs))) <= FLOAT32
+    del inputs["bias_in"]
+    expected = formula(double(inputs))
+    assert relative_rms(fused(inputs), expected) <= FLOAT32
+    assert relative_rms(biased, expected) > 100 * FLOAT32
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -156,6 +172,7 @@ BAD = {
     "norm_bias": ((7, 48), "norm_weight, norm_bias: got shapes (48,), (7, 48), expected (48,) twice"),
     "gate_bias": ((24,), "gate_bias, aug_weight: got shapes (24,), (24,), expected (48,), (24,)"),
     "aug_weight": ((48,), "gate_bias, aug_weight: got shapes (48,), (48,), expected (48,), (24,)"),
+    "bias_in": ((24,), "bias_in: got shape (24,), expected (144,)"),
 }
 
 
@@ -178,6 +195,6 @@ def test_bad_shapes(name):
 def test_bad_problem(problem, message):
     """Catches a grid that C code would walk out of."""
     inputs = half_block()
-    arguments = [inputs[name] for name in list(inputs)[:3]], [inputs[name] for name in list(inputs)[3:]]
+    arguments = [inputs[name] for name in list(inputs)[:3]], [inputs[name] for name in list(inputs)[3:-1]]
     with pytest.raises(ValueError, match=re.escape(message)):
         add_mixer(*arguments[0], 1e-6, *arguments[1], *problem)

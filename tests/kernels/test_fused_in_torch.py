@@ -41,7 +41,8 @@ def raw_calls() -> dict[str, tuple]:
         "swiglu_backward": ((torch.randn(2, 63, 10), x), ()),
         "swiglu_mlp_forward": (mlp, (None, None, 0.0)),
         "swiglu_mlp_forward-norm": ((*mlp[:2], torch.randn(12, 20), torch.randn(12), torch.randn(12)), (1e-6,)),
-        "add_mixer_forward": ((x,), (*half_block, torch.randn(20, 20), 2, *problem, 0.25)),
+        "add_mixer_forward": ((x,), (*half_block, torch.randn(20, 20), 2, *problem, 0.25, None)),
+        "add_mixer_forward-bias": ((x,), (*half_block, torch.randn(20, 20), 2, *problem, 0.25, torch.randn(60))),
     }
 
 

@@ -35,6 +35,7 @@ WIDTHS = {  # of each input's last axes
         gate_bias=(DIM,),
         aug_weight=(DIM // 2,),
         weight_out=(DIM, DIM),
+        bias_in=(3 * DIM,),
     ),
 }
 OF_TOKENS = ("q", "log_decay", "v", "projected", "x")
@@ -57,7 +58,7 @@ def make(name: str, batch: int = 2) -> dict[str, Tensor]:
     """Signed random inputs of an operator, with outputs near one; gates on both sides of zero, where they end."""
     lead = (batch,) if name == "patches" else (batch, TOKENS)
     inputs = {key: torch.randn(*(lead if key in OF_TOKENS else ()), *shape) for key, shape in WIDTHS[name].items()}
-    return {key: x / DIM**0.5 if key in ("weight_in", "weight_out") else x for key, x in inputs.items()}
+    return {key: x / DIM**0.5 if key in ("weight_in", "weight_out", "bias_in") else x for key, x in inputs.items()}
 
 
 def double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -49,8 +49,8 @@ class _Recorder(TorchDispatchMode):
                 return _IN_THE_OPEN[name](*args, **kwargs)
         if name in ("aten.mm.default", "aten.mm.out"):
             self.products.append(Product(_operand(args[0]), _operand(args[1]), kept=name.endswith("out")))
-        elif name == "aten.addmm.default":
-            self.products.append(Product(_operand(args[1]), _operand(args[2])))
+        elif name in ("aten.addmm.default", "aten.addmm.out"):
+            self.products.append(Product(_operand(args[1]), _operand(args[2]), kept=name.endswith("out")))
         elif name == "aten.linear.default":  # undivided, below autograd: in an operator of ours
             self.products.append(_linear(args[0], args[1]))
         elif name == "mkldnn._linear_pointwise.default":
