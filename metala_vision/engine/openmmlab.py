@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metala_vision.dense import PyramidNeck
 from metala_vision.errors import InputError
 from metala_vision.models import metala_vit
+from metala_vision.models.checkpoints import fill_older
 
 ARCHS = ("nano", "tiny", "small", "base", "large")
 
@@ -81,6 +82,7 @@ class MetaLAViT(metala_vit.MetaLAViT):
             return
         file = self.init_cfg["checkpoint"]
         weights = load_state_dict(file, weights_only=True)
+        fill_older(weights, self)
         own = self.state_dict()
         missing = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
         if missing:

@@ -25,6 +25,7 @@ class MetaLABlock(nn.Module):
         causal: as for `MetaLA`.
         local_conv: as for `MetaLA`.
         self_aug: as for `MetaLA`.
+        decay_bias: as for `MetaLA`.
         mlp_conv: the `conv` of `SwiGLU`.
         proj_drop: dropout after the projections of both mixers.
         drop_path: rate of stochastic depth of both residual branches.
@@ -45,6 +46,7 @@ class MetaLABlock(nn.Module):
         causal: bool = False,
         local_conv: bool = True,
         self_aug: bool = True,
+        decay_bias: bool = True,
         mlp_conv: bool = False,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
@@ -56,7 +58,7 @@ class MetaLABlock(nn.Module):
         self.grid = None
         self.mlp_conv = mlp_conv
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.mixer = MetaLA(dim, num_heads, scan, causal, local_conv, self_aug, proj_drop, **dd)
+        self.mixer = MetaLA(dim, num_heads, scan, causal, local_conv, self_aug, decay_bias, proj_drop, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.mlp = SwiGLU(dim, int(dim * mlp_ratio), proj_drop, mlp_conv, causal, **dd)

@@ -1,4 +1,4 @@
-"""How far a scan remembers on another grid than the one it was trained on.
+"""How far a scan remembers: at first, and on another grid than the one it was trained on.
 
 A gate forgets with every token: a memory that reaches over a whole picture of 10 x 10 tokens reaches over a sixteenth
 of a picture of 40 x 40. On larger grids a factor on the log-decay lets it reach over the same share of the picture.
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 DECAY_SCALES = ("grid", "none")
+LOGITS = (-2.0, 4.0)  # at a temperature of 16: memories of 7.5 and of 880 tokens
 
 
 def decay_scale(grid: tuple[int, int], nominal: tuple[int, int]) -> float:
@@ -31,3 +32,12 @@ def decay_scale(grid: tuple[int, int], nominal: tuple[int, int]) -> float:
     if isinstance(tokens, torch.SymInt):  # from torch.export: ONNX does not have its division of integers
         tokens = torch.sym_float(tokens)
     return known / tokens
+
+
+def spread_logits(key_dim: int, num_heads: int, device=None, dtype=None) -> Tensor:
+    """The first bias of a decay: the channels of a head remember from a few tokens to a whole picture, [H K].
+
+    A channel with the logit x forgets in 16 / log(1 + exp(-x)) tokens. Even steps of the logit give lengths that grow
+    by nearly even ratios. Without a bias all channels begin at 23 tokens.
+    """
+    return torch.linspace(*LOGITS, key_dim, device=device, dtype=dtype).repeat(num_heads)

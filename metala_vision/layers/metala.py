@@ -5,12 +5,14 @@ Shapes: B batch, N tokens of the grid, C channels, H heads, K key channels and V
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metala_vision.kernels import SCAN_ORDERS
 
-from .decay import decay_scale
+from .decay import decay_scale, spread_logits
 from .local_conv import CausalConv, GridConv, NoConv
 from .operators import mixer
+from .watched import is_plain_product
 
 torch.fx.wrap("decay_scale")  # it compares sizes, which FX does not know while it traces
 
@@ -25,12 +27,13 @@ def is_scan(scan: object) -> bool:
 class MetaLA(nn.Module):
     """Meta linear attention on a grid of tokens.
 
-    x = SiLU(DWConv(x)); q = x Wq; g = scale * logsigmoid(x Wa) / 16; k = 1 - exp(g); v = x Wv; z = x Wg + b
+    x = SiLU(DWConv(x)); q = x Wq; g = scale * logsigmoid(x Wa + ba) / 16; k = 1 - exp(g); v = x Wv; z = x Wg + b
     o = gated_linear_attention(q, g, v) + sigmoid((q . (w_aug * k)) v)
     y = (SiLU(z) * LayerNorm_per_head(o)) Wo
 
     All scan orders share the same parameters. The scale is that of `decay.decay_scale` where `nominal_grid`, the grid
-    that the weights were trained on, is set, and otherwise 1.
+    that the weights were trained on, is set, and otherwise 1. The bias ba is not in the paper: it lets the channels of
+    a head begin with memories of different lengths, see `decay.spread_logits`.
 
     Args:
         dim: channels C; query and decay have `dim / 2` channels each.
@@ -39,6 +42,7 @@ class MetaLA(nn.Module):
         causal: the paper's 1-D layer: the convolution sees the last four tokens only, and `scan` must be ("row",).
         local_conv: False leaves out convolution and SiLU, as the paper's ablation does.
         self_aug: False keeps w_aug at zero: the term is then constant over a head, and the LayerNorm removes it.
+        decay_bias: False leaves out ba.
         proj_drop: dropout on the output.
 
     Raises:
@@ -55,6 +59,7 @@ class MetaLA(nn.Module):
         causal: bool = False,
         local_conv: bool = True,
         self_aug: bool = True,
+        decay_bias: bool = True,
         proj_drop: float = 0.0,
         device=None,
         dtype=None,
@@ -76,6 +81,9 @@ class MetaLA(nn.Module):
         self.orders = ",".join(scan)  # for the operator: tracers take a string, but no tuple of strings
         self.conv = (CausalConv(dim, **dd) if causal else GridConv(dim, **dd)) if local_conv else NoConv()
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False, **dd)  # q, decay, v, gate: dim/2, dim/2, dim, dim
+        self.decay_bias: nn.Parameter | None = None
+        if decay_bias:
+            self.decay_bias = nn.Parameter(spread_logits(self.key_dim, num_heads, **dd))
         self.gate_bias = nn.Parameter(torch.zeros(dim, **dd))
         aug_weight = torch.zeros(dim // 2, **dd)
         if self_aug:
@@ -91,7 +99,35 @@ class MetaLA(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
-        x = self.in_proj(self.conv(x, grid))
+        x = self._project(self.conv(x, grid))
         scale = decay_scale(grid, self.nominal_grid)
         x = mixer(x, self.gate_bias, self.aug_weight, self.num_heads, grid, self.orders, scale)
         return self.proj_drop(self.out_proj(x))
+
+    def bias_in(self) -> Tensor | None:
+        """The bias of `in_proj`'s product, [3 C]: that of the decay, and zeros for query, value and gate."""
+        bias = self.decay_bias
+        if bias is None:
+            return None
+        # not by padding, which the TorchScript exporter of ONNX turns into a slice that it warns of
+        return torch.cat([bias.new_zeros(self.dim // 2), bias, bias.new_zeros(2 * self.dim)])
+
+    def _project(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, 3 C]."""
+        bias = self.bias_in()
+        if bias is None:
+            return self.in_proj(x)
+        plain = False
+        if not torch.jit.is_scripting():
+            plain = isinstance(x, Tensor) and is_plain_product(self.in_proj)
+        if plain:
+            return F.linear(x, self.in_proj.weight, bias)  # in the product itself it costs nothing
+        x = self.in_proj(x)
+        return x + bias.to(x.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Older weights lack the bias of the decay: it is zero then, so that they give the numbers that they gave."""
+        key = f"{prefix}decay_bias"
+        if self.decay_bias is not None and key not in state_dict and f"{prefix}gate_bias" in state_dict:
+            state_dict[key] = torch.zeros_like(self.decay_bias, device="cpu")
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -86,15 +86,16 @@ def add_mixer(
     grid: tuple[int, int],
     orders: str,
     decay_scale: float,
+    bias_in: Tensor | None,
 ) -> Tensor:
     """`metala_vision.kernels.add_mixer`; not for ONNX."""
     norm = norm_weight, norm_bias, eps
     weights = conv_weight, weight_in, gate_bias, aug_weight, weight_out
     if torch.jit.is_tracing() and keeps_sizes_open():
         sides = *as_tensors(grid), as_tensor(decay_scale, torch.float64)
-        return compiled(_traced_add_mixer)(x, *norm, *weights, num_heads, *sides, orders)
+        return compiled(_traced_add_mixer)(x, *norm, *weights, num_heads, *sides, orders, bias_in)
     decay_scale = recorded(decay_scale)
-    return torch.ops.metala.add_mixer(x, *norm, *weights, num_heads, *grid, orders, decay_scale)
+    return torch.ops.metala.add_mixer(x, *norm, *weights, num_heads, *grid, orders, decay_scale, bias_in)
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -168,6 +169,7 @@ def _traced_add_mixer(
     cols: Tensor,
     decay_scale: Tensor,
     orders: str,
+    bias_in: Tensor | None,
 ) -> Tensor:
     return torch.ops.metala.add_mixer(
         x,
@@ -184,4 +186,5 @@ def _traced_add_mixer(
         int(cols),
         orders,
         float(decay_scale),
+        bias_in,
     )

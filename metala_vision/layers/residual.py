@@ -41,6 +41,7 @@ def mixer_branch(x: Tensor, norm: nn.Module, mixer: nn.Module, drop_path: nn.Mod
             grid,
             mixer.orders,
             decay_scale(grid, mixer.nominal_grid),
+            mixer.bias_in(),
         )
     return x + drop_path(mixer(norm(x), grid))
 

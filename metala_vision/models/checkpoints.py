@@ -1,13 +1,29 @@
-"""Checkpoints of other sizes."""
+"""Checkpoints of other sizes, and older ones."""
 
 import math
 from typing import Protocol
 
+import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from torch import Tensor
+from torch import Tensor, nn
 
 from metala_vision.errors import InputError
 from metala_vision.layers import PatchEmbed
+
+# What older checkpoints of the models do not have, and what the models take as zeros then.
+ADDED_LATER = ("nominal_grid", "mixer.decay_bias")
+
+
+def fill_older(weights: dict[str, Tensor], model: nn.Module) -> list[str]:
+    """Gives a whole checkpoint the tensors that it lacks since it is an older one, in place; returns their names.
+
+    They are zeros, with which a model gives the numbers that it gave, see `HasNominalGrid` and `MetaLA`. The names in
+    `weights` must be those of the `state_dict` of `model`, which may be more than a backbone.
+    """
+    expected = model.state_dict()
+    names = [name for name in expected if name not in weights and name.endswith(ADDED_LATER)]
+    weights.update({name: torch.zeros_like(expected[name], device="cpu") for name in names})
+    return names
 
 
 class OfSomeSize(Protocol):

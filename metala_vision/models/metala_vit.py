@@ -49,6 +49,8 @@ class MetaLAViT(HasNominalGrid):
             ("row", "column"), as `gated_linear_attention` takes them.
         local_conv: False leaves the convolutions of the mixers out.
         self_aug: False leaves the self-augmentation of the mixers out.
+        decay_bias: False leaves out the bias of the decay, which spreads the memories of a head's channels, see
+            `metala_vision.layers.decay`. Older weights lack it, and load with zeros in its place.
         mlp_conv: True puts a depthwise 3x3 convolution into the gate of the SwiGLU, see `metala_vision.layers.SwiGLU`.
         decay_scale: "grid", so that scans remember the same share of an image that is larger than those of the
             training, see `metala_vision.layers.decay`; "none", so that they remember as many tokens on every image. The
@@ -77,6 +79,7 @@ class MetaLAViT(HasNominalGrid):
         scan: str | tuple[str, ...] | list[str] = "cycle",
         local_conv: bool = True,
         self_aug: bool = True,
+        decay_bias: bool = True,
         mlp_conv: bool = False,
         decay_scale: Literal["grid", "none"] = "grid",
         pos_embed: Literal["none", "learn"] = "none",
@@ -126,6 +129,7 @@ class MetaLAViT(HasNominalGrid):
                 causal=scan == "causal",
                 local_conv=local_conv,
                 self_aug=self_aug,
+                decay_bias=decay_bias,
                 mlp_conv=mlp_conv,
                 proj_drop=proj_drop_rate,
                 drop_path=rates[i],

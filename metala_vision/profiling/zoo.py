@@ -36,7 +36,8 @@ By fvcore with a count for every operator, equal to a formula by hand and, in th
 RUNS = """## Trained here
 
 Top-1 in percent, mean and deviation of the seeds; processor and threads stand in the log. Rows of one log share their
-config but for the option they are named by.
+config but for the option they are named by. Ours are from before there was a `decay_bias`: add `--cfg-options
+model.backbone.decay_bias=False` to train the same models.
 """
 AT_SIZES = """## Accuracy over image sizes
 

@@ -73,6 +73,12 @@ def test_pretrained(tmp_path):
     model = build(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "a.pth")))
     model.init_weights()
     assert torch.equal(model.blocks[3].mlp.fc1.weight, classifier.blocks[3].mlp.fc1.weight)
+    older = {k: v for k, v in classifier.state_dict().items() if k != "nominal_grid" and "decay_bias" not in k}
+    torch.save(older, tmp_path / "older.pth")
+    model = build(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "older.pth")))
+    model.init_weights()
+    assert torch.equal(model.blocks[3].mlp.fc1.weight, classifier.blocks[3].mlp.fc1.weight)
+    assert torch.count_nonzero(model.blocks[3].mixer.decay_bias) == 0
     torch.save({"patch_embed.proj.bias": torch.zeros(32)}, tmp_path / "b.pth")
     with pytest.raises(InputError, match="init_cfg: .*b.pth does not fit; missing or of another shape: .*weight"):
         build(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "b.pth"))).init_weights()

@@ -10,6 +10,7 @@ import torch
 from small_runs import prepare
 
 from metala_vision.engine import ClassificationMetric, StepSeedHook, held
+from metala_vision.engine.run.checkpoint import from_portable
 from metala_vision.errors import InputError
 
 
@@ -44,6 +45,20 @@ def test_checkpoints_that_do_not_fit(small_config, tmp_path):
     assert all(torch.equal(v, former[k]) for k, v in model.state_dict().items()), (
         "a refused checkpoint changed the model"
     )
+
+
+def test_older_checkpoints(small_config, tmp_path):
+    """Catches weights of a run from before there were grid and bias of the decay that are refused, or given others'."""
+    runner = prepare(small_config())
+    model = runner.model.backbone
+    older = {k: v for k, v in model.state_dict().items() if k != "nominal_grid" and "decay_bias" not in k}
+    assert len(older) < len(model.state_dict()) - 1
+    torch.save(dict(state_dict=older), tmp_path / "older.pth")
+    runner.load_checkpoint(str(tmp_path / "older.pth"))
+    assert model.nominal_grid.tolist() == [0, 0]
+    assert all(torch.count_nonzero(block.mixer.decay_bias) == 0 for block in model.blocks)
+    with pytest.raises(InputError, match="write --cfg-options model.backbone.decay_bias=False"):
+        from_portable(dict(state_dict=older), runner.task, resume=True)
 
 
 class Evil:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tolerances import FLOAT32, relative_rms
+from torch.nn import functional as F
 
 from metala_vision.kernels import mixer
 from metala_vision.layers import MetaLA
@@ -24,7 +25,7 @@ def test_the_layer_scales_by_its_grid(scan):
     x, grid = torch.randn(2, 5 * 9, 32, dtype=torch.float64), (5, 9)
     for nominal, scale in (((0, 0), 1.0), ((5, 9), 1.0), ((4, 3), 12 / 45)):
         layer.nominal_grid = nominal
-        projected = layer.in_proj(layer.conv(x, grid))
+        projected = F.linear(layer.conv(x, grid), layer.in_proj.weight, layer.bias_in())
         mixed = mixer(projected, layer.gate_bias, layer.aug_weight, 2, *grid, ",".join(scan), decay_scale=scale)
         expected = layer.out_proj(mixed)
         assert torch.equal(layer(x, grid), expected)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tolerances import relative_rms
+from tolerances import FLOAT32, relative_rms
 from torch import Tensor
 
 from metala_vision.kernels.unfused import gate_log_decay
@@ -100,7 +100,9 @@ def layer_by_the_paper(layer: MetaLA, x: Tensor, grid: tuple[int, int], orders: 
     )
     x = [[silu(a) for a in token] for token in convolved]
     q = [project(token, w_q) for token in x]
-    alpha = [[max(sigmoid(a) ** (1 / 16), math.exp(-5)) for a in project(token, w_a)] for token in x]
+    bias = weights.get("decay_bias", [0.0] * half)  # ours: the paper has none
+    logits = [[a + b for a, b in zip(project(token, w_a), bias)] for token in x]
+    alpha = [[max(sigmoid(a) ** (1 / 16), math.exp(-5)) for a in token] for token in logits]
     v = [project(token, w_v) for token in x]
     z = [[a + b for a, b in zip(project(token, w_g), weights["gate_bias"])] for token in x]
     gated = [[] for _ in x]
@@ -128,11 +130,12 @@ def perturbed(layer: MetaLA) -> MetaLA:
     return layer
 
 
+@pytest.mark.parametrize("decay_bias", [False, True], ids=["paper", "bias"])
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (5, 4)], ids=lambda g: f"{g[0]}x{g[1]}")
 @pytest.mark.parametrize("scan", [ROWS, COLUMNS, ROWS + COLUMNS], ids=["rows", "columns", "all"])
-def test_two_dimensional_layer_equals_the_formulas(scan, grid):
+def test_two_dimensional_layer_equals_the_formulas(scan, grid, decay_bias):
     """Catches a deviation from A31 to A37: order of the projections, key, scale, augmentation, norm, gate."""
-    layer = perturbed(MetaLA(DIM, HEADS, scan=scan, dtype=torch.float64))
+    layer = perturbed(MetaLA(DIM, HEADS, scan=scan, decay_bias=decay_bias, dtype=torch.float64))
     x = torch.randn(2, grid[0] * grid[1], DIM, dtype=torch.float64)
     expected = torch.stack([layer_by_the_paper(layer, image, grid, scan) for image in x])
     assert relative_rms(layer(x, grid), expected) <= EXACT
@@ -196,8 +199,8 @@ def test_gradcheck(causal):
 def test_parameter_count(dim, heads):
     """Catches a bias or a projection too many: 4 * dim ** 2, as softmax attention has, plus the small change."""
     layer = MetaLA(dim, heads, device="meta")
-    assert sum(p.numel() for p in layer.parameters()) == 4 * dim**2 + 9 * dim + dim + dim // 2
-    causal = MetaLA(dim, heads, scan=("row",), causal=True, device="meta")
+    assert sum(p.numel() for p in layer.parameters()) == 4 * dim**2 + 9 * dim + dim + 2 * (dim // 2)
+    causal = MetaLA(dim, heads, scan=("row",), causal=True, decay_bias=False, device="meta")
     assert sum(p.numel() for p in causal.parameters()) == 4 * dim**2 + 4 * dim + dim + dim // 2
 
 
@@ -292,3 +295,58 @@ def test_bad_arguments(arguments, message):
     """Catches a layer that is built and fails, or mixes wrongly, at its first image."""
     with pytest.raises(ValueError, match=f"^{message}"):
         MetaLA(**dict(dim=DIM, num_heads=HEADS) | arguments)
+
+
+def memory(layer: MetaLA) -> list[float]:
+    """Tokens after which a channel of the first head keeps 1/e of its state, where its projection is zero."""
+    return [16 / math.log1p(math.exp(-b)) for b in layer.decay_bias[: layer.key_dim].tolist()]
+
+
+def test_first_memories_are_spread():
+    """Catches channels of one length, heads that differ, and lengths that do not span a picture."""
+    layer = MetaLA(64, 2)
+    assert layer.decay_bias.unflatten(0, (2, -1)).std(0).max() == 0
+    lengths = memory(layer)
+    assert lengths[0] == pytest.approx(7.5, abs=0.1)
+    assert lengths[-1] == pytest.approx(881, abs=1)
+    ratios = [b / a for a, b in zip(lengths, lengths[1:])]
+    assert 1 < min(ratios) < max(ratios) < 1.6
+
+
+class Adapted(torch.nn.Module):
+    """A product as an adapter wraps it."""
+
+    def __init__(self, base: torch.nn.Module):
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x)
+
+
+@pytest.mark.parametrize("watched", ["hook", "adapter"])
+def test_decay_bias_beside_other_projections(watched):
+    """Catches a bias that is lost, and a projection that is not called, where it is no plain product."""
+    layer = perturbed(MetaLA(DIM, HEADS))
+    x = torch.randn(2, 6, DIM)
+    expected = layer(x, (2, 3))
+    calls = []
+    if watched == "adapter":
+        layer.in_proj = Adapted(layer.in_proj)
+    layer.in_proj.register_forward_hook(lambda *_: calls.append(1))
+    assert relative_rms(layer(x, (2, 3)), expected) <= FLOAT32
+    assert calls == [1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x, (2, 3)).dtype == torch.bfloat16
+
+
+def test_older_weights_have_no_decay_bias():
+    """Catches weights from before the bias that do not load, or do not give what they gave."""
+    former, layer = perturbed(MetaLA(DIM, HEADS, decay_bias=False)), MetaLA(DIM, HEADS)
+    layer.load_state_dict(former.state_dict())
+    x = torch.randn(2, 6, DIM)
+    assert torch.equal(layer(x, (2, 3)), former(x, (2, 3)))
+    layer.load_state_dict(perturbed(MetaLA(DIM, HEADS)).state_dict())
+    assert torch.count_nonzero(layer.decay_bias) == DIM // 2
+    with pytest.raises(RuntimeError, match="decay_bias"):
+        former.load_state_dict(layer.state_dict())

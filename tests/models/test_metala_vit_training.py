@@ -135,10 +135,12 @@ def test_moving_average():
 
 
 def test_initial_weights():
-    """Catches a layer that keeps PyTorch's default where the design says 0.02 or zero."""
+    """Catches a layer that keeps PyTorch's default where the design says 0.02, zero, or a spread."""
     model = timm.create_model("metala_vit_nano")
     for name, p in model.named_parameters():
-        if name.endswith(("bias", "aug_weight")) and "patch_embed" not in name:
+        if name.endswith("decay_bias"):
+            assert (p.min(), p.max()) == (-2, 4), name
+        elif name.endswith(("bias", "aug_weight")) and "patch_embed" not in name:
             assert torch.count_nonzero(p) == 0, name
         elif "norm" in name:
             assert (p == 1).all(), name

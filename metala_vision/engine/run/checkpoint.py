@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from metala_vision.engine.tasks.base import TaskModel
 from metala_vision.errors import InputError
+from metala_vision.models.checkpoints import fill_older
 
 from . import atomic  # noqa: F401  (registers the file backend)
 
@@ -65,7 +66,7 @@ def to_portable(checkpoint: dict, prefix: str) -> None:
             checkpoint[key] = _plain(checkpoint[key], key)
 
 
-def from_portable(checkpoint: dict, model: TaskModel, weights: str = "raw") -> str:
+def from_portable(checkpoint: dict, model: TaskModel, weights: str = "raw", resume: bool = False) -> str:
     """The inverse of `to_portable`, in place; also takes a bare state_dict of the trained model.
 
     Args:
@@ -73,12 +74,14 @@ def from_portable(checkpoint: dict, model: TaskModel, weights: str = "raw") -> s
         model: the one that will load its `state_dict`.
         weights: which weights become its `state_dict`: "raw", "ema" (their moving average), or "auto", the average
             where there is one.
+        resume: whether the optimiser of the run is to go on, too.
 
     Returns:
         "raw" or "ema".
 
     Raises:
-        InputError: no such weights, or they are not those of `model`; the message lists the keys.
+        InputError: no such weights, or they are not those of `model`; the message lists the keys. Or the run that is to
+            go on is an older one whose model had fewer parameters.
     """
     if weights not in WEIGHTS:
         raise InputError(f"weights: got {weights!r}, expected one of {WEIGHTS}")
@@ -90,11 +93,13 @@ def from_portable(checkpoint: dict, model: TaskModel, weights: str = "raw") -> s
         found = dict(checkpoint)
         checkpoint.clear()
     checkpoint["state_dict"] = {model.prefix + k.removeprefix(model.prefix): v for k, v in found.items()}
-    expected = model.state_dict()
-    for key in expected:
-        if key.endswith(".nominal_grid"):  # missing in older checkpoints, see `MetaLAViT`
-            checkpoint["state_dict"].setdefault(key, torch.zeros_like(expected[key], device="cpu"))
-    _check_keys(checkpoint["state_dict"], expected, model.prefix)
+    older = fill_older(checkpoint["state_dict"], model)
+    if resume and any(key.endswith("decay_bias") for key in older):
+        raise InputError(
+            "--resume: the run began before models had a decay_bias, and its optimiser does not know this parameter; "
+            "write --cfg-options model.backbone.decay_bias=False"
+        )
+    _check_keys(checkpoint["state_dict"], model.state_dict(), model.prefix)
     if "message_hub" in checkpoint:
         scalars = checkpoint["message_hub"]["log_scalars"]
         checkpoint["message_hub"]["log_scalars"] = {key: _unpack(packed) for key, packed in scalars.items()}

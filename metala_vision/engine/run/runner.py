@@ -263,7 +263,7 @@ class VisionRunner(Runner):
         checkpoint = read_checkpoint(filename)
         if self.is_training:
             check_goes_on(read_description(checkpoint), self.train_dataloader.dataset, filename, self._resume)
-        used = from_portable(checkpoint, self.task, weights)
+        used = from_portable(checkpoint, self.task, weights, resume=self.is_training and self._resume)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         self.task.load_state_dict(checkpoint["state_dict"])
         self._has_loaded = True

@@ -16,11 +16,11 @@ from .checkpoint import read_checkpoint
 # Keys of a model that change how it computes or where its weights come from, but not what it is.
 HOW = re.compile(r"compile|grad_checkpointing|channels_last|init_from|checkpoint_path|(pretrained|distillation).*")
 # These keys, and those that change its training, or its test by intent. mean and std are compared elsewhere, with the
-# description.
+# description, and of a bias of the decay the weights tell: older ones have none.
 FREE = re.compile(
     HOW.pattern
-    + r"|img_size|decay_scale|mean|std|mixup.*|label_smoothing|train_only_head|min_size|max_size|short_side|window"
-    r"|stride|\w*(drop|thresh|_test|_train|per_img|per_image|fraction|topk)\w*"
+    + r"|img_size|decay_scale|decay_bias|mean|std|mixup.*|label_smoothing|train_only_head|min_size|max_size|short_side"
+    r"|window|stride|\w*(drop|thresh|_test|_train|per_img|per_image|fraction|topk)\w*"
 )
 PLACE = re.compile(r"dataset\.root|num_workers|persistent_workers|pin_memory|batch_size")  # keys of a loader
 SHOWN = 10  # settings in one message
