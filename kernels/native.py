@@ -22,7 +22,7 @@ import torch
 from .cache import CacheError, cache_folder, make_private, open_trusted, write_private
 
 SOURCES = ("scan.c", "scan_backward.c", "tokens.c", "memory.c")
-HEADERS = ("simd.h", "scan.h")
+HEADERS = ("simd.h", "scan.h", "chunk.h")
 # No fast math: linked into a shared library it makes every thread of the process flush denormals to zero.
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 OPENMP = ("-fopenmp",)
