@@ -127,7 +127,7 @@ class MetaLA(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         """Older weights lack the bias of the decay: it is zero then, so that they give the numbers that they gave."""
-        key = f"{prefix}decay_bias"
-        if self.decay_bias is not None and key not in state_dict and f"{prefix}gate_bias" in state_dict:
-            state_dict[key] = torch.zeros_like(self.decay_bias, device="cpu")
+        key, beside = f"{prefix}decay_bias", state_dict.get(f"{prefix}gate_bias")
+        if self.decay_bias is not None and key not in state_dict and beside is not None:
+            state_dict[key] = beside.new_zeros(self.decay_bias.shape)  # of their dtype and device, for assign=True
         super()._load_from_state_dict(state_dict, prefix, *args)

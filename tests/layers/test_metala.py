@@ -346,6 +346,11 @@ def test_older_weights_have_no_decay_bias():
     layer.load_state_dict(former.state_dict())
     x = torch.randn(2, 6, DIM)
     assert torch.equal(layer(x, (2, 3)), former(x, (2, 3)))
+    with torch.device("meta"):
+        assigned = MetaLA(DIM, HEADS)
+    assigned.load_state_dict(former.double().state_dict(), assign=True)
+    assert {(p.device.type, p.dtype) for p in assigned.parameters()} == {("cpu", torch.float64)}
+    assert torch.equal(assigned(x.double(), (2, 3)), former(x.double(), (2, 3)))
     layer.load_state_dict(perturbed(MetaLA(DIM, HEADS)).state_dict())
     assert torch.count_nonzero(layer.decay_bias) == DIM // 2
     with pytest.raises(RuntimeError, match="decay_bias"):
