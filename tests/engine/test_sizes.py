@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from metala_vision.engine.metrics import size_plots
 from metala_vision.engine.sizes import gather_sizes, render_sizes
 from metala_vision.errors import InputError
 
@@ -111,3 +113,20 @@ def test_tool(tested, sweep, tmp_path, load_tool, capsys):
         tool("--accuracy", "ours", str(ours), "--accuracy", "ours", str(vit))
     with pytest.raises(InputError, match="--accuracy: no file behind the name ours"):
         tool("--accuracy", "ours")
+
+
+def test_words_of_pictures_stay_within_them(tmp_path, monkeypatch):
+    """Catches a word beside the last point that runs over the frame: one that is not square, of one or two models."""
+    drawn = []
+    monkeypatch.setattr(size_plots, "save_png", lambda figure, *_, **__: drawn.append(figure))
+    row = dict(mean=66.02, low=65.1, high=66.9, milliseconds=11.0)
+    rows = [dict(row, name=name, size=size) for name in ("one", "other") for size in (96, 160, (160, 320))]
+    size_plots.plot_sizes(rows, tmp_path / "sizes.png")
+    size_plots.plot_sizes(rows[:3], tmp_path / "sizes.png", trained=160)
+    size_plots.plot_accuracy_against_time([dict(r, milliseconds=i + 1) for i, r in enumerate(rows)], tmp_path / "t.png")
+    for figure in drawn:
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        (panel,) = figure.axes
+        frame = panel.get_window_extent(renderer)
+        assert [word for word in panel.texts if word.get_window_extent(renderer).x1 > frame.x1] == []

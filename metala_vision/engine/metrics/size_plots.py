@@ -47,7 +47,7 @@ def plot_sizes(rows: Sequence[dict], path: str | Path, title: str | None = None,
     panel.set_xticks(sides, [str(side) for side in sides])
     panel.set_xticks([], minor=True)
     panel.set(xlabel="side of the test images, pixels", ylabel="top-1, percent", title=title)
-    panel.margins(y=0.1)
+    panel.margins(x=0.15, y=0.1)  # the words beside the last point stay within the frame
     panel.grid(alpha=0.3)
     if len(names) > 1:
         panel.legend()
@@ -74,6 +74,7 @@ def plot_accuracy_against_time(rows: Sequence[dict], path: str | Path) -> None:
             place = row["milliseconds"], row["mean"]
             panel.annotate(size_name(row["size"]), place, xytext=(4, 4), textcoords="offset points", fontsize=7)
     panel.set_xscale("log")
+    panel.margins(x=0.1)
     panel.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
