@@ -1,10 +1,8 @@
 """How far a scan remembers: at first, and on another grid than the one it was trained on.
 
 A gate forgets with every token: a memory that reaches over a whole picture of 10 x 10 tokens reaches over a sixteenth
-of a picture of 40 x 40. On larger grids a factor on the log-decay lets it reach over the same share of the picture.
+of a picture of 40 x 40. A factor on the log-decay lets it reach over the same share of a picture on every grid.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ LOGITS = (-2.0, 4.0)  # at a temperature of 16: memories of 7.5 and of 880 token
 
 
 def decay_scale(grid: tuple[int, int], nominal: tuple[int, int]) -> float:
-    """The factor on the log-decay: the number of tokens of the nominal grid over that of this one, at most 1.
+    """The factor on the log-decay: the number of tokens of the nominal grid over that of this one.
 
     Other powers of this ratio, and powers of rows and columns apart, gave no lower loss: see docs/tried.md.
 
@@ -24,14 +22,8 @@ def decay_scale(grid: tuple[int, int], nominal: tuple[int, int]) -> float:
     """
     if nominal[0] == 0:
         return 1.0
-    known = nominal[0] * nominal[1]
-    if torch.jit.is_scripting():
-        return known / max(grid[0] * grid[1], known)
-    tokens: Any = grid[0] * grid[1]  # compilers hand in integers of their own
-    tokens = tokens.clamp(min=known) if isinstance(tokens, Tensor) else torch.sym_max(tokens, known)
-    if isinstance(tokens, torch.SymInt):  # from torch.export: ONNX does not have its division of integers
-        tokens = torch.sym_float(tokens)
-    return known / tokens
+    tokens = 1.0 * grid[0] * grid[1]  # a float, since ONNX does not have torch.export's division of integers
+    return nominal[0] * nominal[1] / tokens
 
 
 def spread_logits(key_dim: int, num_heads: int, device=None, dtype=None) -> Tensor:

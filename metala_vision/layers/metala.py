@@ -14,8 +14,6 @@ from .local_conv import CausalConv, GridConv, NoConv
 from .operators import mixer
 from .watched import is_plain_product
 
-torch.fx.wrap("decay_scale")  # it compares sizes, which FX does not know while it traces
-
 
 def is_scan(scan: object) -> bool:
     """Whether `scan` is a tuple or list of scan orders, not empty and none twice."""

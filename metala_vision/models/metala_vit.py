@@ -52,9 +52,9 @@ class MetaLAViT(HasNominalGrid):
         decay_bias: False leaves out the bias of the decay, which spreads the memories of a head's channels, see
             `metala_vision.layers.decay`. Older weights lack it, and load with zeros in its place.
         mlp_conv: True puts a depthwise 3x3 convolution into the gate of the SwiGLU, see `metala_vision.layers.SwiGLU`.
-        decay_scale: "grid", so that scans remember the same share of an image that is larger than those of the
-            training, see `metala_vision.layers.decay`; "none", so that they remember as many tokens on every image. The
-            grid of the training is that of `img_size`; it is saved with the weights as the buffer `nominal_grid`. Older
+        decay_scale: "grid", so that scans remember the same share of an image of any size, see
+            `metala_vision.layers.decay`; "none", so that they remember as many tokens on every image. The grid of the
+            training is that of `img_size`; it is saved with the weights as the buffer `nominal_grid`. Older
             weights lack this buffer, and their scans remember as many tokens on every image.
         pos_embed: "none", or "learn" for a learned embedding added to the patches, resampled at other sizes.
         drop_rate: dropout before the head.

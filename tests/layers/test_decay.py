@@ -13,7 +13,8 @@ from metala_vision.layers.decay import decay_scale
 def test_a_scan_remembers_the_same_share_of_a_picture():
     assert decay_scale((20, 40), (8, 10)) == 0.1
     assert decay_scale((8, 10), (8, 10)) == 1.0
-    assert decay_scale((4, 5), (8, 10)) == 1.0, "it need not forget sooner"
+    assert decay_scale((10, 8), (8, 10)) == 1.0
+    assert decay_scale((4, 5), (8, 10)) == 4.0, "of a smaller picture too"
     assert decay_scale((20, 40), (0, 0)) == 1.0, "no grid of a training is known"
 
 
@@ -23,7 +24,7 @@ def test_the_layer_scales_by_its_grid(scan):
     layer = MetaLA(32, 2, scan).double()
     torch.nn.init.normal_(layer.in_proj.weight)
     x, grid = torch.randn(2, 5 * 9, 32, dtype=torch.float64), (5, 9)
-    for nominal, scale in (((0, 0), 1.0), ((5, 9), 1.0), ((4, 3), 12 / 45)):
+    for nominal, scale in (((0, 0), 1.0), ((5, 9), 1.0), ((4, 3), 12 / 45), ((10, 9), 2.0)):
         layer.nominal_grid = nominal
         projected = F.linear(layer.conv(x, grid), layer.in_proj.weight, layer.bias_in())
         mixed = mixer(projected, layer.gate_bias, layer.aug_weight, 2, *grid, ",".join(scan), decay_scale=scale)
