@@ -62,7 +62,7 @@ def test_mixer_equals_the_composed_form(dim, heads, gate):
 
 @pytest.mark.parametrize("backend", ["cpu", "chunked", "reference"])
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("decay_scale", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize("decay_scale", [0.25, 1.0, 4.0, 100.0])
 def test_decay_scale(decay_scale, gate, backend):
     """Catches a scale that a gradient or a key has not heard of, and one that comes after the clamp."""
     inputs = make(7 * 9, 48, gate)
