@@ -59,11 +59,13 @@ def check_mixer(
     return orders
 
 
-def check_conv(x: Tensor, weight: Tensor, rows: int, cols: int, name: str = "weight") -> None:
-    if x.dim() != 3:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, N, C]")
-    if weight.shape != (x.shape[2], 1, 3, 3):
-        raise ValueError(f"{name}: got shape {tuple(weight.shape)}, expected ({x.shape[2]}, 1, 3, 3)")
+def check_conv(x: Tensor, weight: Tensor, rows: int, cols: int, name: str = "weight", pairs: bool = False) -> None:
+    """Checks the weight of a convolution of x [B, N, C]; `pairs`: of the first half of its channels."""
+    if x.dim() != 3 or (pairs and x.shape[2] % 2):
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, N, {'2 D' if pairs else 'C'}]")
+    channels = x.shape[2] // 2 if pairs else x.shape[2]
+    if weight.shape != (channels, 1, 3, 3):
+        raise ValueError(f"{name}: got shape {tuple(weight.shape)}, expected ({channels}, 1, 3, 3)")
     check_device(name, weight, x)
     check_grid(x.shape[1], rows, cols, SCAN_ORDERS)
 

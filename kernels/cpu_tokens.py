@@ -14,8 +14,9 @@ from .cpu_calls import channels_contiguous, check, function, is_half
 
 class _Conv(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("batch", "rows", "cols", "channels", "threads", "half", "out_half")),
-        *((name, c_void_p) for name in ("x", "weight", "out", "dout", "dx", "dweight", "norm_weight", "norm_bias")),
+        *((name, c_int64) for name in ("batch", "rows", "cols", "channels", "threads", "stride", "half", "out_half")),
+        *((name, c_void_p) for name in ("x", "value", "weight", "out", "dout", "dx", "dvalue", "dweight")),
+        *((name, c_void_p) for name in ("norm_weight", "norm_bias")),
         ("eps", c_float),
     ]
 
@@ -73,6 +74,35 @@ def conv_silu_backward(dout: Tensor, x: Tensor, weight: Tensor, rows: int, cols:
     return dx, dtaps.sum(0).t().contiguous().view(weight.shape)
 
 
+def conv_swiglu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
+    """`conv_silu` of the gate, times the value, x = (gate, value): [B, N, 2 D] -> [B, N, D], weight [D, 1, 3, 3]."""
+    x = x.contiguous()
+    out = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+    conv_swiglu_into(x, weight, (rows, cols), out)
+    return out
+
+
+def conv_swiglu_into(x: Tensor, weight: Tensor, grid: tuple[int, int], out: Tensor) -> None:
+    """Writes `conv_swiglu` of x to `out`, both contiguous and of one dtype."""
+    taps = _taps(weight)
+    call = _conv(x, taps, *grid, out.dtype)
+    call.value, call.out = x[..., call.channels :].data_ptr(), out.data_ptr()
+    check(function("metala_conv")(byref(call)))
+
+
+def conv_swiglu_backward(dout: Tensor, x: Tensor, weight: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+    """Gradients of x, in its dtype, and of weight, float32."""
+    x, dout = x.contiguous(), dout.to(x.dtype).contiguous()
+    taps = _taps(weight)
+    dx = x.new_empty(x.shape)
+    call = _conv(x, taps, rows, cols, dout.dtype)
+    dtaps = taps.new_empty(x.shape[0], 9, call.channels)
+    call.value, call.dvalue = (pair[..., call.channels :].data_ptr() for pair in (x, dx))
+    call.dout, call.dx, call.dweight = dout.data_ptr(), dx.data_ptr(), dtaps.data_ptr()
+    check(function("metala_conv_backward")(byref(call)))
+    return dx, dtaps.sum(0).t().contiguous().view(weight.shape)
+
+
 def swiglu(x: Tensor) -> Tensor:
     """SiLU(gate) * value of x = (gate, value): [..., 2 D] -> [..., D]."""
     x = x.contiguous()
@@ -115,6 +145,8 @@ def _taps(weight: Tensor) -> Tensor:
 
 
 def _conv(x: Tensor, taps: Tensor, rows: int, cols: int, out_dtype: torch.dtype) -> _Conv:
-    call = _Conv(x.shape[0], rows, cols, x.shape[2], native.num_threads(), is_half(x), out_dtype == torch.bfloat16)
+    """The call of a convolution of the first channels of x [B, N, _], contiguous."""
+    sizes = x.shape[0], rows, cols, taps.shape[0]
+    call = _Conv(*sizes, native.num_threads(), x.shape[2], is_half(x), out_dtype == torch.bfloat16)
     call.x, call.weight = x.data_ptr(), taps.data_ptr()
     return call

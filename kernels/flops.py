@@ -105,6 +105,16 @@ def _(dout, x, weight, rows, cols, *, out_shape=None, **kwargs) -> int:
     return 4 * conv_macs(x)
 
 
+@register_flop_formula(_ops.conv_swiglu_forward)
+def _(x, weight, rows, cols, *, out_shape=None, **kwargs) -> int:
+    return conv_macs(x)  # half of the channels, two operations each
+
+
+@register_flop_formula(_ops.conv_swiglu_backward)
+def _(dout, x, weight, rows, cols, *, out_shape=None, **kwargs) -> int:
+    return 2 * conv_macs(x)
+
+
 @register_flop_formula(_ops.swiglu_mlp_forward)
 def _(x, weight_in, weight_out, norm_weight, norm_bias, eps, *, out_shape=None, **kwargs) -> int:
     return 2 * mlp_macs(x, weight_in, weight_out)
@@ -132,6 +142,7 @@ def fvcore_handles(form: str = "recurrent") -> dict[str, Callable | None]:
         "metala::gated_linear_attention": lambda x, _: scan(_shape(x[0]), _shape(x[2]), _orders(x[6].toIValue())),
         "metala::mixer": lambda x, _: mixer_macs(_shape(x[0]), x[3].toIValue(), _orders(x[6].toIValue()), form),
         "metala::conv_silu": lambda x, _: conv_macs(_shape(x[0])),
+        "metala::conv_swiglu": lambda x, _: conv_macs(_shape(x[0])) // 2,
         "metala::patches": None,  # a copy
         "metala::swiglu": None,  # element-wise
         "metala::swiglu_mlp": lambda x, _: mlp_macs(*map(_shape, x[:3])),

@@ -29,6 +29,8 @@ LIBRARY.define(f"mixer_backward(Tensor dy, Tensor o, {_MIXER}) -> (Tensor, Tenso
 _CONV = "Tensor x, Tensor weight, SymInt rows, SymInt cols"
 LIBRARY.define(f"conv_silu_forward({_CONV}, ScalarType out_dtype) -> Tensor")
 LIBRARY.define(f"conv_silu_backward(Tensor dout, {_CONV}) -> (Tensor, Tensor)")
+LIBRARY.define(f"conv_swiglu_forward({_CONV}) -> Tensor")
+LIBRARY.define(f"conv_swiglu_backward(Tensor dout, {_CONV}) -> (Tensor, Tensor)")
 LIBRARY.define("patches_forward(Tensor x, int height, int width) -> Tensor")
 LIBRARY.define("swiglu_forward(Tensor x) -> Tensor")
 LIBRARY.define("swiglu_backward(Tensor dout, Tensor x) -> Tensor")
@@ -189,6 +191,33 @@ class ConvSiLU(torch.autograd.Function):
         return *torch.ops.metala.conv_silu_backward(dout, *ctx.saved_tensors, *ctx.grid), None, None, None
 
 
+def _conv_swiglu_backward(dout, x, weight, rows, cols):
+    dx, dweight = cpu_tokens.conv_swiglu_backward(dout, x, weight, rows, cols)
+    return dx, dweight.to(weight.dtype)
+
+
+class ConvSwiGLU(torch.autograd.Function):
+    """`conv_swiglu_forward`, with gradients; arguments as its schema."""
+
+    @staticmethod
+    def forward(ctx, x, weight, rows, cols):
+        """[B, N, 2 D] -> [B, N, D]."""
+        ctx.save_for_backward(x, weight)
+        ctx.grid = rows, cols
+        return torch.ops.metala.conv_swiglu_forward(x, weight, rows, cols)
+
+    @staticmethod
+    def backward(ctx, dout):
+        """Gradients of x and weight."""
+        if _is_recorded():
+
+            def compose(x, weight):
+                return unfused.conv_swiglu(x.float(), weight.float(), *ctx.grid).to(dout.dtype)
+
+            return *_composed_gradients(compose, ctx, dout, *ctx.saved_tensors), None, None
+        return *torch.ops.metala.conv_swiglu_backward(dout, *ctx.saved_tensors, *ctx.grid), None, None
+
+
 class SwiGLU(torch.autograd.Function):
     """`swiglu_forward`, with gradients."""
 
@@ -223,6 +252,8 @@ for _name, _run in {
     LIBRARY.impl(_name, _run, "CUDA")
 LIBRARY.impl("conv_silu_forward", _conv_silu_forward, "CPU")
 LIBRARY.impl("conv_silu_backward", _conv_silu_backward, "CPU")
+LIBRARY.impl("conv_swiglu_forward", cpu_tokens.conv_swiglu, "CPU")
+LIBRARY.impl("conv_swiglu_backward", _conv_swiglu_backward, "CPU")
 LIBRARY.impl("patches_forward", cpu_tokens.patches, "CPU")
 LIBRARY.impl("swiglu_forward", cpu_tokens.swiglu, "CPU")
 LIBRARY.impl("swiglu_backward", cpu_tokens.swiglu_backward, "CPU")
@@ -265,6 +296,16 @@ def _(x, weight, rows, cols, out_dtype):
 
 
 @_fake("conv_silu_backward")
+def _(dout, x, weight, rows, cols):
+    return _empty_like(x), _empty_like(weight)
+
+
+@_fake("conv_swiglu_forward")
+def _(x, weight, rows, cols):
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+
+@_fake("conv_swiglu_backward")
 def _(dout, x, weight, rows, cols):
     return _empty_like(x), _empty_like(weight)
 

@@ -162,6 +162,18 @@ def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
         return _differentiable(library.ConvSiLU, torch.ops.metala.conv_silu_forward, arguments)
 
 
+def conv_swiglu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
+    """SiLU of a depthwise 3x3 convolution of the gate on a grid of tokens, times the value; x = (gate, value).
+
+    x is [B, N, 2 D], row-major, weight [D, 1, 3, 3]; the result is [B, N, D] in the dtype of `x`. ValueError for shapes
+    that do not fit.
+    """
+    check_conv(x, weight, rows, cols, pairs=True)
+    if not runs_in_c(x, weight):
+        return unfused.conv_swiglu(x, weight, rows, cols)
+    return _differentiable(library.ConvSwiGLU, torch.ops.metala.conv_swiglu_forward, (x, weight, rows, cols))
+
+
 def patches(x: Tensor, height: int, width: int) -> Tensor:
     """The patches of images: [B, chans, H, W] -> [B, rows, cols, chans * height * width], with zeros beyond the image.
 
@@ -299,6 +311,7 @@ _OPERATORS = {
     "mixer(Tensor projected, Tensor gate_bias, Tensor aug_weight, int num_heads, SymInt rows, SymInt cols, str scan,"
     " str? backend, Scalar decay_scale) -> Tensor": mixer,
     "conv_silu(Tensor x, Tensor weight, SymInt rows, SymInt cols) -> Tensor": conv_silu,
+    "conv_swiglu(Tensor x, Tensor weight, SymInt rows, SymInt cols) -> Tensor": conv_swiglu,
     "patches(Tensor x, int height, int width) -> Tensor": patches,
     "swiglu(Tensor x) -> Tensor": swiglu,
     "swiglu_mlp(Tensor x, Tensor weight_in, Tensor weight_out) -> Tensor": swiglu_mlp,

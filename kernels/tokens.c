@@ -1,5 +1,5 @@
 /* Element-wise work around the matrix products, on tokens with their channels side by side: SiLU of a depthwise 3x3
-   convolution, with a LayerNorm before it; SwiGLU's product; the patches of an image. */
+   convolution, with a LayerNorm before it or a product behind it; SwiGLU's product; the patches of an image. */
 
 #include <stdlib.h>
 
@@ -7,14 +7,16 @@
 
 typedef struct {
     int64_t batch, rows, cols, channels, threads;
-    int64_t half, out_half;  /* half: x and dx are bfloat16; out_half: out and dout are */
+    int64_t stride;          /* from a token to the next in x, value, dx and dvalue; in the others it is C */
+    int64_t half, out_half;  /* half: those four are bfloat16; out_half: out and dout are */
     const void *x;           /* [B, rows, cols, C] */
+    const void *value;       /* of the same shape, out of the dtype of x; or NULL: no factor */
     const float *weight;     /* [C, 9], taps row by row */
-    void *out;               /* [B, rows, cols, C] = SiLU(convolution) */
+    void *out;               /* [B, rows, cols, C] = SiLU(convolution) * value */
     const void *dout;
-    void *dx;
+    void *dx, *dvalue;
     float *dweight;          /* [B, 9, C], to be summed */
-    const float *norm_weight, *norm_bias; /* [C], of a LayerNorm of x that comes first, forward only; or NULL */
+    const float *norm_weight, *norm_bias; /* [C], of a LayerNorm of x that comes first, forward, no value; or NULL */
     float eps;
 } conv_call;
 
@@ -83,25 +85,28 @@ static float *transpose_taps(const conv_call *c)
     return taps;
 }
 
-/* Writes one row of the grid to `out`. `whole`: all vectors are full. Where `whole` and the dtypes are constants, the
-   compiler leaves no branch inside the row. */
-INLINE void conv_row(const conv_call *c, const float *taps, const void *const *rows, void *out, int64_t at, int half,
-                     int out_half, int whole)
+/* Writes the row of the grid that begins at token `at`; `stride` is that of `rows`. `whole`: all vectors are full. Where
+   `whole`, `gated` and the dtypes are constants, the compiler leaves no branch inside the row. */
+INLINE void conv_row(const conv_call *c, const float *taps, const void *const *rows, int64_t stride, int64_t at,
+                     int half, int out_half, int whole, int gated)
 {
     for (int64_t i = 0; i < c->channels; i += LANES) {
         int64_t n = whole ? LANES : c->channels - i;
         vec weight[9];
         load_taps(c, taps, i, 0, weight);
-        window w = window_on(c, rows, half, c->channels, i, n);
-        for (int64_t to = at + i; w.column < c->cols; slide(&w), to += c->channels)
-            store_some(out, to, silu(convolve(&w, weight)), out_half, n);
+        window w = window_on(c, rows, half, stride, i, n);
+        int64_t to = at * c->channels + i, from = at * c->stride + i;
+        for (; w.column < c->cols; slide(&w), to += c->channels, from += c->stride) {
+            vec y = silu(convolve(&w, weight));
+            store_some(c->out, to, gated ? y * load_some(c->value, from, half, n) : y, out_half, n);
+        }
     }
 }
 
 /* LayerNorm of the tokens of one row of the grid, [cols, C]. */
 static void normalise(const conv_call *c, int64_t at, float *to)
 {
-    for (int64_t t = 0; t < c->cols; t++, at += c->channels, to += c->channels) {
+    for (int64_t t = 0; t < c->cols; t++, at += c->stride, to += c->channels) {
         float mean, scale;
         moments(c->x, at, c->half, c->channels, c->eps, &mean, &scale);
         for (int64_t i = 0; i < c->channels; i += LANES) {
@@ -116,29 +121,33 @@ static void normalise(const conv_call *c, int64_t at, float *to)
 /* Rows [begin, end) of all images, [B * rows]. `ring` has room for three of them, normalised. */
 static void conv_rows(const conv_call *c, const float *taps, int64_t begin, int64_t end, float *ring)
 {
-    int64_t width = c->cols * c->channels, held[3] = {-1, -1, -1};
-    int half = c->half && !ring, whole = c->channels % LANES == 0;
+    int64_t width = c->cols * c->channels, stride = ring ? c->channels : c->stride, held[3] = {-1, -1, -1};
+    int half = c->half && !ring, whole = c->channels % LANES == 0, gated = c->value != NULL;
     for (int64_t i = begin; i < end; i++) {
         const void *rows[3];
-        int64_t row = i % c->rows;
-        rows_around(c, (const char *)c->x + (c->half ? 2 : 4) * (i - row) * width, (int)c->half, c->channels, row, rows);
+        int64_t row = i % c->rows, at = i * c->cols, image = (i - row) * c->cols * c->stride;
+        rows_around(c, (const char *)c->x + (c->half ? 2 : 4) * image, (int)c->half, c->stride, row, rows);
         for (int64_t r = 0; r < 3 && ring; r++) {
             int64_t slot = (i + r) % 3, source = i + r - 1;
             if (!rows[r])
                 continue;
             if (held[slot] != source)
-                normalise(c, source * width, ring + slot * width);
+                normalise(c, source * c->cols * c->stride, ring + slot * width);
             held[slot] = source;
             rows[r] = ring + slot * width;
         }
         if (!whole || (half && !c->out_half))
-            conv_row(c, taps, rows, c->out, i * width, half, (int)c->out_half, 0);
+            conv_row(c, taps, rows, stride, at, half, (int)c->out_half, 0, gated);
+        else if (half && gated)
+            conv_row(c, taps, rows, stride, at, 1, 1, 1, 1);
         else if (half)
-            conv_row(c, taps, rows, c->out, i * width, 1, 1, 1);
+            conv_row(c, taps, rows, stride, at, 1, 1, 1, 0);
         else if (c->out_half)
-            conv_row(c, taps, rows, c->out, i * width, 0, 1, 1);
+            conv_row(c, taps, rows, stride, at, 0, 1, 1, 0);
+        else if (gated)
+            conv_row(c, taps, rows, stride, at, 0, 0, 1, 1);
         else
-            conv_row(c, taps, rows, c->out, i * width, 0, 0, 1);
+            conv_row(c, taps, rows, stride, at, 0, 0, 1, 0);
     }
 }
 
@@ -167,15 +176,21 @@ int metala_conv(const conv_call *c)
 /* One vector of channels of one image. `grad` [rows * cols, LANES] takes the gradient of the convolution's output. */
 static void conv_backward(const conv_call *c, const float *taps, int64_t b, int64_t i, float *grad)
 {
-    int64_t plane = c->rows * c->cols * c->channels, n = c->channels - i;
-    const void *image = (const char *)c->x + (c->half ? 2 : 4) * b * plane, *rows[3];
+    int64_t tokens = c->rows * c->cols, n = c->channels - i;
+    int64_t out = b * tokens * c->channels + i, at = b * tokens * c->stride + i;
+    const void *image = (const char *)c->x + (c->half ? 2 : 4) * (at - i), *rows[3];
     vec weight[9], dweight[9] = {{0}};
     load_taps(c, taps, i, 0, weight);
     for (int64_t row = 0, token = 0; row < c->rows; row++) {
-        rows_around(c, image, (int)c->half, c->channels, row, rows);
-        for (window w = window_on(c, rows, (int)c->half, c->channels, i, n); w.column < c->cols; slide(&w), token++) {
+        rows_around(c, image, (int)c->half, c->stride, row, rows);
+        for (window w = window_on(c, rows, (int)c->half, c->stride, i, n); w.column < c->cols; slide(&w), token++) {
             vec y = convolve(&w, weight), s = sigmoid(y);
-            vec d = load_some(c->dout, b * plane + token * c->channels + i, c->out_half, n) * silu_slope(y, s);
+            vec d = load_some(c->dout, out + token * c->channels, c->out_half, n);
+            if (c->value) {
+                store_some(c->dvalue, at + token * c->stride, d * y * s, c->half, n);
+                d *= load_some(c->value, at + token * c->stride, c->half, n);
+            }
+            d *= silu_slope(y, s);
             store(grad + token * LANES, d);
             for (int tap = 0; tap < 9; tap++)
                 dweight[tap] += d * w.x[tap];
@@ -187,7 +202,7 @@ static void conv_backward(const conv_call *c, const float *taps, int64_t b, int6
     for (int64_t row = 0, token = 0; row < c->rows; row++) {
         rows_around(c, grad, 0, LANES, row, rows);
         for (window w = window_on(c, rows, 0, LANES, 0, LANES); w.column < c->cols; slide(&w), token++)
-            store_some(c->dx, b * plane + token * c->channels + i, convolve(&w, weight), c->half, n);
+            store_some(c->dx, at + token * c->stride, convolve(&w, weight), c->half, n);
     }
 }
 

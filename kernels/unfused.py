@@ -86,6 +86,12 @@ def conv_silu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
     return F.silu(x.permute(0, 2, 3, 1).reshape(batch, tokens, dim))
 
 
+def conv_swiglu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
+    """`conv_silu` of the gate, times the value, x = (gate, value): [B, N, 2 D] -> [B, N, D]."""
+    gate, value = x.chunk(2, dim=-1)
+    return (conv_silu(gate, weight, rows, cols) * value).to(x.dtype)
+
+
 def swiglu(x: Tensor) -> Tensor:
     """SiLU(gate) * value of x = (gate, value): [..., 2 D] -> [..., D]."""
     gate, value = x.chunk(2, dim=-1)

@@ -49,6 +49,16 @@ def conv_silu(x: Tensor, weight: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.ops.metala.conv_silu(x, weight, grid[0], grid[1])
 
 
+def conv_swiglu(x: Tensor, weight: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`metala_vision.kernels.conv_swiglu`."""
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():
+        if is_traced_for_onnx():
+            return unfused.conv_swiglu(x, weight, grid[0], grid[1])
+        if keeps_sizes_open():
+            return compiled(_traced_conv_swiglu)(x, weight, *as_tensors(grid))
+    return torch.ops.metala.conv_swiglu(x, weight, grid[0], grid[1])
+
+
 def mixer(
     projected: Tensor,
     gate_bias: Tensor,
@@ -137,6 +147,10 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _traced_conv_silu(x: Tensor, weight: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     return torch.ops.metala.conv_silu(x, weight, int(rows), int(cols))
+
+
+def _traced_conv_swiglu(x: Tensor, weight: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    return torch.ops.metala.conv_swiglu(x, weight, int(rows), int(cols))
 
 
 def _traced_mixer(

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from .local_conv import CausalConv, GridConv
-from .operators import is_traced_for_onnx, swiglu
-from .watched import is_plain_product
+from .operators import conv_swiglu, is_traced_for_onnx, swiglu
+from .watched import is_plain, is_plain_product
 
 
 class SwiGLU(nn.Module):
@@ -42,7 +42,13 @@ class SwiGLU(nn.Module):
         if self.conv is not None:
             if grid is None:
                 raise ValueError("grid: got None, expected (rows, cols) of the tokens: write mlp(x, grid)")
-            gate, value = self.fc1(x).chunk(2, dim=-1)
+            hidden = self.fc1(x)
+            fused = False
+            if not torch.jit.is_scripting():
+                fused = is_plain(self.conv, GridConv)
+            if fused:
+                return self.drop(self.fc2(conv_swiglu(hidden, self.conv.weight, grid)))
+            gate, value = hidden.chunk(2, dim=-1)
             return self.drop(self.fc2(self.conv(gate, grid) * value))
         plain = True
         if not torch.jit.is_scripting():

@@ -83,6 +83,11 @@ def conv_formula(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
     return (y * sigmoid(y)).flatten(1, 2)
 
 
+def conv_swiglu_formula(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
+    gate, value = x.chunk(2, -1)
+    return conv_formula(gate, weight, rows, cols) * value
+
+
 def swiglu_formula(x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     return x[..., :half] * sigmoid(x[..., :half]) * x[..., half:]

@@ -13,7 +13,7 @@ from tolerances import FLOAT32, relative_rms
 from torch import Tensor
 
 from metala_vision import kernels
-from metala_vision.kernels import backends, conv_silu, gated_linear_attention, mixer, native, swiglu
+from metala_vision.kernels import backends, conv_silu, conv_swiglu, gated_linear_attention, mixer, native, swiglu
 
 ALL = ("row", "row_reverse", "column", "column_reverse")
 GRID = (7, 9)
@@ -53,6 +53,7 @@ def make(grid: tuple[int, int] = GRID, seed: int = 0) -> dict[str, dict[str, Ten
             "dy": normal(2, n, 48),
         },
         "conv": {"x": normal(2, n, 20), "weight": normal(20, 1, 3, 3), "dy": normal(2, n, 20)},
+        "conv_swiglu": {"x": normal(2, n, 66), "weight": normal(33, 1, 3, 3), "dy": normal(2, n, 33)},
         "swiglu": {"x": normal(2, n, 66), "dy": normal(2, n, 33)},
     }
 
@@ -66,6 +67,7 @@ def results(
         "scan_k": lambda x: gated_linear_attention(**x, grid=grid, scan=("column", "row_reverse"), backend=backend),
         "mixer": lambda x: mixer(**x, num_heads=3, rows=grid[0], cols=grid[1], scan=",".join(ALL), backend=backend),
         "conv": lambda x: conv_silu(**x, rows=grid[0], cols=grid[1]),
+        "conv_swiglu": lambda x: conv_swiglu(**x, rows=grid[0], cols=grid[1]),
         "swiglu": lambda x: swiglu(**x),
     }
     found = {}

@@ -10,7 +10,16 @@ from gla_inputs import ALL_ORDERS
 from tolerances import FLOAT32, relative_rms
 from torch import nn
 
-from metala_vision.kernels import add_mixer, add_swiglu_mlp, available_backends, conv_silu, mixer, swiglu, swiglu_mlp
+from metala_vision.kernels import (
+    add_mixer,
+    add_swiglu_mlp,
+    available_backends,
+    conv_silu,
+    conv_swiglu,
+    mixer,
+    swiglu,
+    swiglu_mlp,
+)
 from metala_vision.layers import MetaLA, SwiGLU
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C kernels do not run here")
@@ -37,6 +46,8 @@ def raw_calls() -> dict[str, tuple]:
         "conv_silu_forward-half": ((x, weight), (7, 9, torch.bfloat16)),
         "patches_forward": ((torch.randn(2, 3, 10, 9),), (4, 2)),
         "conv_silu_backward": ((torch.randn_like(x), x, weight), (7, 9)),
+        "conv_swiglu_forward": ((torch.randn(2, 63, 40), weight), (7, 9)),
+        "conv_swiglu_backward": ((torch.randn_like(x), torch.randn(2, 63, 40), weight), (7, 9)),
         "swiglu_forward": ((x,), ()),
         "swiglu_backward": ((torch.randn(2, 63, 10), x), ()),
         "swiglu_mlp_forward": (mlp, (None, None, 0.0)),
@@ -65,6 +76,7 @@ def test_opcheck(name, layout):
         "scan_forward-k",
         "scan_backward-k",
         "mixer_forward-keep",
+        "conv_swiglu_backward",
         "swiglu_backward",
         "swiglu_mlp_forward-norm",
         "add_mixer_forward",
@@ -128,7 +140,9 @@ def test_calls_leave_nothing_behind():
         assert all(torch.equal(a, b) for a, b in zip(results, in_a_new_thread(lambda call=call: one(*call)))), call
 
 
-@pytest.mark.parametrize("operator", ["mixer", "conv_silu", "swiglu", "swiglu_mlp", "add_swiglu_mlp", "add_mixer"])
+@pytest.mark.parametrize(
+    "operator", ["mixer", "conv_silu", "conv_swiglu", "swiglu", "swiglu_mlp", "add_swiglu_mlp", "add_mixer"]
+)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_no_images(operator, training):
     """Catches an empty batch, the last of a data loader or a detector without boxes, that ends in an error."""
@@ -138,6 +152,7 @@ def test_no_images(operator, training):
     out, width = {
         "mixer": lambda: (mixer(x, torch.randn(8), torch.randn(4), 2, 2, 3, ALL), 8),
         "conv_silu": lambda: (conv_silu(x, weight, 2, 3), 24),
+        "conv_swiglu": lambda: (conv_swiglu(x, weight[:12], 2, 3), 12),
         "swiglu": lambda: (swiglu(x), 12),
         "swiglu_mlp": lambda: (swiglu_mlp(x, torch.randn(40, 24), torch.randn(10, 20)), 10),
         "add_swiglu_mlp": lambda: (
