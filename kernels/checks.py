@@ -70,6 +70,18 @@ def check_conv(x: Tensor, weight: Tensor, rows: int, cols: int, name: str = "wei
     check_grid(x.shape[1], rows, cols, SCAN_ORDERS)
 
 
+def check_conv_of_mlp(x: Tensor, weight_out: Tensor, conv_weight: Tensor, rows: int, cols: int) -> None:
+    """Checks the weight of a convolution of the gates [B, N, D] in an MLP of x [B, N, C], weight_out [_, D]."""
+    if x.dim() != 3:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, N, C] with a conv_weight")
+    if conv_weight.shape != (weight_out.shape[1], 1, 3, 3):
+        raise ValueError(
+            f"conv_weight: got shape {tuple(conv_weight.shape)}, expected ({weight_out.shape[1]}, 1, 3, 3)"
+        )
+    check_device("conv_weight", conv_weight, x)
+    check_grid(x.shape[1], rows, cols, SCAN_ORDERS)
+
+
 def check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Checks the parameters of a LayerNorm of x [..., C]."""
     expected = (x.shape[-1],)

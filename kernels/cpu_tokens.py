@@ -14,7 +14,8 @@ from .cpu_calls import channels_contiguous, check, function, is_half
 
 class _Conv(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("batch", "rows", "cols", "channels", "threads", "stride", "half", "out_half")),
+        *((name, c_int64) for name in ("batch", "rows", "cols", "channels", "threads", "stride")),
+        *((name, c_int64) for name in ("first", "last", "half", "out_half")),
         *((name, c_void_p) for name in ("x", "value", "weight", "out", "dout", "dx", "dvalue", "dweight")),
         *((name, c_void_p) for name in ("norm_weight", "norm_bias")),
         ("eps", c_float),
@@ -82,10 +83,14 @@ def conv_swiglu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
     return out
 
 
-def conv_swiglu_into(x: Tensor, weight: Tensor, grid: tuple[int, int], out: Tensor) -> None:
-    """Writes `conv_swiglu` of x to `out`, both contiguous and of one dtype."""
+def conv_swiglu_into(
+    x: Tensor, weight: Tensor, grid: tuple[int, int], out: Tensor, rows: tuple[int, int] | None = None
+) -> None:
+    """Writes `conv_swiglu` of x to `out`, both contiguous and of one dtype; `rows`: of those of all images only."""
     taps = _taps(weight)
     call = _conv(x, taps, *grid, out.dtype)
+    if rows is not None:
+        call.first, call.last = rows
     call.value, call.out = x[..., call.channels :].data_ptr(), out.data_ptr()
     check(function("metala_conv")(byref(call)))
 
@@ -146,7 +151,7 @@ def _taps(weight: Tensor) -> Tensor:
 
 def _conv(x: Tensor, taps: Tensor, rows: int, cols: int, out_dtype: torch.dtype) -> _Conv:
     """The call of a convolution of the first channels of x [B, N, _], contiguous."""
-    sizes = x.shape[0], rows, cols, taps.shape[0]
-    call = _Conv(*sizes, native.num_threads(), x.shape[2], is_half(x), out_dtype == torch.bfloat16)
+    sizes = x.shape[0], rows, cols, taps.shape[0], native.num_threads(), x.shape[2], 0, x.shape[0] * rows
+    call = _Conv(*sizes, is_half(x), out_dtype == torch.bfloat16)
     call.x, call.weight = x.data_ptr(), taps.data_ptr()
     return call

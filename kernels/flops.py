@@ -53,9 +53,11 @@ def conv_macs(x: tuple[int, ...]) -> int:
     return 9 * prod(x)
 
 
-def mlp_macs(x: tuple[int, ...], weight_in: tuple[int, ...], weight_out: tuple[int, ...]) -> int:
-    """The two products of a SwiGLU MLP on [..., C]."""
-    return prod(x[:-1]) * (prod(weight_in) + prod(weight_out))
+def mlp_macs(
+    x: tuple[int, ...], weight_in: tuple[int, ...], weight_out: tuple[int, ...], conv_weight: tuple[int, ...] = (0,)
+) -> int:
+    """The two products of a SwiGLU MLP on [..., C], and the convolution in its gate."""
+    return prod(x[:-1]) * (prod(weight_in) + prod(weight_out) + prod(conv_weight))
 
 
 def half_block_macs(x: tuple[int, ...], num_heads: int, orders: int, form: str = "recurrent") -> int:
@@ -116,8 +118,8 @@ def _(dout, x, weight, rows, cols, *, out_shape=None, **kwargs) -> int:
 
 
 @register_flop_formula(_ops.swiglu_mlp_forward)
-def _(x, weight_in, weight_out, norm_weight, norm_bias, eps, *, out_shape=None, **kwargs) -> int:
-    return 2 * mlp_macs(x, weight_in, weight_out)
+def _(x, weight_in, weight_out, norm_weight, norm_bias, eps, conv_weight, *rest, out_shape=None, **kwargs) -> int:
+    return 2 * mlp_macs(x, weight_in, weight_out, conv_weight or (0,))
 
 
 @register_flop_formula(_ops.add_mixer_forward)
@@ -147,7 +149,7 @@ def fvcore_handles(form: str = "recurrent") -> dict[str, Callable | None]:
         "metala::swiglu": None,  # element-wise
         "metala::swiglu_mlp": lambda x, _: mlp_macs(*map(_shape, x[:3])),
         # fvcore would count the LayerNorm in these two if it were a layer of its own, so they count it the same way
-        "metala::add_swiglu_mlp": lambda x, _: 5 * prod(_shape(x[0])) + mlp_macs(*(_shape(x[i]) for i in (0, 4, 5))),
+        "metala::add_swiglu_mlp": lambda x, _: 5 * prod(_shape(x[0])) + mlp_macs(*(_shape(x[i]) for i in (0, 4, 5, 6))),
         "metala::add_mixer": lambda x, _: (
             5 * prod(_shape(x[0])) + half_block_macs(_shape(x[0]), x[9].toIValue(), _orders(x[12].toIValue()), form)
         ),
@@ -155,4 +157,5 @@ def fvcore_handles(form: str = "recurrent") -> dict[str, Callable | None]:
 
 
 def _shape(value) -> tuple[int, ...]:
-    return tuple(value.type().sizes())
+    """Of a tensor; (0,), nothing to count, of an optional one that is not given."""
+    return tuple(value.type().sizes()) if isinstance(value.type(), torch.TensorType) else (0,)

@@ -36,7 +36,7 @@ LIBRARY.define("swiglu_forward(Tensor x) -> Tensor")
 LIBRARY.define("swiglu_backward(Tensor dout, Tensor x) -> Tensor")
 LIBRARY.define(
     "swiglu_mlp_forward(Tensor x, Tensor weight_in, Tensor weight_out, Tensor? norm_weight, Tensor? norm_bias,"
-    " float eps) -> Tensor"
+    " float eps, Tensor? conv_weight, SymInt rows, SymInt cols) -> Tensor"
 )
 LIBRARY.define(
     "add_mixer_forward(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor conv_weight, Tensor weight_in,"
@@ -236,6 +236,11 @@ class SwiGLU(torch.autograd.Function):
         return torch.ops.metala.swiglu_backward(dout, *ctx.saved_tensors)
 
 
+def swiglu_mlp_forward(x, weight_in, weight_out, norm_weight, norm_bias, eps, conv_weight, rows, cols):
+    """What runs behind the operator of this name, arguments as its schema."""
+    return cpu_blocks.swiglu_mlp(x, weight_in, weight_out, norm_weight, norm_bias, eps, conv_weight, (rows, cols))
+
+
 def add_mixer_forward(x, *parameters_and_problem):
     """What runs behind the operator of this name, arguments as its schema."""
     *arguments, rows, cols, scan, decay_scale, bias_in = parameters_and_problem
@@ -257,7 +262,7 @@ LIBRARY.impl("conv_swiglu_backward", _conv_swiglu_backward, "CPU")
 LIBRARY.impl("patches_forward", cpu_tokens.patches, "CPU")
 LIBRARY.impl("swiglu_forward", cpu_tokens.swiglu, "CPU")
 LIBRARY.impl("swiglu_backward", cpu_tokens.swiglu_backward, "CPU")
-LIBRARY.impl("swiglu_mlp_forward", cpu_blocks.swiglu_mlp, "CPU")
+LIBRARY.impl("swiglu_mlp_forward", swiglu_mlp_forward, "CPU")
 LIBRARY.impl("add_mixer_forward", add_mixer_forward, "CPU")
 
 
@@ -327,7 +332,7 @@ def _(dout, x):
 
 
 @_fake("swiglu_mlp_forward")
-def _(x, weight_in, weight_out, norm_weight, norm_bias, eps):
+def _(x, weight_in, weight_out, norm_weight, norm_bias, eps, conv_weight, rows, cols):
     return x.new_empty((*x.shape[:-1], weight_out.shape[0]))
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from . import library, unfused
 from .backends import C_DTYPES, COMPOSED, choose, is_transformed, needs_gradient, runs_in_c, without_autocast
-from .checks import check_attention, check_conv, check_device, check_mixer, check_mlp, check_norm
+from .checks import check_attention, check_conv, check_conv_of_mlp, check_device, check_mixer, check_mlp, check_norm
 
 
 def gated_linear_attention(
@@ -212,16 +212,25 @@ def swiglu_mlp(x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
         return F.linear(swiglu(F.linear(x, weight_in)), weight_out)
     with without_autocast(x.device):
         weights = weight_in.to(dtype), weight_out.to(dtype)
-        return torch.ops.metala.swiglu_mlp_forward(x.to(dtype), *weights, None, None, 0.0)
+        return torch.ops.metala.swiglu_mlp_forward(x.to(dtype), *weights, None, None, 0.0, None, 0, 0)
 
 
 def add_swiglu_mlp(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, weight_in: Tensor, weight_out: Tensor
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    conv_weight: Tensor | None = None,
+    rows: int = 0,
+    cols: int = 0,
 ) -> Tensor:
     """x + swiglu_mlp(LayerNorm(x)), the second half of a block: [..., C] -> [..., C].
 
-    Where no gradients are needed, a tile of tokens goes through norm, first product and activation while it is in
-    the cache, and the second product adds x in the same call. ValueError for shapes that do not fit.
+    With `conv_weight` [D, 1, 3, 3], `conv_swiglu` stands in the place of swiglu: x is [B, N, C] then, on a grid of
+    `rows` and `cols`. Where no gradients are needed, a tile of tokens goes through norm, first product and activation
+    while it is in the cache, and the second product adds x in the same call. ValueError for shapes that do not fit.
     """
     check_mlp(x, weight_in, weight_out)
     check_norm(x, norm_weight, norm_bias)
@@ -229,13 +238,19 @@ def add_swiglu_mlp(
         raise ValueError(
             f"weight_out: got shape {tuple(weight_out.shape)}, expected ({x.shape[-1]}, D) to be added to x"
         )
-    dtype = _fused_dtype(x, weight_in, weight_out, norm_weight, norm_bias)
+    if conv_weight is not None:
+        check_conv_of_mlp(x, weight_out, conv_weight, rows, cols)
+    others = (norm_weight, norm_bias) if conv_weight is None else (norm_weight, norm_bias, conv_weight)
+    dtype = _fused_dtype(x, weight_in, weight_out, *others)
     if dtype is None:
         normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-        return x + swiglu_mlp(normed, weight_in, weight_out)
+        if conv_weight is None:
+            return x + swiglu_mlp(normed, weight_in, weight_out)
+        return x + F.linear(conv_swiglu(F.linear(normed, weight_in), conv_weight, rows, cols), weight_out)
     with without_autocast(x.device):
         weights = weight_in.to(dtype), weight_out.to(dtype)
-        return torch.ops.metala.swiglu_mlp_forward(x, *weights, norm_weight, norm_bias, eps)
+        convolution = conv_weight, rows, cols
+        return torch.ops.metala.swiglu_mlp_forward(x, *weights, norm_weight, norm_bias, eps, *convolution)
 
 
 def add_mixer(
@@ -315,8 +330,8 @@ _OPERATORS = {
     "patches(Tensor x, int height, int width) -> Tensor": patches,
     "swiglu(Tensor x) -> Tensor": swiglu,
     "swiglu_mlp(Tensor x, Tensor weight_in, Tensor weight_out) -> Tensor": swiglu_mlp,
-    "add_swiglu_mlp(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight_in, Tensor weight_out)"
-    " -> Tensor": add_swiglu_mlp,
+    "add_swiglu_mlp(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight_in, Tensor weight_out,"
+    " Tensor? conv_weight=None, SymInt rows=0, SymInt cols=0) -> Tensor": add_swiglu_mlp,
     "add_mixer(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor conv_weight, Tensor weight_in,"
     " Tensor gate_bias, Tensor aug_weight, Tensor weight_out, int num_heads, SymInt rows, SymInt cols, str scan,"
     " Scalar decay_scale, Tensor? bias_in=None) -> Tensor": add_mixer,

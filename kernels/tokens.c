@@ -8,11 +8,12 @@
 typedef struct {
     int64_t batch, rows, cols, channels, threads;
     int64_t stride;          /* from a token to the next in x, value, dx and dvalue; in the others it is C */
+    int64_t first, last;     /* rows of all images that are computed; out begins with row `first`. Forward only */
     int64_t half, out_half;  /* half: those four are bfloat16; out_half: out and dout are */
     const void *x;           /* [B, rows, cols, C] */
     const void *value;       /* of the same shape, out of the dtype of x; or NULL: no factor */
     const float *weight;     /* [C, 9], taps row by row */
-    void *out;               /* [B, rows, cols, C] = SiLU(convolution) * value */
+    void *out;               /* [last - first, cols, C] = SiLU(convolution) * value */
     const void *dout;
     void *dx, *dvalue;
     float *dweight;          /* [B, 9, C], to be summed */
@@ -95,7 +96,7 @@ INLINE void conv_row(const conv_call *c, const float *taps, const void *const *r
         vec weight[9];
         load_taps(c, taps, i, 0, weight);
         window w = window_on(c, rows, half, stride, i, n);
-        int64_t to = at * c->channels + i, from = at * c->stride + i;
+        int64_t to = (at - c->first * c->cols) * c->channels + i, from = at * c->stride + i;
         for (; w.column < c->cols; slide(&w), to += c->channels, from += c->stride) {
             vec y = silu(convolve(&w, weight));
             store_some(c->out, to, gated ? y * load_some(c->value, from, half, n) : y, out_half, n);
@@ -118,7 +119,7 @@ static void normalise(const conv_call *c, int64_t at, float *to)
     }
 }
 
-/* Rows [begin, end) of all images, [B * rows]. `ring` has room for three of them, normalised. */
+/* Rows [begin, end) out of [first, last). `ring` has room for three of them, normalised. */
 static void conv_rows(const conv_call *c, const float *taps, int64_t begin, int64_t end, float *ring)
 {
     int64_t width = c->cols * c->channels, stride = ring ? c->channels : c->stride, held[3] = {-1, -1, -1};
@@ -156,7 +157,7 @@ int metala_conv(const conv_call *c)
 {
     float *taps = transpose_taps(c);
     int failed = !taps;
-    int64_t rows = c->batch * c->rows;
+    int64_t rows = c->last - c->first;
     /* One part for each thread, which finds the rows that it wrote before in its own cache. */
 #pragma omp parallel for schedule(static, 1) num_threads((int)c->threads) reduction(| : failed)
     for (int64_t part = 0; part < c->threads; part++) {
@@ -166,7 +167,7 @@ int metala_conv(const conv_call *c)
             failed |= !ring;
         }
         if (taps && (ring || !c->norm_weight))
-            conv_rows(c, taps, rows * part / c->threads, rows * (part + 1) / c->threads, ring);
+            conv_rows(c, taps, c->first + rows * part / c->threads, c->first + rows * (part + 1) / c->threads, ring);
         free(ring);
     }
     free(taps);

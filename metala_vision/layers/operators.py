@@ -108,6 +108,25 @@ def add_mixer(
     return torch.ops.metala.add_mixer(x, *norm, *weights, num_heads, *grid, orders, decay_scale, bias_in)
 
 
+def add_swiglu_mlp(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    conv_weight: Tensor | None,
+    grid: tuple[int, int] | None,
+) -> Tensor:
+    """`metala_vision.kernels.add_swiglu_mlp`; not for ONNX."""
+    parameters = norm_weight, norm_bias, eps, weight_in, weight_out
+    if conv_weight is None or grid is None:
+        return torch.ops.metala.add_swiglu_mlp(x, *parameters)
+    if torch.jit.is_tracing() and keeps_sizes_open():
+        return compiled(_traced_add_swiglu_mlp)(x, *parameters, conv_weight, *as_tensors(grid))
+    return torch.ops.metala.add_swiglu_mlp(x, *parameters, conv_weight, *grid)
+
+
 def swiglu(x: Tensor) -> Tensor:
     """`metala_vision.kernels.swiglu`."""
     if not torch.jit.is_scripting():
@@ -201,4 +220,20 @@ def _traced_add_mixer(
         orders,
         float(decay_scale),
         bias_in,
+    )
+
+
+def _traced_add_swiglu_mlp(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    conv_weight: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+) -> Tensor:
+    return torch.ops.metala.add_swiglu_mlp(
+        x, norm_weight, norm_bias, eps, weight_in, weight_out, conv_weight, int(rows), int(cols)
     )

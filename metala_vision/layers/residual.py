@@ -2,14 +2,13 @@
 
 from typing import TypeGuard
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .decay import decay_scale
 from .local_conv import GridConv
 from .metala import MetaLA
-from .operators import add_mixer, is_traced_for_onnx
+from .operators import add_mixer, add_swiglu_mlp, is_traced_for_onnx
 from .swiglu import SwiGLU
 from .watched import is_plain, is_plain_product
 
@@ -53,7 +52,7 @@ def mlp_branch(
     if (
         _is_plain_norm(norm)
         and is_plain(mlp, SwiGLU)
-        and mlp.conv is None
+        and (mlp.conv is None or (grid is not None and is_plain(mlp.conv, GridConv)))
         and is_plain_product(mlp.fc1)
         and is_plain_product(mlp.fc2)
         and _is_idle(mlp.drop)
@@ -61,7 +60,9 @@ def mlp_branch(
         and not is_traced_for_onnx()
         and isinstance(x, Tensor)
     ):
-        return torch.ops.metala.add_swiglu_mlp(x, norm.weight, norm.bias, norm.eps, mlp.fc1.weight, mlp.fc2.weight)
+        conv_weight = None if mlp.conv is None else mlp.conv.weight
+        weights = mlp.fc1.weight, mlp.fc2.weight, conv_weight
+        return add_swiglu_mlp(x, norm.weight, norm.bias, norm.eps, *weights, grid)
     return x + drop_path(mlp(norm(x)) if grid is None else mlp(norm(x), grid))
 
 

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-from fused_inputs import GRIDS, conv_swiglu_formula, double, errors, name_of, run
+from fused_inputs import GRIDS, conv_swiglu_formula, double, errors, name_of, permuted, run
 from tolerances import FLOAT32, FLOAT64, HALF, relative_rms
 
-from metala_vision.kernels import available_backends, conv_silu, conv_swiglu
+from metala_vision.kernels import add_swiglu_mlp, available_backends, conv_silu, conv_swiglu, cpu_blocks
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the C kernels do not run here")
 
@@ -110,3 +110,90 @@ def test_bad_input(arguments, message):
     given = dict(x=(1, 6, 16), weight=(8, 1, 3, 3), rows=2, cols=3) | arguments
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         conv_swiglu(**{name: torch.zeros(x) if isinstance(x, tuple) else x for name, x in given.items()})
+
+
+# --- the second half of a block
+
+
+def block_inputs(grid: tuple[int, int], batch: int = 2, width: int = 12, hidden: int = 20) -> dict[str, torch.Tensor]:
+    return {
+        "x": torch.randn(batch, grid[0] * grid[1], width) * 3 + 1,
+        "norm_weight": torch.randn(width),
+        "norm_bias": torch.randn(width),
+        "weight_in": torch.randn(2 * hidden, width),
+        "weight_out": torch.randn(width, hidden),
+        "conv_weight": torch.randn(hidden, 1, 3, 3),
+    }
+
+
+def block_formula(leaves: dict[str, torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
+    x = leaves["x"]
+    centred = x - x.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    inner = (normed * leaves["norm_weight"] + leaves["norm_bias"]) @ leaves["weight_in"].t()
+    return x + conv_swiglu_formula(inner, leaves["conv_weight"], *grid) @ leaves["weight_out"].t()
+
+
+def block(leaves: dict[str, torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
+    return add_swiglu_mlp(**leaves, eps=1e-6, rows=grid[0], cols=grid[1])
+
+
+@pytest.mark.parametrize("tile", [4, 20, 27, 200, 1000])
+@pytest.mark.parametrize("grid", [(1, 1), (1, 40), (40, 1), (7, 9), (13, 3), (20, 9)], ids=name_of)
+def test_block_equals_the_formula(monkeypatch, grid, tile):
+    """Catches a row lost or seen by nobody at the border of two bands, and images that see each other."""
+    monkeypatch.setattr(cpu_blocks, "MLP_TILE", tile)
+    inputs = block_inputs(grid, batch=3)
+    assert relative_rms(block(inputs, grid), block_formula(double(inputs), grid)) <= FLOAT32
+
+
+def test_a_large_image_goes_in_bands(monkeypatch):
+    """Catches a whole image projected at once, which at 16384 tokens leaves the cache and takes fresh memory."""
+    monkeypatch.setattr(cpu_blocks, "MLP_TILE", 27)
+    seen, linear = [], cpu_blocks.linear
+    monkeypatch.setattr(cpu_blocks, "linear", lambda x, *rest: (seen.append(x.shape[0]), linear(x, *rest))[1])
+    block(block_inputs((20, 9), batch=1), (20, 9))
+    assert seen == [27, 27, 27, 27, 27, 27, 18, 180]
+
+
+def test_block_gradients():
+    """Catches a training that is not what inference computes."""
+    inputs, grid = block_inputs((7, 9)), (7, 9)
+    grad_out = torch.randn_like(inputs["x"])
+    expected = run(lambda leaves: block_formula(leaves, grid), double(inputs), grad_out)
+    found = errors(run(lambda leaves: block(leaves, grid), inputs, grad_out), expected)
+    assert max(found.values()) <= FLOAT32, found
+
+
+@pytest.mark.parametrize("way", ["autocast", "model"])
+def test_block_in_bfloat16(way):
+    """Catches an inference in another dtype than the training's, or a residual stream rounded by autocast."""
+    inputs, grid = block_inputs((7, 9)), (7, 9)
+    if way == "model":
+        inputs = {name: x.bfloat16() for name, x in inputs.items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        expected = block({name: x.clone().requires_grad_() for name, x in inputs.items()}, grid)
+        out = block(inputs, grid)
+        strided = block(inputs | {"x": permuted(inputs["x"])}, grid)
+    assert out.dtype == expected.dtype == inputs["x"].dtype
+    assert relative_rms(out, expected) <= HALF
+    assert torch.equal(strided, out)
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(
+    ("shapes", "grid", "message"),
+    [
+        (dict(), (7, 8), "grid: got (7, 8), expected (rows, cols) with rows * cols == 63 tokens"),
+        (dict(), (0, 0), "grid: got (0, 0), expected"),
+        (dict(conv_weight=(40, 1, 3, 3)), (7, 9), "conv_weight: got shape (40, 1, 3, 3), expected (20, 1, 3, 3)"),
+        (dict(x=(63, 12)), (7, 9), "x: got shape (63, 12), expected [B, N, C] with a conv_weight"),
+    ],
+    ids=["grid", "no-grid", "pairs", "x-2d"],
+)
+def test_bad_input_of_the_block(shapes, grid, message, gradients):
+    """Catches a shape that C code would read beyond."""
+    inputs = block_inputs((7, 9)) | {name: torch.randn(shape) for name, shape in shapes.items()}
+    inputs["x"].requires_grad_(gradients)
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        block(inputs, grid)

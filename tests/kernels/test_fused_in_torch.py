@@ -31,6 +31,7 @@ def raw_calls() -> dict[str, tuple]:
     projected, bias, aug, dy = torch.randn(2, 63, 144), torch.randn(48), torch.randn(24), torch.randn(2, 63, 48)
     x, weight = torch.randn(2, 63, 20), torch.randn(20, 1, 3, 3)
     mlp = (torch.randn(2, 7, 12), torch.randn(40, 12), torch.randn(10, 20))
+    normed_mlp = (*mlp[:2], torch.randn(12, 20), torch.randn(12), torch.randn(12))
     half_block = (torch.randn(20), torch.randn(20), 1e-6, weight, torch.randn(60, 20), torch.randn(20), torch.randn(10))
     problem = (7, 9, ALL)
     return {
@@ -50,8 +51,9 @@ def raw_calls() -> dict[str, tuple]:
         "conv_swiglu_backward": ((torch.randn_like(x), torch.randn(2, 63, 40), weight), (7, 9)),
         "swiglu_forward": ((x,), ()),
         "swiglu_backward": ((torch.randn(2, 63, 10), x), ()),
-        "swiglu_mlp_forward": (mlp, (None, None, 0.0)),
-        "swiglu_mlp_forward-norm": ((*mlp[:2], torch.randn(12, 20), torch.randn(12), torch.randn(12)), (1e-6,)),
+        "swiglu_mlp_forward": (mlp, (None, None, 0.0, None, 0, 0)),
+        "swiglu_mlp_forward-norm": (normed_mlp, (1e-6, None, 0, 0)),
+        "swiglu_mlp_forward-conv": (normed_mlp, (1e-6, weight, 1, 7)),
         "add_mixer_forward": ((x,), (*half_block, torch.randn(20, 20), 2, *problem, 0.25, None)),
         "add_mixer_forward-bias": ((x,), (*half_block, torch.randn(20, 20), 2, *problem, 0.25, torch.randn(60))),
     }

@@ -27,6 +27,14 @@ WIDTHS = {  # of each input's last axes
     "add_swiglu_mlp": dict(
         x=(DIM,), norm_weight=(DIM,), norm_bias=(DIM,), weight_in=(2 * 24, DIM), weight_out=(DIM, 24)
     ),
+    "add_swiglu_mlp-conv": dict(
+        x=(DIM,),
+        norm_weight=(DIM,),
+        norm_bias=(DIM,),
+        weight_in=(2 * 24, DIM),
+        weight_out=(DIM, 24),
+        conv_weight=(24, 1, 3, 3),
+    ),
     "add_mixer": dict(
         x=(DIM,),
         norm_weight=(DIM,),
@@ -52,6 +60,7 @@ RUN: dict[str, Callable[..., Tensor]] = {
     "patches": lambda x: kernels.patches(x, 4, 4),
     "swiglu_mlp": kernels.swiglu_mlp,
     "add_swiglu_mlp": lambda **x: kernels.add_swiglu_mlp(**x, eps=1e-5),
+    "add_swiglu_mlp-conv": lambda **x: kernels.add_swiglu_mlp(**x, **GRID, eps=1e-5),
     "add_mixer": lambda **x: kernels.add_mixer(**x, **GRID, eps=1e-5, num_heads=HEADS, scan=ALL, decay_scale=0.5),
 }
 

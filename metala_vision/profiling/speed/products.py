@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metala_vision.kernels import cpu_blocks, library
+from metala_vision.kernels import library
 from metala_vision.kernels.linear import linear
 
 
@@ -65,7 +65,7 @@ class _Recorder(TorchDispatchMode):
 
 # Operators that the dispatcher sees as one call, and the functions behind them, whose calls it sees one by one.
 _IN_THE_OPEN = {
-    "metala.swiglu_mlp_forward.default": cpu_blocks.swiglu_mlp,
+    "metala.swiglu_mlp_forward.default": library.swiglu_mlp_forward,
     "metala.add_mixer_forward.default": library.add_mixer_forward,
 }
 
