@@ -7,7 +7,7 @@ import torch
 from tolerances import FLOAT32, FLOAT64, relative_rms
 from torch import Tensor, nn
 
-from metala_vision.layers import SwiGLU
+from metala_vision.layers import MetaLABlock, SwiGLU
 
 
 def test_equals_the_formula():
@@ -113,3 +113,15 @@ def test_swiglu_layer_calls_what_is_put_in_its_place(way, name, training):
             return
         out.sum().backward()
     assert calls == [1]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_a_hook_of_the_convolution_is_called(training):
+    """Catches an operator of a layer or a block that passes over a hook of the module it stands in for."""
+    block, calls = MetaLABlock(32, 2, mlp_conv=True).train(training), []
+    x = torch.randn(2, 6, 32)
+    before = block(x, (2, 3))
+    block.mlp.conv.register_forward_hook(lambda module, arguments, out: calls.append(out.shape))
+    with torch.set_grad_enabled(training):
+        assert relative_rms(block(x, (2, 3)), before) <= FLOAT32
+    assert calls == [(2, 6, 96)]
