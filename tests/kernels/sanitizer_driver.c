@@ -222,6 +222,8 @@ static void convolution(int64_t batch, int64_t rows, int64_t cols, int64_t chann
 {
     int64_t n = batch * rows * cols * channels;
     conv_call c = {.batch = batch, .rows = rows, .cols = cols, .channels = channels, .threads = threads};
+    c.stride = channels;
+    c.last = batch * rows;
     c.half = half;
     c.out_half = out_half;
     c.x = input(n, half, -2, 2);
@@ -243,6 +245,38 @@ static void convolution(int64_t batch, int64_t rows, int64_t cols, int64_t chann
     call("metala_conv_backward", metala_conv_backward(&c));
     check("conv dx", c.dx, n, half);
     check("conv dweight", c.dweight, batch * 9 * channels, 0);
+}
+
+/* Gate and value side by side; forward once more for all rows but the first and the last. */
+static void gated_convolution(int64_t batch, int64_t rows, int64_t cols, int64_t channels, int64_t half)
+{
+    int64_t n = batch * rows * cols * channels, value = (half ? 2 : 4) * channels;
+    conv_call c = {.batch = batch, .rows = rows, .cols = cols, .channels = channels, .threads = threads};
+    c.stride = 2 * channels;
+    c.last = batch * rows;
+    c.half = c.out_half = half;
+    c.x = input(2 * n, half, -2, 2);
+    c.value = (const char *)c.x + value;
+    c.weight = input(9 * channels, 0, -1, 1);
+    c.out = output(n, half);
+    call("metala_conv with a value", metala_conv(&c));
+    check("conv out times a value", c.out, n, half);
+    if (batch * rows > 2) {
+        int64_t inner = n - 2 * cols * channels;
+        c.first = 1;
+        c.last = batch * rows - 1;
+        c.out = output(inner, half);
+        call("metala_conv of some rows", metala_conv(&c));
+        check("conv out of some rows", c.out, inner, half);
+    }
+    c.out = NULL;
+    c.dout = input(n, half, -2, 2);
+    c.dx = output(2 * n, half);
+    c.dvalue = (char *)c.dx + value;
+    c.dweight = output(batch * 9 * channels, 0);
+    call("metala_conv_backward with a value", metala_conv_backward(&c));
+    check("conv dx and dvalue", c.dx, 2 * n, half);
+    check("conv dweight of gates", c.dweight, batch * 9 * channels, 0);
 }
 
 static void swiglu(int64_t tokens, int64_t width, int64_t half)
@@ -319,6 +353,8 @@ int main(int argc, char **argv)
                 snprintf(label, sizeof label, "grid %dx%d channels %d half %d", (int)grids[g][0], (int)grids[g][1],
                          (int)channels[i], half);
                 convolution(1 + g % 2, grids[g][0], grids[g][1], channels[i], half & 1, half >> 1);
+                if (half < 2)
+                    gated_convolution(1 + g % 2, grids[g][0], grids[g][1], channels[i], half);
                 release();
             }
     for (int t = 0; t < LENGTH(tokens); t++)
