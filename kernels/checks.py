@@ -59,27 +59,23 @@ def check_mixer(
     return orders
 
 
-def check_conv(x: Tensor, weight: Tensor, rows: int, cols: int, name: str = "weight", pairs: bool = False) -> None:
-    """Checks the weight of a convolution of x [B, N, C]; `pairs`: of the first half of its channels."""
-    if x.dim() != 3 or (pairs and x.shape[2] % 2):
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, N, {'2 D' if pairs else 'C'}]")
-    channels = x.shape[2] // 2 if pairs else x.shape[2]
-    if weight.shape != (channels, 1, 3, 3):
-        raise ValueError(f"{name}: got shape {tuple(weight.shape)}, expected ({channels}, 1, 3, 3)")
+def check_conv(
+    x: Tensor, weight: Tensor, rows: int, cols: int, name: str = "weight", channels: int | None = None
+) -> None:
+    """Checks the weight of a convolution on the tokens of x [B, N, C]; `channels`: it has others than C."""
+    if x.dim() != 3:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, N, C]")
+    expected = (x.shape[2] if channels is None else channels, 1, 3, 3)
+    if weight.shape != expected:
+        raise ValueError(f"{name}: got shape {tuple(weight.shape)}, expected {expected}")
     check_device(name, weight, x)
     check_grid(x.shape[1], rows, cols, SCAN_ORDERS)
 
 
-def check_conv_of_mlp(x: Tensor, weight_out: Tensor, conv_weight: Tensor, rows: int, cols: int) -> None:
-    """Checks the weight of a convolution of the gates [B, N, D] in an MLP of x [B, N, C], weight_out [_, D]."""
-    if x.dim() != 3:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, N, C] with a conv_weight")
-    if conv_weight.shape != (weight_out.shape[1], 1, 3, 3):
-        raise ValueError(
-            f"conv_weight: got shape {tuple(conv_weight.shape)}, expected ({weight_out.shape[1]}, 1, 3, 3)"
-        )
-    check_device("conv_weight", conv_weight, x)
-    check_grid(x.shape[1], rows, cols, SCAN_ORDERS)
+def check_pairs(x: Tensor) -> None:
+    """Checks x [..., 2 D]: gate and value."""
+    if x.dim() == 0 or x.shape[-1] % 2:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected an even number of channels, gate and value")
 
 
 def check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:

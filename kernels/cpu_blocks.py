@@ -82,7 +82,7 @@ def _project_and_convolve(
     """
     rows, cols = grid
     band = max(2, MLP_TILE // cols)
-    if tokens.shape[0] > rows * cols or rows <= 2 * band:
+    if tokens.shape[0] > rows * cols or 2 * rows <= 3 * band:  # as large as the largest tile without a convolution
         projected = project(tokens)
         conv_swiglu_into(projected.view(-1, rows * cols, projected.shape[1]), weight, grid, out)
         return

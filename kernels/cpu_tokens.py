@@ -65,14 +65,7 @@ def conv_silu_into(
 
 def conv_silu_backward(dout: Tensor, x: Tensor, weight: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
     """Gradients of x, in its dtype, and of weight, float32."""
-    x, dout = x.contiguous(), dout.contiguous()
-    taps = _taps(weight)
-    dx = x.new_empty(x.shape)
-    dtaps = taps.new_empty(x.shape[0], 9, x.shape[2])
-    call = _conv(x, taps, rows, cols, dout.dtype)
-    call.dout, call.dx, call.dweight = dout.data_ptr(), dx.data_ptr(), dtaps.data_ptr()
-    check(function("metala_conv_backward")(byref(call)))
-    return dx, dtaps.sum(0).t().contiguous().view(weight.shape)
+    return _conv_backward(dout, x, weight, rows, cols, gated=False)
 
 
 def conv_swiglu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
@@ -97,15 +90,7 @@ def conv_swiglu_into(
 
 def conv_swiglu_backward(dout: Tensor, x: Tensor, weight: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
     """Gradients of x, in its dtype, and of weight, float32."""
-    x, dout = x.contiguous(), dout.to(x.dtype).contiguous()
-    taps = _taps(weight)
-    dx = x.new_empty(x.shape)
-    call = _conv(x, taps, rows, cols, dout.dtype)
-    dtaps = taps.new_empty(x.shape[0], 9, call.channels)
-    call.value, call.dvalue = (pair[..., call.channels :].data_ptr() for pair in (x, dx))
-    call.dout, call.dx, call.dweight = dout.data_ptr(), dx.data_ptr(), dtaps.data_ptr()
-    check(function("metala_conv_backward")(byref(call)))
-    return dx, dtaps.sum(0).t().contiguous().view(weight.shape)
+    return _conv_backward(dout.to(x.dtype), x, weight, rows, cols, gated=True)
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -155,3 +140,14 @@ def _conv(x: Tensor, taps: Tensor, rows: int, cols: int, out_dtype: torch.dtype)
     call = _Conv(*sizes, is_half(x), out_dtype == torch.bfloat16)
     call.x, call.weight = x.data_ptr(), taps.data_ptr()
     return call
+
+
+def _conv_backward(dout: Tensor, x: Tensor, weight: Tensor, rows: int, cols: int, gated: bool) -> tuple[Tensor, Tensor]:
+    x, dout, taps = x.contiguous(), dout.contiguous(), _taps(weight)
+    dx, dtaps = x.new_empty(x.shape), taps.new_empty(x.shape[0], 9, taps.shape[0])
+    call = _conv(x, taps, rows, cols, dout.dtype)
+    if gated:
+        call.value, call.dvalue = (pair[..., call.channels :].data_ptr() for pair in (x, dx))
+    call.dout, call.dx, call.dweight = dout.data_ptr(), dx.data_ptr(), dtaps.data_ptr()
+    check(function("metala_conv_backward")(byref(call)))
+    return dx, dtaps.sum(0).t().contiguous().view(weight.shape)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from . import library, unfused
 from .backends import C_DTYPES, COMPOSED, choose, is_transformed, needs_gradient, runs_in_c, without_autocast
-from .checks import check_attention, check_conv, check_conv_of_mlp, check_device, check_mixer, check_mlp, check_norm
+from .checks import check_attention, check_conv, check_device, check_mixer, check_mlp, check_norm, check_pairs
 
 
 def gated_linear_attention(
@@ -168,7 +168,8 @@ def conv_swiglu(x: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
     x is [B, N, 2 D], row-major, weight [D, 1, 3, 3]; the result is [B, N, D] in the dtype of `x`. ValueError for shapes
     that do not fit.
     """
-    check_conv(x, weight, rows, cols, pairs=True)
+    check_pairs(x)
+    check_conv(x, weight, rows, cols, channels=x.shape[-1] // 2)
     if not runs_in_c(x, weight):
         return unfused.conv_swiglu(x, weight, rows, cols)
     return _differentiable(library.ConvSwiGLU, torch.ops.metala.conv_swiglu_forward, (x, weight, rows, cols))
@@ -193,8 +194,7 @@ def swiglu(x: Tensor) -> Tensor:
 
     ValueError for an odd number of channels.
     """
-    if x.dim() == 0 or x.shape[-1] % 2:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected an even number of channels, gate and value")
+    check_pairs(x)
     if not runs_in_c(x):
         return unfused.swiglu(x)
     return _differentiable(library.SwiGLU, torch.ops.metala.swiglu_forward, (x,))
@@ -239,7 +239,7 @@ def add_swiglu_mlp(
             f"weight_out: got shape {tuple(weight_out.shape)}, expected ({x.shape[-1]}, D) to be added to x"
         )
     if conv_weight is not None:
-        check_conv_of_mlp(x, weight_out, conv_weight, rows, cols)
+        check_conv(x, conv_weight, rows, cols, "conv_weight", channels=weight_out.shape[1])
     others = (norm_weight, norm_bias) if conv_weight is None else (norm_weight, norm_bias, conv_weight)
     dtype = _fused_dtype(x, weight_in, weight_out, *others)
     if dtype is None:

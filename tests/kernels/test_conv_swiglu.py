@@ -99,8 +99,8 @@ def test_strided_tensors():
     ("arguments", "message"),
     [
         (dict(rows=2, cols=4), "grid: got (2, 4), expected (rows, cols) with rows * cols == 6 tokens"),
-        (dict(x=(1, 6, 17)), "x: got shape (1, 6, 17), expected [B, N, 2 D]"),
-        (dict(x=(6, 16)), "x: got shape (6, 16), expected [B, N, 2 D]"),
+        (dict(x=(1, 6, 17)), "x: got shape (1, 6, 17), expected an even number of channels, gate and value"),
+        (dict(x=(6, 16)), "x: got shape (6, 16), expected [B, N, C]"),
         (dict(weight=(16, 1, 3, 3)), "weight: got shape (16, 1, 3, 3), expected (8, 1, 3, 3)"),
     ],
     ids=["grid", "odd", "x-2d", "more-filters"],
@@ -187,7 +187,7 @@ def test_block_in_bfloat16(way):
         (dict(), (7, 8), "grid: got (7, 8), expected (rows, cols) with rows * cols == 63 tokens"),
         (dict(), (0, 0), "grid: got (0, 0), expected"),
         (dict(conv_weight=(40, 1, 3, 3)), (7, 9), "conv_weight: got shape (40, 1, 3, 3), expected (20, 1, 3, 3)"),
-        (dict(x=(63, 12)), (7, 9), "x: got shape (63, 12), expected [B, N, C] with a conv_weight"),
+        (dict(x=(63, 12)), (7, 9), "x: got shape (63, 12), expected [B, N, C]"),
     ],
     ids=["grid", "no-grid", "pairs", "x-2d"],
 )
