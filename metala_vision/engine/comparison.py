@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from metala_vision.errors import InputError
 
-Kind = TypeVar("Kind", dict, list)
+Kind = TypeVar("Kind", dict, list, object)
 
 
 def gather(groups: dict[str, Sequence[str | Path]]) -> list[dict]:
@@ -77,7 +77,7 @@ def _median(values: list[float]) -> dict[str, float]:
 
 
 def read_json(path: Path, kind: type[Kind]) -> Kind:
-    """What a run has left in a file, which is to hold a dict or a list.
+    """What a run has left in a file, which holds a dict or a list, or any with `object`.
 
     Raises:
         InputError: no such file, no JSON, or something else in it.

@@ -21,7 +21,7 @@ def gather_sizes(
     """One row for each name and image size.
 
     Args:
-        accuracy: name -> files that `tools/test.py --resolutions` has left, result.json, of runs of several seeds.
+        accuracy: name -> files that `tools/test.py` has left with --resolutions or --img-size, result.json.
         speed: name -> the model as the sweep calls it, for names that have one.
         sweep: folder of `tools/throughput.py`. Its rows of inference in float32 are taken, at square sizes.
 
@@ -67,7 +67,8 @@ def _measured(name: str, files: Sequence[str | Path]) -> dict[Size, dict]:
     """Accuracy by size, over all checkpoints that the files have."""
     found: dict[Size, dict[str, dict]] = {}
     for file in files:
-        for result in read_json(Path(file), list):
+        content = read_json(Path(file), object)
+        for result in content if isinstance(content, list) else [content]:  # --img-size leaves one result
             if not isinstance(result, dict) or not {"img_size", "top1", "checkpoint", "images"} <= set(result):
                 raise InputError(f"{name}: {file} has no top1 by img_size, as tools/test.py --resolutions leaves it")
             size = tuple(result["img_size"]) if isinstance(result["img_size"], list) else result["img_size"]

@@ -76,6 +76,15 @@ def test_sizes_that_were_only_timed(tested, sweep):
     assert render_sizes(gather_sizes({"ours": [tested("y", {"a": {160: 60.0}})]})).count("|---") == 2
 
 
+def test_results_of_single_sizes(tmp_path):
+    """Catches the result of --img-size, which is no list, refused beside those of --resolutions."""
+    for size, top1 in ((160, 60.0), (480, 50.0)):
+        result = dict(img_size=size, top1=top1, checkpoint="a", images=100)
+        (tmp_path / f"{size}.json").write_text(json.dumps(result if size == 480 else [result]))
+    rows = gather_sizes({"ours": [tmp_path / "160.json", tmp_path / "480.json"]})
+    assert [(row["size"], row["mean"]) for row in rows] == [(160, 60.0), (480, 50.0)]
+
+
 def test_what_does_not_fit(tested, sweep, tmp_path):
     file = tested("x", {"a": {160: 60.0}})
     with pytest.raises(InputError, match="ours: a was tested twice at 160"):
