@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from .reference import GATE_TEMPERATURE, NORM_EPS, clamp_log_decay
 
 
-def gate_log_decay(logits: Tensor, decay_scale: float = 1.0) -> Tensor:
-    """decay_scale * logsigmoid(logits) / 16.
+def gate_log_decay(logits: Tensor, decay_scale: float = 1.0, temperature: float = GATE_TEMPERATURE) -> Tensor:
+    """decay_scale * logsigmoid(logits) / temperature.
 
     Never in half precision: bfloat16 keeps too few digits of a decay near one.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.logsigmoid(logits) * (decay_scale / GATE_TEMPERATURE)
+    return F.logsigmoid(logits) * (decay_scale / temperature)
 
 
 def key_of(log_decay: Tensor) -> Tensor:

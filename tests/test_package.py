@@ -149,7 +149,13 @@ def test_wheel(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(target)
-    for needed in ("__init__.py", "kernels/__init__.py", "kernels/ops.py", "layers/metala.py", "models/metala_vit.py"):
+    for needed in (
+        "__init__.py",
+        "kernels/__init__.py",
+        "kernels/ops.py",
+        "layers/mixers/metala.py",
+        "models/metala_vit.py",
+    ):
         assert f"metala_vision/{needed}" in names
     packages = {p.relative_to(ROOT).as_posix() for p in (ROOT / "metala_vision").rglob("__init__.py")}
     assert packages <= set(names)

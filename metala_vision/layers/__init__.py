@@ -2,8 +2,8 @@
 
 from .block import MetaLABlock
 from .local_conv import CausalConv, GridConv
-from .metala import MetaLA
+from .mixers import MIXERS, MetaLA, register_mixer
 from .patch_embed import PatchEmbed
 from .swiglu import SwiGLU
 
-__all__ = ["CausalConv", "GridConv", "MetaLA", "MetaLABlock", "PatchEmbed", "SwiGLU"]
+__all__ = ["MIXERS", "CausalConv", "GridConv", "MetaLA", "MetaLABlock", "PatchEmbed", "SwiGLU", "register_mixer"]

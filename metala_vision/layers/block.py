@@ -6,13 +6,13 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .metala import MetaLA
+from .mixers.registry import build_mixer
 from .residual import mixer_branch, mlp_branch
 from .swiglu import SwiGLU
 
 
 class MetaLABlock(nn.Module):
-    """Pre-norm block: x += MetaLA(LN(x)); x += SwiGLU(LN(x)).
+    """Pre-norm block: x += mixer(LN(x)); x += SwiGLU(LN(x)).
 
     Attributes:
         grid: (rows, cols) of tokens that are passed without a grid; the model sets it to the grid of its `img_size`.
@@ -29,9 +29,10 @@ class MetaLABlock(nn.Module):
         mlp_conv: the `conv` of `SwiGLU`.
         proj_drop: dropout after the projections of both mixers.
         drop_path: rate of stochastic depth of both residual branches.
+        mixer: name of the token mixer, out of `mixers.MIXERS`; it takes those of the arguments above that it has.
 
     Raises:
-        ValueError: what `MetaLA` refuses.
+        ValueError: what the mixer refuses.
     """
 
     grid: tuple[int, int] | None
@@ -50,6 +51,7 @@ class MetaLABlock(nn.Module):
         mlp_conv: bool = False,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
+        mixer: str = "metala",
         device=None,
         dtype=None,
     ):
@@ -58,7 +60,18 @@ class MetaLABlock(nn.Module):
         self.grid = None
         self.mlp_conv = mlp_conv
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.mixer = MetaLA(dim, num_heads, scan, causal, local_conv, self_aug, decay_bias, proj_drop, **dd)
+        self.mixer = build_mixer(
+            mixer,
+            dim,
+            num_heads,
+            scan=scan,
+            causal=causal,
+            local_conv=local_conv,
+            self_aug=self_aug,
+            decay_bias=decay_bias,
+            proj_drop=proj_drop,
+            **dd,
+        )
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.mlp = SwiGLU(dim, int(dim * mlp_ratio), proj_drop, mlp_conv, causal, **dd)

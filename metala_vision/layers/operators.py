@@ -39,6 +39,17 @@ def keeps_sizes_open() -> bool:
     return False
 
 
+def attention(q: Tensor, log_decay: Tensor, k: Tensor | None, v: Tensor, grid: tuple[int, int], orders: str) -> Tensor:
+    """`metala_vision.kernels.gated_linear_attention`, with its orders joined by commas."""
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():
+        if is_traced_for_onnx():
+            scale = q.shape[-1] ** -0.5
+            return unfused.attention(chunked, q, log_decay, v, k, grid, tuple(orders.split(",")), scale)
+        if keeps_sizes_open():
+            return compiled(_traced_attention)(q, log_decay, v, k, *as_tensors(grid), orders)
+    return torch.ops.metala.gated_linear_attention(q, log_decay, v, k, grid[0], grid[1], orders, None, None)
+
+
 def conv_silu(x: Tensor, weight: Tensor, grid: tuple[int, int]) -> Tensor:
     """`metala_vision.kernels.conv_silu`."""
     if not torch.jit.is_scripting() and torch.jit.is_tracing():
@@ -162,6 +173,12 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     with warnings.catch_warnings():  # torch.jit.trace has just said the same
         warnings.filterwarnings("ignore", ".torch.jit.* is deprecated")
         return torch.jit.script(function)
+
+
+def _traced_attention(
+    q: Tensor, log_decay: Tensor, v: Tensor, k: Tensor | None, rows: Tensor, cols: Tensor, orders: str
+) -> Tensor:
+    return torch.ops.metala.gated_linear_attention(q, log_decay, v, k, int(rows), int(cols), orders, None, None)
 
 
 def _traced_conv_silu(x: Tensor, weight: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

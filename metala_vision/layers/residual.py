@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .decay import decay_scale
 from .local_conv import GridConv
-from .metala import MetaLA
+from .mixers.metala import MetaLA
 from .operators import add_mixer, add_swiglu_mlp, is_traced_for_onnx
 from .swiglu import SwiGLU
 from .watched import is_plain, is_plain_product

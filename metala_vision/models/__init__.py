@@ -1,5 +1,6 @@
 """Backbones and their timm entry points."""
 
+from . import entry_points  # noqa: F401  (registers the models with timm)
 from .metala_vit import MetaLAViT
 
 __all__ = ["MetaLAViT"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from timm.layers import calculate_drop_path_rates, global_pool_nlc
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from timm.models._manipulate import named_apply
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from metala_vision.layers import MetaLABlock, PatchEmbed
 from metala_vision.layers.decay import DECAY_SCALES
+from metala_vision.layers.mixers.registry import check_settings, mixers_of_blocks
 from metala_vision.layers.pos_embed import resampled
 
-from .checkpoints import checkpoint_filter_fn
 from .init import init_module
 from .nominal_grid import HasNominalGrid
 from .scans import orders_of_blocks
@@ -43,6 +43,8 @@ class MetaLAViT(HasNominalGrid):
         depth: number of blocks.
         num_heads: heads of the mixer.
         mlp_ratio: hidden channels of the SwiGLU over `embed_dim`.
+        mixer: the token mixer, a name out of `metala_vision.layers.MIXERS`; or several, which the blocks take in turns:
+            ("metala", "metala", "softmax") has softmax attention in every third.
         scan: "cycle" (one order a block, the four in turns), "alternate" (rows both ways in even blocks, columns in
             odd ones), "cross" (all four orders in every block), "row" (rows both ways) or "causal" (one order and a
             causal convolution: the paper's 1-D layer); or a tuple, the orders of every block, such as
@@ -62,7 +64,8 @@ class MetaLAViT(HasNominalGrid):
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
 
     Raises:
-        ValueError: `scan`, `decay_scale`, `pos_embed`, `global_pool` or `num_heads` that do not fit.
+        ValueError: `mixer`, `scan`, `decay_scale`, `pos_embed`, `global_pool` or `num_heads` that do not fit; one of
+            `scan`, `local_conv`, `self_aug` and `decay_bias` that is not its default and that no mixer has.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class MetaLAViT(HasNominalGrid):
         depth: int = 12,
         num_heads: int = 6,
         mlp_ratio: float = 3.0,
+        mixer: str | tuple[str, ...] | list[str] = "metala",
         scan: str | tuple[str, ...] | list[str] = "cycle",
         local_conv: bool = True,
         self_aug: bool = True,
@@ -90,7 +94,9 @@ class MetaLAViT(HasNominalGrid):
         dtype=None,
     ):
         super().__init__()
-        orders = orders_of_blocks(scan, depth)
+        orders, mixers = orders_of_blocks(scan, depth), mixers_of_blocks(mixer, depth)
+        causal = scan == "causal"
+        check_settings(mixers, causal, scan=scan, local_conv=local_conv, self_aug=self_aug, decay_bias=decay_bias)
         if decay_scale not in DECAY_SCALES:
             raise ValueError(f"decay_scale: got {decay_scale!r}, expected one of {DECAY_SCALES}")
         if pos_embed not in ("none", "learn"):
@@ -126,13 +132,14 @@ class MetaLAViT(HasNominalGrid):
                 num_heads,
                 mlp_ratio,
                 scan=orders[i],
-                causal=scan == "causal",
+                causal=causal,
                 local_conv=local_conv,
                 self_aug=self_aug,
                 decay_bias=decay_bias,
                 mlp_conv=mlp_conv,
                 proj_drop=proj_drop_rate,
                 drop_path=rates[i],
+                mixer=mixers[i],
                 **dd,
             )
             for i in range(depth)
@@ -329,71 +336,3 @@ class MetaLAViT(HasNominalGrid):
 def _check_pool(global_pool: str) -> None:
     if global_pool not in POOLS:
         raise ValueError(f"global_pool: got {global_pool!r}, expected one of {POOLS}")
-
-
-def _create_metala_vit(variant: str, pretrained: bool = False, **kwargs) -> MetaLAViT:
-    return build_model_with_cfg(
-        MetaLAViT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
-        **kwargs,
-    )
-
-
-def _cfg(**kwargs) -> dict:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2411.10741",
-        **kwargs,
-    }
-
-
-SIZES = ("nano", "tiny", "small", "base", "large")
-default_cfgs = generate_default_cfgs({f"metala_vit_{size}": _cfg() for size in SIZES})
-
-
-@register_model
-def metala_vit_nano(pretrained: bool = False, **kwargs) -> MetaLAViT:
-    """1.5 M parameters, for small images (with a smaller `patch_size`), tests and CPU experiments."""
-    args = dict(embed_dim=128, depth=6, num_heads=2)
-    return _create_metala_vit("metala_vit_nano", pretrained, **dict(args, **kwargs))
-
-
-@register_model
-def metala_vit_tiny(pretrained: bool = False, **kwargs) -> MetaLAViT:
-    """6.1 M parameters."""
-    args = dict(embed_dim=192, depth=12, num_heads=3)
-    return _create_metala_vit("metala_vit_tiny", pretrained, **dict(args, **kwargs))
-
-
-@register_model
-def metala_vit_small(pretrained: bool = False, **kwargs) -> MetaLAViT:
-    """23.7 M parameters."""
-    args = dict(embed_dim=384, depth=12, num_heads=6)
-    return _create_metala_vit("metala_vit_small", pretrained, **dict(args, **kwargs))
-
-
-@register_model
-def metala_vit_base(pretrained: bool = False, **kwargs) -> MetaLAViT:
-    """93 M parameters."""
-    args = dict(embed_dim=768, depth=12, num_heads=12)
-    return _create_metala_vit("metala_vit_base", pretrained, **dict(args, **kwargs))
-
-
-@register_model
-def metala_vit_large(pretrained: bool = False, **kwargs) -> MetaLAViT:
-    """329 M parameters."""
-    args = dict(embed_dim=1024, depth=24, num_heads=16)
-    return _create_metala_vit("metala_vit_large", pretrained, **dict(args, **kwargs))

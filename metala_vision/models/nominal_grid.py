@@ -24,7 +24,8 @@ class HasNominalGrid(nn.Module):
             self.nominal_grid.copy_(torch.tensor(grid))
         blocks: Any = self.blocks
         for block in blocks:
-            block.mixer.nominal_grid = grid if self.decay_scale == "grid" else (0, 0)
+            if hasattr(block.mixer, "nominal_grid"):  # softmax attention, for one, forgets nothing
+                block.mixer.nominal_grid = grid if self.decay_scale == "grid" else (0, 0)
 
     @torch.jit.ignore
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:

@@ -1,7 +1,7 @@
 """The scan orders of the blocks of a model."""
 
 from metala_vision.kernels import SCAN_ORDERS
-from metala_vision.layers.metala import is_scan
+from metala_vision.layers.mixers.base import is_scan
 
 ROWS = ("row", "row_reverse")
 COLUMNS = ("column", "column_reverse")

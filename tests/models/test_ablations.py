@@ -10,7 +10,7 @@ from torchscript import script
 from vit_model import CLOSE, nano
 
 from metala_vision.errors import InputError
-from metala_vision.models.metala_vit import checkpoint_filter_fn
+from metala_vision.models.checkpoints import checkpoint_filter_fn
 
 SWITCHES = [dict(local_conv=False), dict(self_aug=False), dict(mlp_conv=True), dict(pos_embed="learn")]
 

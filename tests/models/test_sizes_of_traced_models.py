@@ -11,11 +11,13 @@ from torchscript import save_and_load, script, trace
 from vit_model import nano
 
 from metala_vision.kernels import unfused
+from metala_vision.layers import MIXERS
 
 RECORDED = (2, 3, 64, 96)
 # Another batch, height and width exchanged, another number of tokens, sides that are padded, a single patch.
 ONE_PATCH = (1, 3, 16, 16)
 OTHERS = [(5, 3, 64, 96), (2, 3, 96, 64), (2, 3, 80, 112), (1, 3, 70, 100), ONE_PATCH, (1, 3, 272, 272)]
+OF_EVERY_MIXER = dict(mixer=tuple(MIXERS), depth=len(MIXERS))
 MODELS = [
     {},
     dict(scan=("row", "column")),
@@ -23,6 +25,7 @@ MODELS = [
     dict(local_conv=False),
     dict(mlp_conv=True),
     dict(pos_embed="learn", img_size=RECORDED[2:]),
+    OF_EVERY_MIXER,
 ]
 ONNX = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of this exporter
 
@@ -71,8 +74,9 @@ def test_export():
         with pytest.raises((AssertionError, RuntimeError), match="(Guard failed|to be equal)"):
             fixed(torch.randn(shape))
     sides = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    program = torch.export.export(model, (x,), dynamic_shapes=(sides,))
-    assert_equal_at_all_sizes(program.module(), model, but=ONE_PATCH)  # torch.export takes a side of 1 for fixed
+    for other in (model, nano(**OF_EVERY_MIXER)):
+        program = torch.export.export(other, (x,), dynamic_shapes=(sides,))
+        assert_equal_at_all_sizes(program.module(), other, but=ONE_PATCH)  # torch.export takes a side of 1 for fixed
 
 
 @pytest.fixture
@@ -96,12 +100,15 @@ def written_by_tracing(model: nn.Module) -> bytes:
 
 
 @ONNX
-@pytest.mark.parametrize("options", [{}, dict(scan="cross", local_conv=False, self_aug=False, mlp_conv=True)], ids=str)
+@pytest.mark.filterwarnings("ignore:Constant folding")  # of the reversed decays of RetNet, which are constants
+@pytest.mark.parametrize(
+    "options", [{}, dict(scan="cross", local_conv=False, self_aug=False, mlp_conv=True), OF_EVERY_MIXER], ids=str
+)
 def test_onnx_by_tracing(options):
     """Catches an operator that ONNX does not know, and one that holds the recorded batch or size."""
     pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx onnxruntime")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnx onnxruntime")
-    model = nano(depth=4, **options)
+    model = nano(**dict(depth=4) | options)
     session = runtime.InferenceSession(written_by_tracing(model))
 
     def run(x: Tensor) -> Tensor:

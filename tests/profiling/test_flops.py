@@ -11,6 +11,7 @@ from torch import nn
 
 from metala_vision.errors import InputError
 from metala_vision.kernels.flops import chunkwise_scan_macs, fvcore_handles, scan_macs
+from metala_vision.layers import MIXERS
 from metala_vision.profiling.macs.count import count
 from metala_vision.profiling.macs.report import count_models, parse_size, render, save
 
@@ -53,8 +54,11 @@ def test_three_counts_agree(name, size):
         {"local_conv": False},
         {"mlp_conv": True},
         {"pos_embed": "learn"},
+        *({"mixer": mixer} for mixer in MIXERS),
+        {"mixer": ("metala", "softmax", "ssd"), "scan": "cross"},
+        {"mixer": ("zeros", "gla", "normalized"), "scan": "causal"},
     ],
-    ids=lambda options: "-".join(map(str, *options.items())),
+    ids=str,
 )
 def test_options_of_our_models(options):
     """Catches a formula that holds for the default alone."""

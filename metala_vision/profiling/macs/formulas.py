@@ -13,6 +13,8 @@ from torch import nn
 
 from metala_vision.models.metala_vit import MetaLAViT
 
+from .mixers import of_mixer
+
 
 class Formula(NamedTuple):
     """MACs of products (and scans), and what norms and pooling count for by fvcore's convention."""
@@ -35,26 +37,22 @@ def formula(model: nn.Module, size: tuple[int, int]) -> Formula | None:
 
 
 def metala_vit(model: MetaLAViT, height: int, width: int) -> Formula:
-    """Per token and block, of width D with H heads of K = D / 2H and V = D / H, and S scan orders:
+    """Per token and block of width D: 3 R D^2 for the SwiGLU of ratio R, and what `of_mixer` says of the token mixer.
 
-    4 D^2 for the projections, 3 R D^2 for the SwiGLU of ratio R, 9 D for the 3x3 convolution (4 D for the causal one),
-    9 R D for the one in the SwiGLU's gate, H (3 S K V + K + V) for the scans, H (2 K + V) for self-augmentation;
-    norms of 5 D twice.
+    9 R D for the convolution in the SwiGLU's gate (4 R D for a causal one); norms of 5 D twice.
     """
     dim, patch = model.embed_dim, model.patch_embed.patch_size[0]
     grid = -(-height // patch), -(-width // patch)
     tokens = grid[0] * grid[1]
     products = tokens * model.in_chans * patch * patch * dim
+    others = (2 * len(model.blocks) + 1) * tokens * 5 * dim
     block: Any  # torch.nn.Sequential does not say what it contains
     for block in model.blocks:
-        heads = block.mixer.num_heads
-        key, value = dim // 2 // heads, dim // heads
-        convs = [part for part in (block.mixer.conv, block.mlp.conv) if part is not None]
-        conv = sum(p.numel() for part in convs for p in part.parameters())
-        scans = heads * (3 * len(block.mixer.scan) * key * value + key + value)
-        hidden = block.mlp.fc2.in_features
-        products += tokens * (4 * dim * dim + 3 * hidden * dim + conv + scans + heads * (2 * key + value))
-    others = (2 * len(model.blocks) + 1) * tokens * 5 * dim
+        conv = 0 if block.mlp.conv is None else sum(p.numel() for p in block.mlp.conv.parameters())
+        products += tokens * (3 * block.mlp.fc2.in_features * dim + conv)
+        mixer = of_mixer(block.mixer, tokens)
+        assert mixer is not None
+        products, others = products + mixer[0], others + mixer[1]
     if model.pos_embed is not None and grid != model.pos_grid:
         others += 16 * tokens * dim  # resampled with 4 x 4 weights
     return Formula(products + dim * model.num_classes, others)
@@ -143,8 +141,13 @@ def _is_plain_vit(model: VisionTransformer) -> bool:
     )
 
 
+def _has_known_mixers(model: MetaLAViT) -> bool:
+    blocks: Any = model.blocks
+    return all(of_mixer(block.mixer, 1) is not None for block in blocks)
+
+
 _FORMULAS = {
-    MetaLAViT: (lambda model: True, metala_vit),
+    MetaLAViT: (_has_known_mixers, metala_vit),
     VisionTransformer: (_is_plain_vit, vision_transformer),
     Xcit: (lambda model: True, xcit),
     EfficientVit: (lambda model: True, efficientvit),

@@ -7,22 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metala_vision.kernels import SCAN_ORDERS
+from metala_vision.layers.operators import mixer
+from metala_vision.layers.watched import is_plain_product
 
-from .decay import decay_scale, spread_logits
-from .local_conv import CausalConv, GridConv, NoConv
-from .operators import mixer
-from .watched import is_plain_product
-
-
-def is_scan(scan: object) -> bool:
-    """Whether `scan` is a tuple or list of scan orders, not empty and none twice."""
-    if not isinstance(scan, (tuple, list)) or not all(isinstance(order, str) for order in scan):
-        return False
-    return bool(scan) and len(set(scan)) == len(scan) and set(scan) <= set(SCAN_ORDERS)
+from .base import ScannedMixer
+from .registry import register_mixer
 
 
-class MetaLA(nn.Module):
+@register_mixer("metala")
+class MetaLA(ScannedMixer):
     """Meta linear attention on a grid of tokens.
 
     x = SiLU(DWConv(x)); q = x Wq; g = scale * logsigmoid(x Wa + ba) / 16; k = 1 - exp(g); v = x Wv; z = x Wg + b
@@ -62,45 +55,26 @@ class MetaLA(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
-        if num_heads < 1 or dim % (2 * num_heads):
-            raise ValueError(f"num_heads: got {num_heads} with dim {dim}, expected 2 * num_heads to divide dim")
-        if not is_scan(scan):
-            raise ValueError(f"scan: got {scan!r}, expected a non-empty tuple out of {SCAN_ORDERS}, none twice")
-        if causal and tuple(scan) != ("row",):
-            raise ValueError(f"scan: got {scan!r} with causal=True, expected ('row',)")
-        dd = {"device": device, "dtype": dtype}
-        self.dim = dim
-        self.num_heads = num_heads
-        self.key_dim = dim // 2 // num_heads
-        self.value_dim = dim // num_heads
-        self.scan = tuple(scan)
-        self.nominal_grid: tuple[int, int] = (0, 0)
-        self.orders = ",".join(scan)  # for the operator: tracers take a string, but no tuple of strings
-        self.conv = (CausalConv(dim, **dd) if causal else GridConv(dim, **dd)) if local_conv else NoConv()
-        self.in_proj = nn.Linear(dim, 3 * dim, bias=False, **dd)  # q, decay, v, gate: dim/2, dim/2, dim, dim
-        self.decay_bias: nn.Parameter | None = None
-        if decay_bias:
-            self.decay_bias = nn.Parameter(spread_logits(self.key_dim, num_heads, **dd))
-        self.gate_bias = nn.Parameter(torch.zeros(dim, **dd))
-        aug_weight = torch.zeros(dim // 2, **dd)
+        half = dim // 2
+        settings = scan, causal, local_conv, decay_bias, proj_drop, device, dtype
+        super().__init__(dim, num_heads, half // max(num_heads, 1), (half, half), *settings)
+        aug_weight = torch.zeros(half, device=device, dtype=dtype)
         if self_aug:
             self.aug_weight = nn.Parameter(aug_weight)
         else:
             self.register_buffer("aug_weight", aug_weight, persistent=False)
-        self.out_proj = nn.Linear(dim, dim, bias=False, **dd)
-        self.proj_drop = nn.Dropout(proj_drop)
 
-    def extra_repr(self) -> str:
-        """What its repr shows beside the modules."""
-        return f"num_heads={self.num_heads}, scan={self.scan}"
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """Initialises what is not in a module of its own."""
+        super().reset_parameters()
+        nn.init.zeros_(self.aug_weight)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
         x = self._project(self.conv(x, grid))
-        scale = decay_scale(grid, self.nominal_grid)
-        x = mixer(x, self.gate_bias, self.aug_weight, self.num_heads, grid, self.orders, scale)
-        return self.proj_drop(self.out_proj(x))
+        scale = self.decay_scale(grid)
+        return self.merge(mixer(x, self.gate_bias, self.aug_weight, self.num_heads, grid, self.orders, scale))
 
     def bias_in(self) -> Tensor | None:
         """The bias of `in_proj`'s product, [3 C]: that of the decay, and zeros for query, value and gate."""

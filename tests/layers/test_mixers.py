@@ -1,0 +1,185 @@
+"""The token mixers beside MetaLA against the formulas of their papers, with every gradient; and what they share."""
+
+import pytest
+import torch
+from mixer_formulas import FORMULAS, turned
+from tolerances import FLOAT32, HALF, relative_rms
+from torch import Tensor, nn
+
+from metala_vision.layers.mixers import MIXERS, InLine, MetaLA
+from metala_vision.layers.mixers.inline import injective_attention
+from metala_vision.layers.mixers.registry import build_mixer
+from metala_vision.layers.mixers.rotary import rotated
+
+EXACT = 1e-9  # a whole mixer in float64
+DIM, HEADS = 24, 3
+SCANNED = ("gla", "retnet", "ssd", "hgrn")
+CAUSAL = sorted(set(FORMULAS) - {"inline"})
+GRIDS = [(1, 1), (2, 3), (4, 3)]
+
+
+def perturbed(name: str, dtype=torch.float64, dim: int = DIM, heads: int = HEADS, **settings) -> nn.Module:
+    """Every weight of order one: nothing hides behind an initial value."""
+    mixer = build_mixer(name, dim, heads, dtype=dtype, **settings)
+    with torch.no_grad():
+        for key, p in mixer.named_parameters():
+            p.copy_(torch.randn_like(p) * (0.5 if p.dim() > 1 or key in ("log_rate", "norm_bias") else 1.0))
+    return mixer
+
+
+def compare(mixer: nn.Module, x: Tensor, grid: tuple[int, int], name: str) -> None:
+    """Output and every gradient."""
+    x = x.requires_grad_()
+    weights = [x, *mixer.parameters()]
+    actual = mixer(x, grid)
+    expected = torch.stack([FORMULAS[name](mixer, image, grid) for image in x])
+    assert (actual - expected).norm() <= EXACT * max(expected.norm().item(), 1.0)
+    direction = torch.randn_like(actual)
+    found = torch.autograd.grad((actual * direction).sum(), weights, materialize_grads=True)
+    wanted = torch.autograd.grad((expected * direction).sum(), weights, materialize_grads=True)
+    names = ["x", *(key for key, _ in mixer.named_parameters())]
+    scale = max(1.0, *(gradient.norm().item() for gradient in wanted))
+    for key, one, other in zip(names, found, wanted):
+        assert (one - other).norm() <= EXACT * max(other.norm().item(), 0.1 * scale), key
+
+
+def test_every_mixer_has_a_formula():
+    """Catches a mixer that nothing here compares; MetaLA has a file of its own."""
+    assert set(FORMULAS) | {"metala"} == set(MIXERS)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid[0]}x{grid[1]}")
+@pytest.mark.parametrize("name", FORMULAS)
+def test_mixer_equals_the_formula(name, grid):
+    scans = [("row", "row_reverse"), ("column_reverse",)] if name in SCANNED else [None]
+    for scan in scans:
+        mixer = perturbed(name, local_conv=False, **({} if scan is None else {"scan": scan}))
+        compare(mixer, torch.randn(2, grid[0] * grid[1], DIM, dtype=torch.float64), grid, name)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 9])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_causal_mixer_equals_the_formula(name, tokens):
+    mixer = perturbed(name, local_conv=False, causal=True, scan=("row",))
+    compare(mixer, torch.randn(2, tokens, DIM, dtype=torch.float64), (1, tokens), name)
+
+
+@pytest.mark.parametrize("name", SCANNED)
+def test_decay_follows_the_grid(name):
+    """Catches a factor that is not on the log-decay, as it is on no other grid than that of the training."""
+    mixer = perturbed(name, local_conv=False, scan=("row", "column"))
+    mixer.nominal_grid = (2, 2)
+    x = torch.randn(1, 12, DIM, dtype=torch.float64)
+    compare(mixer, x, (3, 4), name)
+    scaled = mixer(x, (3, 4))
+    mixer.nominal_grid = (3, 4)
+    assert relative_rms(mixer(x, (3, 4)), scaled) > 1e-3
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["grid", "causal"])
+@pytest.mark.parametrize("name", MIXERS)
+def test_convolution_comes_first(name, causal):
+    """Catches a mixer that projects the tokens as they came, where the others convolve them."""
+    if causal and name == "inline":
+        return
+    settings = dict(scan=("row",), causal=causal)
+    mixer, bare = perturbed(name, **settings), perturbed(name, local_conv=False, **settings)
+    bare.load_state_dict({key: value for key, value in mixer.state_dict().items() if not key.startswith("conv.")})
+    x = torch.randn(2, 12, DIM, dtype=torch.float64)
+    grid = (1, 12) if causal else (3, 4)
+    assert relative_rms(mixer(x, grid), bare(mixer.conv(x, grid), grid)) <= EXACT
+
+
+@pytest.mark.parametrize("name", ["metala", *CAUSAL])
+def test_causal_mixer_does_not_look_ahead(name):
+    mixer = perturbed(name, causal=True, scan=("row",))
+    x = torch.randn(1, 20, DIM, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, 12:] = torch.randn(1, 8, DIM, dtype=torch.float64)
+    before, after = mixer(x, (1, 20)), mixer(changed, (1, 20))
+    assert relative_rms(after[:, :12], before[:, :12]) <= EXACT
+    assert relative_rms(after[:, 12:], before[:, 12:].detach()) > 1e-2
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_float32_and_half_precision(name):
+    """Float32 beside float64 with every gradient, and bfloat16 beside float32, on 196 tokens."""
+    exact = perturbed(name, dim=64, heads=2)
+    with torch.no_grad():
+        for p in exact.parameters():
+            p.mul_(0.5 if p.dim() > 1 else 1.0)
+    single = build_mixer(name, 64, 2)
+    single.load_state_dict(exact.state_dict())
+    x = torch.randn(2, 196, 64)
+    expected, actual = exact(x.double(), (14, 14)), single(x, (14, 14))
+    assert relative_rms(actual, expected) <= FLOAT32
+    direction = torch.randn_like(actual)
+    wanted = torch.autograd.grad((expected * direction.double()).sum(), list(exact.parameters()))
+    found = torch.autograd.grad((actual * direction).sum(), list(single.parameters()))
+    scale = max(gradient.norm().item() for gradient in wanted)
+    for (key, _), one, other in zip(exact.named_parameters(), found, wanted):
+        assert (one - other).norm() <= FLOAT32 * max(other.norm().item(), 1e-2 * scale), key
+    with torch.autocast("cpu", torch.bfloat16):
+        half = single(x, (14, 14))
+    assert relative_rms(half, expected) <= 8 * HALF  # three products, and norms, one after the other
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_strange_inputs(name):
+    """One token, equal tokens, zeros, large and small ones: finite results and gradients."""
+    mixer = build_mixer(name, 32, 2)
+    for x in (torch.randn(1, 1, 32), torch.ones(2, 35, 32), torch.zeros(1, 35, 32), 1e3 * torch.randn(1, 35, 32)):
+        grid = (1, 1) if x.shape[1] == 1 else (5, 7)
+        mixer.zero_grad()
+        out = mixer(x.requires_grad_(), grid)
+        out.square().sum().backward()
+        assert out.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in (x, *mixer.parameters()))
+
+
+def test_injective_weights_sum_to_one_and_keep_the_length_of_a_query():
+    """What the paper asks of the weights: equal values come out as they are; a longer query gives others."""
+    q, k, v = torch.randn(3, 2, 30, 2, 8, dtype=torch.float64).unbind()
+    assert torch.allclose(injective_attention(q, k, torch.ones_like(v), 30.0), torch.ones_like(v))
+    assert relative_rms(injective_attention(2 * q, k, v, 30.0), injective_attention(q, k, v, 30.0)) > 0.1
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["grid", "causal"])
+def test_rotation_depends_on_distances_alone(causal):
+    """Catches a rotation that changes lengths, and products that depend on places: the released ZeroS code has both."""
+    grid = (1, 40) if causal else (6, 7)
+    q, k = torch.randn(2, 1, 1, 1, 18, dtype=torch.float64).expand(-1, -1, grid[0] * grid[1], -1, -1)
+    turned_q, turned_k = rotated(q, grid, 18, causal), rotated(k, grid, 18, causal)
+    assert torch.allclose(turned_q.norm(dim=-1), q.norm(dim=-1))
+    products = torch.einsum("bthk,bshk->ts", turned_q, turned_k)
+    places = torch.arange(grid[0] * grid[1])
+    rows, cols = places // grid[1], places % grid[1]
+    apart = (rows[:, None] - rows) * 100 + cols[:, None] - cols
+    for distance in apart.unique():
+        of_distance = products[apart == distance]
+        assert torch.allclose(of_distance, of_distance[:1].expand_as(of_distance))
+    assert products.std() > 0.1
+    assert torch.allclose(turned_q[0].transpose(0, 1), turned(q[0].transpose(0, 1), grid, causal))
+
+
+def test_parameters_of_a_mixer():
+    """At width C: 4 C^2 for MetaLA, GLA, RetNet, HGRN, softmax and normalized; SSD has fewer, ZeroS and InLine more."""
+    dim, heads = 192, 3
+    count = {name: sum(p.numel() for p in build_mixer(name, dim, heads).parameters()) for name in MIXERS}
+    conv, square = 9 * dim, dim * dim
+    assert count["metala"] == 4 * square + conv + dim + dim  # gate and self-augmentation, decay
+    assert count["gla"] == 4 * square + conv + 16 * dim + 8 * dim + dim + dim // 2
+    assert count["retnet"] == 4 * square + conv + dim
+    assert count["hgrn"] == 4 * square + conv + 3 * dim
+    assert count["softmax"] == 4 * square + conv
+    assert count["normalized"] == 4 * square + conv + heads * (dim + 1)
+    assert count["ssd"] == 3 * square + conv + dim * (2 * 32 + heads) + dim + 3 * heads
+    assert count["zeros"] == 5 * square + conv + 2 * heads * dim + dim + heads
+    assert count["inline"] == 4 * square + conv + 10 * square // heads + 10 * dim
+
+
+def test_names_and_classes():
+    assert MIXERS["metala"] is MetaLA
+    assert MIXERS["inline"] is InLine
+    for name, kind in MIXERS.items():
+        assert kind.__doc__, name
