@@ -8,20 +8,19 @@ from timm.models import _registry
 
 import metala_vision  # noqa: F401  (registers the models)
 
-OURS = "metala*"
 _list_models = timm.list_models
+OURS = sorted(name for name, create in _registry._model_entrypoints.items() if "metala_vision" in create.__module__)
 # The feature tests select by the module a model is registered from.
-_registry._module_to_models["vision_transformer"].update(_list_models(OURS))
+_registry._module_to_models["vision_transformer"].update(OURS)
 
 
 def _as_vit(patterns: str | list[str]) -> str | list[str]:
-    return [*patterns, OURS] if isinstance(patterns, (list, tuple)) and "vit_*" in patterns else patterns
+    return [*patterns, *OURS] if isinstance(patterns, (list, tuple)) and "vit_*" in patterns else patterns
 
 
 def list_our_models(filter="", module="", pretrained=False, exclude_filters="", **kwargs) -> list[str]:
     names = _list_models(_as_vit(filter), module, pretrained, _as_vit(exclude_filters), **kwargs)
-    ours = set(_list_models(OURS))
-    return [name for name in names if name.split(".")[0] in ours]
+    return [name for name in names if name.split(".")[0] in OURS]
 
 
 timm.list_models = list_our_models

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run timm's own model tests on every metala* model.
+"""Run timm's own model tests on every model of ours.
 
 Fetches the source archive of the installed timm with pip (once, into build/timm-suite), shows its tests/test_models.py
 our models only, and fails unless every selected test passed. Needs the test extra.
@@ -73,7 +73,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default="metala", help="part of the models' names (default: metala, all of ours)")
+    parser.add_argument("--models", default="test", help="part of the models' names (default: all of ours)")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "timm-suite", help="where the suite is kept")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     args = parser.parse_args()

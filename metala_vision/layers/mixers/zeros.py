@@ -21,7 +21,8 @@ class ZeroS(TokenMixer):
     first and higher are sigmoids of x W, a scalar of each head. Over a grid all sums are over its N tokens, and that
     takes one product of k with v in two weightings. In a causal mixer they are over the tokens so far, which the mean
     at i, the softmax and the orders then follow. K = V = dim / H. The paper's optional constant part of the first
-    layer, which its experiments do not use, is left out. The arguments are those of `TokenMixer`.
+    layer, which its experiments do not use, is left out. The arguments are those of `TokenMixer`, and `rotary`: False
+    leaves the rotation out.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class ZeroS(TokenMixer):
         causal: bool = False,
         local_conv: bool = True,
         proj_drop: float = 0.0,
+        rotary: bool = True,
         device=None,
         dtype=None,
     ):
         widths = (dim, dim, dim, dim, num_heads, num_heads)  # q, k, u, v, first, higher
         super().__init__(dim, num_heads, widths, causal, local_conv, proj_drop, device, dtype)
+        self.rotary = rotary
         self.prior = nn.Parameter(torch.zeros(num_heads, self.value_dim, device=device, dtype=dtype))  # mu
         self.log_prior_tokens = nn.Parameter(torch.zeros(num_heads, 1, device=device, dtype=dtype))  # tau
 
@@ -47,9 +50,16 @@ class ZeroS(TokenMixer):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
+        return self.mix(x, grid)
+
+    def mix(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """`forward`, under a name that a subclass with another one can call from TorchScript."""
         q, k, u, v, first, higher = self.project(x, grid)
-        q = F.normalize(rotated(self.per_head(q), grid, self.value_dim, self.causal), dim=-1)
-        k = F.normalize(rotated(self.per_head(k), grid, self.value_dim, self.causal), dim=-1)
+        q, k = self.per_head(q), self.per_head(k)
+        if self.rotary:
+            q = rotated(q, grid, self.value_dim, self.causal)
+            k = rotated(k, grid, self.value_dim, self.causal)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         logits, tokens = self._logits(self.per_head(u), grid), number_of_tokens(grid)
         first, higher = torch.sigmoid(first).unsqueeze(-1), torch.sigmoid(higher).unsqueeze(-1)  # [B, N, H, 1]
         if self.causal:
