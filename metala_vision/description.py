@@ -3,10 +3,10 @@
 A checkpoint of a run has this description under `KEY`. It consists of strings, numbers, lists and dicts alone. Fields
 that timm's pretrained_cfg has too bear timm's names.
 
-    task            "classification", "detection" or "segmentation"
+    task            "classification", "detection", "segmentation" or "sequences"
     kind            such as "faster_rcnn" or "upernet"; None for a classifier
     options         further arguments of `metala_vision.dense.detector` or `segmenter`
-    architecture    name of the timm model
+    architecture    name of the timm model, or "metala_lm"
     model_args      further arguments of `timm.create_model`, with which it was trained
     num_classes     how many it tells apart
     label_names     what they are called, in the order of its outputs (a detector's label 1 is the first), or None where

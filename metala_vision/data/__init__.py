@@ -12,6 +12,7 @@ from .fashion_mnist import FashionMNIST
 from .image_folder import ImageFolder
 from .imagenette import Imagenette
 from .masks import MaskDataset, MaskFolder, collate_masks
+from .recall import AssociativeRecall, collate_sequences
 from .sampling import EpochSampler, SampleKey
 from .shapes import ShapesDetection, ShapesSegmentation
 from .splits import stratified_split, stratified_subset
@@ -22,6 +23,7 @@ del imports
 
 __all__ = [
     "Albumentations",
+    "AssociativeRecall",
     "BoxDataset",
     "BoxTransform",
     "CocoDetection",
@@ -46,6 +48,7 @@ __all__ = [
     "collate_boxes",
     "collate_images",
     "collate_masks",
+    "collate_sequences",
     "detection_folder",
     "stratified_split",
     "stratified_subset",

@@ -2,6 +2,7 @@
 
 from . import imports  # isort: skip  # before anything else imports mmengine
 from .metrics.classification import ClassificationMetric
+from .metrics.sequences import AnswerMetric
 from .run.checkpoint import LastBestCheckpointHook
 from .run.config import load_config
 from .run.distributed import DistributedTask, join_processes, leave_processes
@@ -13,10 +14,12 @@ from .run.progress import RunLogProcessor, StepLoggerHook
 from .run.runner import VisionRunner
 from .run.work_dir import held
 from .tasks.classifier import ImageClassifier, ImagePreprocessor
+from .tasks.sequence import SequenceModel
 
 del imports
 
 __all__ = [
+    "AnswerMetric",
     "AutocastOptimWrapper",
     "ClassificationMetric",
     "VisionRunner",
@@ -28,6 +31,7 @@ __all__ = [
     "ImageClassifier",
     "ImagePreprocessor",
     "LastBestCheckpointHook",
+    "SequenceModel",
     "ModelEmaHook",
     "TimmOptimConstructor",
     "UnreadableImagesHook",

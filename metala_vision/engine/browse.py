@@ -66,6 +66,8 @@ def browse(config: Config, split: str, path: str | Path, images: int = 32, epoch
 
 def _fit_classes(config: Config, split: str) -> None:
     """Gives the model as many classes as the data have, so that nobody has to count them; its weights are not used."""
+    if config.model.type == "SequenceModel":  # its vocabulary is in the config
+        return
     for part in SPLITS:
         dataset = config[f"{part}_dataloader"].dataset
         if isinstance(dataset.get("classes"), int):  # of a dataset of masks, whose files do not say how many

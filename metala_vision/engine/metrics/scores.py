@@ -21,6 +21,8 @@ SCORES = {
     "mask_mAP50": Score("mask mAP50", 3),
     "mIoU": Score("mIoU", 3),
     "accuracy": Score("pixels right", 3),
+    "answers": Score("answers right", 2, " percent"),
+    "sequences": Score("sequences all right", 2, " percent"),
     "loss": Score("loss", 4),
 }
 

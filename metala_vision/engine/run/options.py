@@ -48,10 +48,14 @@ def set_num_classes(config: Config, num_classes: int) -> None:
     """Sets the number of classes of the model, and of datasets of masks, whose files do not name their classes.
 
     Raises:
-        InputError: a number below 1.
+        InputError: a number below 1, or a model of sequences, which has no classes.
     """
     if num_classes < 1:
         raise InputError(f"--num-classes: got {num_classes}, expected at least 1")
+    if config.model.type == "SequenceModel":
+        raise InputError(
+            "--num-classes: sequences have tokens and no classes; set the vocab_size of model and datasets"
+        )
     if config.model.type == "ImageClassifier":
         config.model.backbone.num_classes = num_classes
     else:
