@@ -17,7 +17,7 @@ FLOORS = (
     ("data", "dense"),
     ("engine.metrics", "profiling.environment"),
     ("engine.tasks", "profiling.speed"),
-    ("engine.run", "profiling.macs", "profiling.sweep", "profiling.gpu_report"),
+    ("engine.run", "profiling.macs", "profiling.sweep", "profiling.gpu_report", "profiling.attention"),
     ("engine", "profiling"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

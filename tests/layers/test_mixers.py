@@ -183,3 +183,26 @@ def test_names_and_classes():
     assert MIXERS["inline"] is InLine
     for name, kind in MIXERS.items():
         assert kind.__doc__, name
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["grid", "causal"])
+@pytest.mark.parametrize("name", MIXERS)
+def test_map_of_values(name, causal):
+    """It is linear; it is what the mixer does: its own values through it, the norm and the gate are the output."""
+    if causal and name == "inline":
+        return
+    mixer = perturbed(name, scan=("row",), causal=causal)
+    x, grid = torch.randn(2, 12, DIM, dtype=torch.float64), (1, 12) if causal else (3, 4)
+    v, mixed = mixer.map_of_values(x, grid)
+    other = torch.randn_like(v)
+    assert relative_rms(mixed(2 * v - other), 2 * mixed(v) - mixed(other)) <= EXACT
+    o = mixed(v)
+    if name == "metala":
+        mixer.aug_weight.data.zero_()  # the self-augmentation is not linear in the values
+    if name in ("metala", *SCANNED):
+        y = mixer.gated(o, mixer.choose(x, grid)[-1])
+    elif name == "zeros":
+        y = mixer.merge(nn.functional.layer_norm(o, [mixer.value_dim], eps=1e-5).flatten(2))
+    else:
+        y = mixer.merge(o.flatten(2))
+    assert relative_rms(y, mixer(x, grid)) <= EXACT

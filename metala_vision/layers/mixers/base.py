@@ -3,6 +3,8 @@
 Shapes: B batch, N tokens of the grid, C channels, H heads, K key channels and V value channels of a head.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -69,6 +71,16 @@ class TokenMixer(nn.Module):
     def project(self, x: Tensor, grid: tuple[int, int]) -> list[Tensor]:
         """[B, N, C] -> a part [B, N, width] for each width."""
         return self.in_proj(self.conv(x, grid)).split(self.widths, -1)
+
+    @torch.jit.ignore
+    def map_of_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """What this mixer does between tokens [B, N, C], as a linear map of its values.
+
+        Returns:
+            The values [B, N, H, V], and the function from values to what they are mixed into [B, N, H, V], before any
+            norm or gate. It is linear: a mixer's weights do not depend on its values.
+        """
+        raise NotImplementedError
 
     def per_head(self, x: Tensor) -> Tensor:
         """[B, N, H X] -> [B, N, H, X]."""
@@ -153,11 +165,25 @@ class ScannedMixer(TokenMixer):
         """The factor on the log-decay on a grid."""
         return decay_scale(grid, self.nominal_grid)
 
-    def attend(self, q: Tensor, log_decay: Tensor, k: Tensor | None, v: Tensor, grid: tuple[int, int]) -> Tensor:
-        """`gated_linear_attention` in the orders of this mixer: [B, N, H, K], the same, the same, [B, N, H, V]."""
-        return attention(q, log_decay, k, v, grid, self.orders)
+    def choose(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        """Tokens [B, N, C] -> q, log-decay and k [B, N, H, K], v [B, N, H, V], gate [B, N, C].
+
+        Without k it is 1 - decay.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
+        q, log_decay, k, v, z = self.choose(x, grid)
+        return self.gated(attention(q, log_decay, k, v, grid, self.orders), z)
+
+    @torch.jit.ignore
+    def map_of_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `TokenMixer.map_of_values`."""
+        q, log_decay, k, v, _ = self.choose(x, grid)
+        return v, lambda values: attention(q, log_decay, k, values, grid, self.orders)
 
     def gated(self, o: Tensor, z: Tensor) -> Tensor:
         """The output of the scans [B, N, H, V] and the gate [B, N, C] -> [B, N, C], through the last projection."""
-        o = F.layer_norm(o, [self.value_dim], eps=self.norm_eps)
+        o = F.layer_norm(self.per_head(o.flatten(2)), [self.value_dim], eps=self.norm_eps)
         return self.merge(F.silu(z + self.gate_bias) * o.flatten(2))

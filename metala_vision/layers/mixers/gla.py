@@ -35,12 +35,11 @@ class GLA(ScannedMixer):
         super().__init__(dim, num_heads, half // max(num_heads, 1), (half, half, RANK), *settings)
         self.decay_proj = nn.Linear(RANK, half, bias=False, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
+    def choose(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        """See `ScannedMixer.choose`."""
         q, k, low, v, z = self.project(x, grid)
         logits = self.decay_proj(low)
         if self.decay_bias is not None:
             logits = logits + self.decay_bias
         log_decay = gate_log_decay(logits, self.decay_scale(grid))
-        o = self.attend(self.per_head(q), self.per_head(log_decay), self.per_head(k), self.per_head(v), grid)
-        return self.gated(o, z)
+        return self.per_head(q), self.per_head(log_decay), self.per_head(k), self.per_head(v), z

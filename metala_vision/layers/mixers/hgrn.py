@@ -48,13 +48,12 @@ class HGRN(ScannedMixer):
         super().reset_parameters()
         nn.init.zeros_(self.value_bias)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
+    def choose(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        """See `ScannedMixer.choose`."""
         logits, v, z = self.project(x, grid)
         if self.decay_bias is not None:
             logits = logits + self.decay_bias
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         log_decay = (F.logsigmoid(logits) * self.decay_scale(grid)).unsqueeze(-1)  # [B, N, C, 1]
         v = F.silu(v + self.value_bias).unsqueeze(-1)
-        o = self.attend(torch.ones_like(v), log_decay, None, v, grid)
-        return self.gated(self.per_head(o.squeeze(-1)), z)
+        return torch.ones_like(v), log_decay, None, v, z

@@ -1,5 +1,7 @@
 """InLine: injective linear attention with a local residual (arXiv 2412.06590)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,6 +42,18 @@ class InLine(TokenMixer):
         q, k, v = self.in_proj(x).split(self.widths, -1)
         o = injective_attention(self.per_head(q), self.per_head(k), self.per_head(v), number_of_tokens(grid)).flatten(2)
         return self.merge(o + self.residual(v, x.mean(1), grid))
+
+    @torch.jit.ignore
+    def map_of_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `TokenMixer.map_of_values`; the residual has weights of its own for each channel."""
+        x = self.conv(x, grid)
+        q, k, v = (self.per_head(part) for part in self.in_proj(x).split(self.widths, -1))
+
+        def mixed(values: Tensor) -> Tensor:
+            local = self.per_head(self.residual(values.flatten(2), x.mean(1), grid))
+            return injective_attention(q, k, values, number_of_tokens(grid)) + local
+
+        return v, mixed
 
 
 def injective_attention(q: Tensor, k: Tensor, v: Tensor, tokens: float) -> Tensor:

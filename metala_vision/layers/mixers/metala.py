@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metala_vision.kernels.unfused import gate_log_decay
 from metala_vision.layers.operators import mixer
 from metala_vision.layers.watched import is_plain_product
 
@@ -75,6 +76,12 @@ class MetaLA(ScannedMixer):
         x = self._project(self.conv(x, grid))
         scale = self.decay_scale(grid)
         return self.merge(mixer(x, self.gate_bias, self.aug_weight, self.num_heads, grid, self.orders, scale))
+
+    def choose(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        """See `ScannedMixer.choose`: what the fused operator of `forward` takes apart inside."""
+        q, logits, v, z = self._project(self.conv(x, grid)).split(self.widths, -1)
+        log_decay = gate_log_decay(self.per_head(logits), self.decay_scale(grid))
+        return self.per_head(q), log_decay, None, self.per_head(v), z
 
     def bias_in(self) -> Tensor | None:
         """The bias of `in_proj`'s product, [3 C]: that of the decay, and zeros for query, value and gate."""

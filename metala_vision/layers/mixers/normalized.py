@@ -1,5 +1,7 @@
 """Normalized attention: linear attention whose normaliser is learned from the query's token (DSF, arXiv 2405.15731)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -44,14 +46,27 @@ class Normalized(TokenMixer):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
+        q, k, v = self._heads(x, grid)
+        return self.merge(self._attend(q, k, v, grid).flatten(2))
+
+    @torch.jit.ignore
+    def map_of_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `TokenMixer.map_of_values`."""
+        q, k, v = self._heads(x, grid)
+        return v, lambda values: self._attend(q, k, values, grid)
+
+    def _heads(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens -> q, which is normalised already, k and v, [B, N, H, K]."""
         q, k, v, log_norm = self.project(x, grid)
-        q, k, v = self.per_head(q), self.per_head(k), self.per_head(v)
         log_norm = log_norm.to(torch.promote_types(log_norm.dtype, torch.float32)) + self.norm_bias
-        q = q * (torch.exp(-log_norm.clamp(-10.0)) * q.shape[-1] ** -0.5).unsqueeze(-1).to(q.dtype)
+        factor = torch.exp(-log_norm.clamp(-10.0)) * self.value_dim**-0.5
+        return self.per_head(q) * factor.unsqueeze(-1).to(q.dtype), self.per_head(k), self.per_head(v)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.causal:
-            return self.merge(running_product(q, k, v).flatten(2))
+            return running_product(q, k, v)
         root = (
             number_of_tokens(grid) ** -0.5
         )  # half of the mean's 1 / N on either side, so that none vanishes in float16
         state = (k * root).permute(0, 2, 3, 1) @ (v * root).transpose(1, 2)  # [B, H, K, V]
-        return self.merge((q.transpose(1, 2) @ state).transpose(1, 2).flatten(2))
+        return (q.transpose(1, 2) @ state).transpose(1, 2)

@@ -32,12 +32,11 @@ class RetNet(ScannedMixer):
         settings = scan, causal, local_conv, False, proj_drop, device, dtype
         super().__init__(dim, num_heads, half // max(num_heads, 1), (half, half), *settings)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
+    def choose(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        """See `ScannedMixer.choose`."""
         q, k, v, z = self.project(x, grid)
         q = rotated(self.per_head(q), grid, self.key_dim, self.causal)
         k = rotated(self.per_head(k), grid, self.key_dim, self.causal)
         heads = torch.arange(self.num_heads, device=q.device, dtype=torch.promote_types(q.dtype, torch.float32))
         log_decay = torch.log1p(-torch.exp2(-5 - heads)) * self.decay_scale(grid)
-        log_decay = log_decay.view(1, 1, -1, 1).expand(q.shape)
-        return self.gated(self.attend(q, log_decay, k, self.per_head(v), grid), z)
+        return q, log_decay.view(1, 1, -1, 1).expand(q.shape), k, self.per_head(v), z

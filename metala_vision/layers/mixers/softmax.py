@@ -1,5 +1,8 @@
 """Softmax attention, the mixer that the linear ones stand in for."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,5 +32,14 @@ class Softmax(TokenMixer):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
         q, k, v = self.project(x, grid)
-        q, k, v = (self.per_head(part).transpose(1, 2) for part in (q, k, v))
-        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
+        return self.merge(self._attend(self.per_head(q), self.per_head(k), self.per_head(v)).flatten(2))
+
+    @torch.jit.ignore
+    def map_of_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `TokenMixer.map_of_values`."""
+        q, k, v = (self.per_head(part) for part in self.project(x, grid))
+        return v, lambda values: self._attend(q, k, values)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2)

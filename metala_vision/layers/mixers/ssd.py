@@ -1,10 +1,13 @@
 """SSD, the state space of Mamba-2: one decay and one step for each head (arXiv 2405.21060)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from metala_vision.layers.operators import attention
 
 from .base import ScannedMixer
 from .registry import register_mixer
@@ -53,8 +56,8 @@ class SSD(ScannedMixer):
         nn.init.zeros_(self.log_rate)
         nn.init.ones_(self.skip)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
+    def choose(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        """See `ScannedMixer.choose`."""
         q, k, step, v, z = self.project(x, grid)
         step = step.to(torch.promote_types(step.dtype, torch.float32))
         bias = self.decay_bias
@@ -62,6 +65,15 @@ class SSD(ScannedMixer):
         step = F.softplus(step + bias).unsqueeze(-1) * self.decay_scale(grid)  # [B, N, H, 1]
         shape = [q.shape[0], q.shape[1], self.num_heads, self.key_dim]
         log_decay = (-self.log_rate.exp().unsqueeze(-1) * step).expand(shape)
-        v = self.per_head(v)
-        o = self.attend(q.unsqueeze(2).expand(shape), log_decay, k.unsqueeze(2) * step, v, grid)
-        return self.gated(o + self.skip.unsqueeze(-1) * v, z)
+        return q.unsqueeze(2).expand(shape), log_decay, k.unsqueeze(2) * step, self.per_head(v), z
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
+        q, log_decay, k, v, z = self.choose(x, grid)
+        return self.gated(attention(q, log_decay, k, v, grid, self.orders) + self.skip.unsqueeze(-1) * v, z)
+
+    @torch.jit.ignore
+    def map_of_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `TokenMixer.map_of_values`."""
+        v, scanned = super().map_of_values(x, grid)
+        return v, lambda values: scanned(values) + self.skip.unsqueeze(-1) * values

@@ -1,5 +1,7 @@
 """ZeroS: linear attention by weights that sum to zero (arXiv 2602.05230)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,19 +56,40 @@ class ZeroS(TokenMixer):
 
     def mix(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """`forward`, under a name that a subclass with another one can call from TorchScript."""
+        q, k, v, logits, first, higher = self._parts(x, grid)
+        o = self._attend(q, k, v, logits, first, higher, grid)
+        return self.merge(F.layer_norm(o, [self.value_dim], eps=self.norm_eps).flatten(2))
+
+    @torch.jit.ignore
+    def map_of_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `TokenMixer.map_of_values`."""
+        q, k, v, logits, first, higher = self._parts(x, grid)
+        return v, lambda values: self._attend(q, k, values, logits, first, higher, grid)
+
+    def _parts(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Tokens -> q, k and v [B, N, H, K], logits [B, N, H], first and higher [B, N, H, 1]."""
         q, k, u, v, first, higher = self.project(x, grid)
         q, k = self.per_head(q), self.per_head(k)
         if self.rotary:
             q = rotated(q, grid, self.value_dim, self.causal)
             k = rotated(k, grid, self.value_dim, self.causal)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        logits, tokens = self._logits(self.per_head(u), grid), number_of_tokens(grid)
-        first, higher = torch.sigmoid(first).unsqueeze(-1), torch.sigmoid(higher).unsqueeze(-1)  # [B, N, H, 1]
+        first, higher = torch.sigmoid(first).unsqueeze(-1), torch.sigmoid(higher).unsqueeze(-1)
+        return q, k, self.per_head(v), self._logits(self.per_head(u), grid), first, higher
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        logits: Tensor,
+        first: Tensor,
+        higher: Tensor,
+        grid: tuple[int, int],
+    ) -> Tensor:
         if self.causal:
-            o = _mix_so_far(q, k, self.per_head(v), logits, first, higher)
-        else:
-            o = _mix_all(q, k, self.per_head(v), logits, first, higher, tokens)
-        return self.merge(F.layer_norm(o, [self.value_dim], eps=self.norm_eps).flatten(2))
+            return _mix_so_far(q, k, v, logits, first, higher)
+        return _mix_all(q, k, v, logits, first, higher, number_of_tokens(grid))
 
     def _logits(self, u: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, H, K] -> s [B, N, H], in float32 or better."""
