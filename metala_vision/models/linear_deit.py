@@ -68,7 +68,7 @@ class InLineAttention(nn.Module):
 class ZeroSAttention(ZeroS):
     """ZeroS over the class token and the patches of a DeiT (arXiv 2602.05230), whose positions are in the tokens.
 
-    The arguments are those that timm hands to an attention; biases, which ZeroS does not have, count for nothing.
+    The arguments are those that timm hands to an attention; biases, which ZeroS does not have, are ignored.
     """
 
     grid: tuple[int, int]
@@ -106,11 +106,11 @@ class LinearDeiT(VisionTransformer):
         arguments: those of `VisionTransformer`.
 
     Raises:
-        ValueError: `dynamic_img_size`, registers, or no class token.
+        ValueError: `dynamic_img_size`, registers, no class token, or patches that are dropped.
     """
 
     def __init__(self, attn_layer: type[nn.Module] = InLineAttention, **arguments: Any):
-        expected = dict(dynamic_img_size=False, reg_tokens=0, class_token=True)
+        expected = dict(dynamic_img_size=False, reg_tokens=0, class_token=True, patch_drop_rate=0.0)
         for name, value in expected.items():
             if arguments.get(name, value) != value:
                 raise ValueError(f"{name}: got {arguments[name]!r}, expected {value!r}: this model has no other form")

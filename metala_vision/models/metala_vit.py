@@ -145,6 +145,10 @@ class MetaLAViT(HasNominalGrid):
             for i in range(depth)
         ]
         self.blocks = nn.Sequential(*blocks)
+        if decay_scale != "grid" and not any(hasattr(block.mixer, "nominal_grid") for block in blocks):
+            raise ValueError(
+                f"decay_scale: got {decay_scale!r}, but none of the mixers {tuple(set(mixers))} has a decay"
+            )
         self._set_grid_of_blocks()
         reduction = self.patch_embed.feat_ratio()
         self.feature_info = [dict(module=f"blocks.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)]

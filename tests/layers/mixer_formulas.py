@@ -172,7 +172,7 @@ def zeros(mixer, x, grid):
             s = []
             for i in range(seen):
                 counted = i + 1 if mixer.causal else tokens
-                mean = (weight * mixer.prior[h] + u[h, :counted].sum(0)) / (weight + counted)
+                mean = (weight * mixer.prior.view(heads, -1)[h] + u[h, :counted].sum(0)) / (weight + counted)
                 s.append(-(u[h, i] @ mean) / math.sqrt(mixer.value_dim))
             s = torch.stack(s)
             deviation = s - s.mean()

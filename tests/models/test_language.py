@@ -63,5 +63,5 @@ def test_errors():
         MetaLALanguageModel(50, 32, mixer="inline")
     with pytest.raises(ValueError, match="tokens: got 9 in a sequence, expected at most 8"):
         MetaLALanguageModel(50, 32, max_tokens=8)(torch.zeros(1, 9, dtype=torch.long))
-    with pytest.raises(ValueError, match="self_aug: got False, which the mixers"):
+    with pytest.raises(ValueError, match="self_aug: got False, which none of the mixers"):
         MetaLALanguageModel(50, 32, mixer="ssd", self_aug=False)

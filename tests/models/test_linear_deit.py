@@ -119,6 +119,7 @@ def test_training_and_other_sizes(name):
         (dict(dynamic_img_size=True), "dynamic_img_size: got True, expected False"),
         (dict(reg_tokens=4), "reg_tokens: got 4, expected 0"),
         (dict(class_token=False, global_pool="avg"), "class_token: got False, expected True"),
+        (dict(patch_drop_rate=0.5), "patch_drop_rate: got 0.5, expected 0.0"),
         (dict(qk_norm=True), "qk_norm: got .*, which this attention does not have"),
         (dict(attn_drop_rate=0.1), "attn_drop: got .*, which this attention does not have"),
     ],

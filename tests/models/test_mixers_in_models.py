@@ -81,9 +81,13 @@ def test_decay_of_other_mixers_follows_the_grid():
         (dict(mixer=("metala", "s6")), r"mixer: got \('metala', 's6'\), expected one of"),
         (dict(mixer=()), r"mixer: got \(\), expected one of"),
         (dict(mixer=3), "mixer: got 3, expected one of"),
-        (dict(mixer="softmax", self_aug=False), r"self_aug: got False, which the mixers \('softmax',\) do not have"),
-        (dict(mixer="zeros", scan="cross"), r"scan: got 'cross', which the mixers \('zeros',\) do not have"),
-        (dict(mixer=("inline", "retnet"), decay_bias=False), "decay_bias: got False, which the mixers"),
+        (dict(mixer="softmax", self_aug=False), r"self_aug: got False, which none of the mixers \('softmax',\) has"),
+        (dict(mixer="zeros", scan="cross"), r"scan: got 'cross', which none of the mixers \('zeros',\) has"),
+        (dict(mixer=("inline", "retnet"), decay_bias=False), "decay_bias: got False, which none of the mixers"),
+        (
+            dict(mixer="zeros", decay_scale="none"),
+            r"decay_scale: got 'none', but none of the mixers \('zeros',\) has a",
+        ),
         (dict(mixer=("metala", "inline"), scan="causal"), "scan: got 'causal', but the mixer 'inline' has no causal"),
     ],
     ids=str,
@@ -125,6 +129,10 @@ def test_a_mixer_of_ones_own():
         del MIXERS["mean_of_test"]
     with pytest.raises(ValueError, match="name: got 'no name', expected letters"):
         register_mixer("no name")
+    for unfit in (lambda width: nn.Identity(), lambda dim, num_heads, **others: nn.Identity()):
+        with pytest.raises(ValueError, match="unfit: its constructor takes .*, expected dim, num_heads, and"):
+            register_mixer("unfit")(unfit)
+    assert "unfit" not in MIXERS
 
 
 @pytest.mark.parametrize("name", OTHERS)

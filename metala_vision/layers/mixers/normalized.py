@@ -21,7 +21,7 @@ class Normalized(TokenMixer):
     sizes, and b begins with 0. In a causal mixer it is the sum over the tokens so far, and b begins with 4 to 9. The
     arguments are those of `TokenMixer`.
 
-    log n_i counts as -10 at least: 1 / n_i, up to 22 000, then fits into float16.
+    log n_i counts as -10 at least, so that a token far from all that were trained on does not outweigh the others.
     """
 
     def __init__(
@@ -46,27 +46,25 @@ class Normalized(TokenMixer):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] row-major tokens of a (rows, cols) grid -> [B, N, C]."""
-        q, k, v = self._heads(x, grid)
-        return self.merge(self._attend(q, k, v, grid).flatten(2))
+        q, k, v, log_norm = self.project(x, grid)
+        o = self._attend(self.per_head(q), self.per_head(k), self.per_head(v), log_norm, grid)
+        return self.merge(o.flatten(2).to(v.dtype))
 
     @torch.jit.ignore
     def map_of_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """See `TokenMixer.map_of_values`."""
-        q, k, v = self._heads(x, grid)
-        return v, lambda values: self._attend(q, k, values, grid)
-
-    def _heads(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens -> q, which is normalised already, k and v, [B, N, H, K]."""
         q, k, v, log_norm = self.project(x, grid)
-        log_norm = log_norm.to(torch.promote_types(log_norm.dtype, torch.float32)) + self.norm_bias
-        factor = torch.exp(-log_norm.clamp(-10.0)) * self.value_dim**-0.5
-        return self.per_head(q) * factor.unsqueeze(-1).to(q.dtype), self.per_head(k), self.per_head(v)
+        q, k = self.per_head(q), self.per_head(k)
+        return self.per_head(v), lambda values: self._attend(q, k, values, log_norm, grid)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, log_norm: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The output [B, N, H, V] in float32 or better: half precision would lose or overflow what 1 / n scales."""
+        compute = torch.promote_types(v.dtype, torch.float32)
+        factor = torch.exp(-(log_norm.to(compute) + self.norm_bias).clamp(min=-10.0)) * self.value_dim**-0.5
         if self.causal:
-            return running_product(q, k, v)
+            return running_product(q, k, v.to(compute)) * factor.unsqueeze(-1)
         root = (
             number_of_tokens(grid) ** -0.5
         )  # half of the mean's 1 / N on either side, so that none vanishes in float16
         state = (k * root).permute(0, 2, 3, 1) @ (v * root).transpose(1, 2)  # [B, H, K, V]
-        return (q.transpose(1, 2) @ state).transpose(1, 2)
+        return (q.transpose(1, 2) @ state).transpose(1, 2).to(compute) * factor.unsqueeze(-1)

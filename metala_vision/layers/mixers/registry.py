@@ -10,7 +10,7 @@ Kind = TypeVar("Kind", bound=Callable[..., nn.Module])
 
 MIXERS: dict[str, Callable[..., nn.Module]] = {}
 """The class of each token mixer by its name; `register_mixer` adds to it."""
-# What a model hands to those mixers that have an argument of this name. Another value needs a mixer that has it.
+# What a model hands to those mixers that have an argument of this name. Another value needs at least one that has it.
 SETTINGS: dict[str, Any] = dict(scan="cycle", local_conv=True, self_aug=True, decay_bias=True)
 
 
@@ -24,7 +24,8 @@ def register_mixer(name: str) -> Callable[[Kind], Kind]:
     left to its method `reset_parameters`, if it has one.
 
     Raises:
-        ValueError: the name is taken, or is not a string of letters, digits and underscores.
+        ValueError: the name is taken, or is not a string of letters, digits and underscores; a constructor without
+            `dim` and `num_heads`, or with **arguments, which do not say what it takes.
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"name: got {name!r}, expected letters, digits and underscores")
@@ -32,6 +33,12 @@ def register_mixer(name: str) -> Callable[[Kind], Kind]:
     def register(kind: Kind) -> Kind:
         if MIXERS.get(name, kind) is not kind:
             raise ValueError(f"name: got {name!r}, which is {MIXERS[name]!r} already; expected a name of its own")
+        parameters = inspect.signature(kind).parameters
+        if not {"dim", "num_heads"} <= set(parameters) or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            raise ValueError(
+                f"{name}: its constructor takes {tuple(parameters)}, expected dim, num_heads, and by their names those "
+                f"of the model's settings that it has a use for"
+            )
         MIXERS[name] = kind
         return kind
 
@@ -60,7 +67,7 @@ def check_settings(names: list[str], causal: bool, **settings: Any) -> None:
             continue
         if not any(setting in _arguments(name) for name in names):
             raise ValueError(
-                f"{setting}: got {value!r}, which the mixers {tuple(sorted(set(names)))} do not have; leave it at"
+                f"{setting}: got {value!r}, which none of the mixers {tuple(sorted(set(names)))} has; leave it at"
                 f" {SETTINGS[setting]!r}"
             )
 

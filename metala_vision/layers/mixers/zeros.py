@@ -41,8 +41,9 @@ class ZeroS(TokenMixer):
         widths = (dim, dim, dim, dim, num_heads, num_heads)  # q, k, u, v, first, higher
         super().__init__(dim, num_heads, widths, causal, local_conv, proj_drop, device, dtype)
         self.rotary = rotary
-        self.prior = nn.Parameter(torch.zeros(num_heads, self.value_dim, device=device, dtype=dtype))  # mu
-        self.log_prior_tokens = nn.Parameter(torch.zeros(num_heads, 1, device=device, dtype=dtype))  # tau
+        # Of one dimension, since they are no products: optimisers exempt them from weight decay by that.
+        self.prior = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))  # mu
+        self.log_prior_tokens = nn.Parameter(torch.zeros(num_heads, device=device, dtype=dtype))  # tau
 
     @torch.jit.ignore
     def reset_parameters(self) -> None:
@@ -58,7 +59,7 @@ class ZeroS(TokenMixer):
         """`forward`, under a name that a subclass with another one can call from TorchScript."""
         q, k, v, logits, first, higher = self._parts(x, grid)
         o = self._attend(q, k, v, logits, first, higher, grid)
-        return self.merge(F.layer_norm(o, [self.value_dim], eps=self.norm_eps).flatten(2))
+        return self.merge(F.layer_norm(o, [self.value_dim], eps=self.norm_eps).flatten(2).to(v.dtype))
 
     @torch.jit.ignore
     def map_of_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -73,7 +74,7 @@ class ZeroS(TokenMixer):
         if self.rotary:
             q = rotated(q, grid, self.value_dim, self.causal)
             k = rotated(k, grid, self.value_dim, self.causal)
-        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        q, k = _unit(q), _unit(k)
         first, higher = torch.sigmoid(first).unsqueeze(-1), torch.sigmoid(higher).unsqueeze(-1)
         return q, k, self.per_head(v), self._logits(self.per_head(u), grid), first, higher
 
@@ -94,38 +95,68 @@ class ZeroS(TokenMixer):
     def _logits(self, u: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, H, K] -> s [B, N, H], in float32 or better."""
         u = u.to(torch.promote_types(u.dtype, torch.float32))
-        prior_tokens = self.log_prior_tokens.exp()
+        prior_tokens = self.log_prior_tokens.exp().unsqueeze(-1)
+        prior = self.prior.view(self.num_heads, -1)
         if self.causal:
             tokens = torch.arange(1, u.shape[1] + 1, device=u.device, dtype=u.dtype).view(1, -1, 1, 1)
-            mean = (prior_tokens * self.prior + u.cumsum(1)) / (prior_tokens + tokens)
+            mean = (prior_tokens * prior + u.cumsum(1)) / (prior_tokens + tokens)
         else:
-            mean = (prior_tokens * self.prior + u.sum(1, keepdim=True)) / (prior_tokens + number_of_tokens(grid))
+            mean = (prior_tokens * prior + u.sum(1, keepdim=True)) / (prior_tokens + number_of_tokens(grid))
         return -(u * mean).sum(-1) * u.shape[-1] ** -0.5
 
 
+def _around_the_middle(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """w = e^s - e^c, e^s and d = s - c of logits s [B, N, H], c being their mean.
+
+    softmax(s) - 1/N is (w - mean w) / sum e^s.
+
+    Both exponentials are divided by the largest of the sequence. Logits of nearly equal tokens differ by less than
+    float32 can tell from one in their exponentials, but not in w. In e^s none counts as less than e^-40 of the largest,
+    so that no sum of the first few is zero.
+    """
+    top, middle = logits.amax(1, keepdim=True), logits.mean(1, keepdim=True)
+    above, level = logits - middle, (middle - top).clamp(min=-40.0).exp()
+    low = torch.maximum(logits, top - 40.0)
+    exponential = (low - top).exp()
+    near = level * torch.expm1((low - middle).clamp(max=1.0))
+    return torch.where(above < 1.0, near, exponential - level), exponential, above
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x over its length, which is taken in float32: that of a zero token, 1e-12 at least, is none in float16."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)
+
+
 def _mix_all(q: Tensor, k: Tensor, v: Tensor, logits: Tensor, first: Tensor, higher: Tensor, tokens: float) -> Tensor:
-    """o over all N `tokens` of a grid: two weightings of k share one product with v, and one with q."""
-    of_first = (logits - logits.mean(1, keepdim=True)) / tokens
-    of_higher = logits.softmax(1) - 1 / tokens - of_first
+    """o over all N `tokens` of a grid, float32 or better: two weightings of k share one product with v, one with q.
+
+    The weights are of the order of 1 / N, which float16 would lose: inside of the products they are sqrt(N) as large.
+    """
+    root = tokens**0.5
+    weight, exponential, above = _around_the_middle(logits)
+    of_first = (above - above.mean(1, keepdim=True)) / root
+    of_higher = (weight - weight.mean(1, keepdim=True)) / exponential.sum(1, keepdim=True) * root - of_first
     weights = torch.stack([of_first, of_higher], -1).unsqueeze(-1)  # [B, N, H, 2, 1]
-    weighted = (k.unsqueeze(3) * weights.to(k.dtype)).flatten(3)  # [B, N, H, 2 K]
+    weighted = (k.unsqueeze(3) * weights).to(k.dtype).flatten(3)  # [B, N, H, 2 K]
     state = weighted.permute(0, 2, 3, 1) @ v.transpose(1, 2)  # [B, H, 2 K, V]
     o = torch.cat([first.to(q.dtype) * q, higher.to(q.dtype) * q], -1).transpose(1, 2) @ state
-    return o.transpose(1, 2)
+    return o.transpose(1, 2).to(logits.dtype) / root
 
 
 def _mix_so_far(q: Tensor, k: Tensor, v: Tensor, logits: Tensor, first: Tensor, higher: Tensor) -> Tensor:
-    """o over the tokens so far: running sums of k^T v in three weightings, with factors of the token that reads them.
+    """o over the tokens so far, float32 or better: running sums of k^T v in three weightings, and factors to read them.
 
-    With E = sum e^s and P = sum s of the t tokens so far, the weight of token i is
-    higher e^s_i / E + (first - higher) s_i / t + (higher (P / t - 1) - first P / t) / t.
+    With w_i and d_i of `_around_the_middle`, and sums E of e^s, W of w and D of d over the t tokens so far, the weight
+    of token i is higher w_i / E + (first - higher) d_i / t + ((higher - first) D / t - higher W / E) / t.
     """
+    weight, exponential, above = _around_the_middle(logits)
     tokens = torch.arange(1, logits.shape[1] + 1, device=logits.device, dtype=logits.dtype).view(1, -1, 1)
-    exponential = (logits - logits.amax(1, keepdim=True)).exp()  # the maximum of all tokens cancels in each quotient
-    sum_of_exponentials, mean = exponential.cumsum(1).unsqueeze(-1), (logits.cumsum(1) / tokens).unsqueeze(-1)
-    tokens = tokens.unsqueeze(-1)
-    factors = higher / sum_of_exponentials, (first - higher) / tokens, (higher * (mean - 1) - first * mean) / tokens
+    sum_of_exponentials, mean_weight = exponential.cumsum(1), weight.cumsum(1) / tokens
+    mean = above.cumsum(1) / tokens
+    first, higher = first.squeeze(-1).to(logits.dtype), higher.squeeze(-1).to(logits.dtype)
+    rest = (higher - first) * mean / tokens - higher * mean_weight / sum_of_exponentials
+    factors = higher / sum_of_exponentials, (first - higher) / tokens, rest
     # The weightings stand beside each other as heads: the kernels take no more channels in one.
-    keys = torch.cat([exponential.unsqueeze(-1) * k, logits.unsqueeze(-1) * k, k.to(logits.dtype)], 2)
-    queries = torch.cat([factor * q for factor in factors], 2)
-    return running_product(queries, keys, torch.cat([v, v, v], 2)).unflatten(2, (3, -1)).sum(2)
+    keys = torch.cat([weight.unsqueeze(-1) * k, above.unsqueeze(-1) * k, k.to(logits.dtype)], 2)
+    queries = torch.cat([factor.unsqueeze(-1) * q for factor in factors], 2)
+    return running_product(queries, keys, torch.cat([v, v, v], 2).to(logits.dtype)).unflatten(2, (3, -1)).sum(2)

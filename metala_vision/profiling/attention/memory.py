@@ -31,7 +31,7 @@ def half_lives(model: nn.Module, image: Tensor) -> list[dict]:
         mixer: Any = blocks[i].mixer
         x, grid = inputs[i]
         log_decay = mixer.choose(x, grid)[1].float().clamp(GATE_FLOOR, 0.0)
-        lives = math.log(2) / -log_decay[0]  # [N, heads of the operator, K]
+        lives = math.log(2) / log_decay[0].abs()  # [N, heads of the operator, K]
         by_head = lives.transpose(0, 1).reshape(mixer.num_heads, -1)
         for head, some in enumerate(by_head):
             low, middle, high = (_quantile(some, share) for share in (0.1, 0.5, 0.9))
