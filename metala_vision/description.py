@@ -62,6 +62,32 @@ def description_in(file: str | Path) -> dict:
     return read_description(checkpoint) if isinstance(checkpoint, dict) else {}
 
 
+def read_described(file: str | Path, tasks: Sequence[str], what: str) -> tuple[dict, dict]:
+    """A checkpoint file of a run, and its description.
+
+    Args:
+        file: that tools/train.py has written.
+        tasks: those that it may be of.
+        what: they are called, for messages.
+
+    Raises:
+        InputError: no such file, no checkpoint, or one that does not say that it is of these tasks.
+    """
+    if not Path(file).is_file():
+        raise InputError(f"file: no file {file}")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises almost anything on other files
+        raise InputError(f"file: {file} is no checkpoint that can be read") from error
+    described = read_description(checkpoint) if isinstance(checkpoint, dict) else {}
+    if described.get("task") not in tasks:
+        raise InputError(
+            f"file: {file} is of the task {described.get('task')!r}, expected {what} checkpoint that tools/train.py "
+            f"has written"
+        )
+    return checkpoint, described
+
+
 def pretrained_cfg(description: dict) -> dict:
     """What timm wants to know of a model's weights: `timm.create_model(..., pretrained_cfg_overlay=...)` takes it."""
     return {key: description[key] for key in PRETRAINED_CFG}

@@ -72,7 +72,11 @@ def main(args: argparse.Namespace) -> dict:
             pictures = [read_image(path, len(one.mean)) for path in args.image]
         except UnreadableImageError as error:
             raise InputError(f"--image: {error}") from error
-        all_findings.append(examine(one, pictures, args.block, args.query))
+        found = examine(one, pictures, args.block, args.query)
+        heads = found.maps[0].rows.shape[1]
+        if args.head is not None and not -heads <= args.head < heads:
+            raise InputError(f"--head: got {args.head}, expected {-heads} to {heads - 1}: {one.name} has {heads} heads")
+        all_findings.append(found)
         seen.append(prepared(pictures[0], one.size))
     files = {"maps": str(out / "maps.png"), "field": str(out / "field.png")}
     plot_maps(all_findings, seen, args.query, args.head, files["maps"])

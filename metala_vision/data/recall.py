@@ -22,7 +22,7 @@ class AssociativeRecall(Dataset):
 
     A sequence begins with `pairs` keys, each followed by its value. Keys come from the lower half of the vocabulary,
     but for 0, values from the upper half, and no two of a sequence are the same. Behind them every key stands once
-    more, at an even distance that is drawn by a power law, so that near ones are more likely; its label is its value.
+    more, an even number of tokens from the end of the pairs, and near places are more likely; its label is its value.
     All other places have random tokens. Sequence i of a split is a function of (seed, split, i) alone.
 
     Args:
@@ -31,7 +31,7 @@ class AssociativeRecall(Dataset):
         pairs: keys in it.
         examples: sequences of the split.
         vocab_size: number of tokens.
-        power: exponent of the law; distances have weights d^(power - 1).
+        power: exponent of the law: the n-th of the even places behind the pairs has a weight of n^(power - 1).
         seed: of the sequences.
 
     Raises:
@@ -51,6 +51,11 @@ class AssociativeRecall(Dataset):
         seed: int = 0,
     ):
         check_split(split)
+        if any(type(number) is not int for number in (tokens, pairs, examples, vocab_size, seed)) or seed < 0:
+            raise InputError(
+                f"AssociativeRecall: got {tokens!r} tokens, {pairs!r} pairs, {examples!r} examples, vocab_size "
+                f"{vocab_size!r} and seed {seed!r}, expected integers, and a seed of 0 or more"
+            )
         if pairs < 1 or examples < 1 or 4 * pairs > tokens or tokens % 2:
             raise InputError(
                 f"AssociativeRecall: got {pairs} pairs in {tokens} tokens and {examples} examples, expected at least "

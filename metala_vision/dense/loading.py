@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from metala_vision.description import read_description
-from metala_vision.errors import InputError
+from metala_vision.description import read_described
 
 from .detector import detector
 from .segmenter import segmenter
@@ -32,18 +30,7 @@ def load_dense(file: str | Path) -> tuple[nn.Module, dict]:
     Raises:
         InputError: no such file, no checkpoint, or one that does not say that it is a detector's or a segmenter's.
     """
-    if not Path(file).is_file():
-        raise InputError(f"file: no file {file}")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises almost anything on other files
-        raise InputError(f"file: {file} is no checkpoint that can be read") from error
-    described = read_description(checkpoint) if isinstance(checkpoint, dict) else {}
-    if described.get("task") not in BUILDERS:
-        raise InputError(
-            f"file: {file} is of the task {described.get('task')!r}, expected a detector's or a segmenter's checkpoint "
-            f"that tools/train.py has written"
-        )
+    checkpoint, described = read_described(file, tuple(BUILDERS), "a detector's or a segmenter's")
     options = dict(described["options"])
     if described["task"] == "detection":
         options |= dict(image_mean=described["mean"], image_std=described["std"])

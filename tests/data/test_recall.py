@@ -67,6 +67,8 @@ def test_sequences_are_a_function_of_their_number():
     [
         (dict(split="all"), "split: got 'all'"),
         (dict(tokens=14, pairs=4), "got 4 pairs in 14 tokens and 1000 examples, expected at least one"),
+        (dict(pairs=2.5), "expected integers"),
+        (dict(seed=-1), "a seed of 0 or more"),
         (dict(tokens=65), "an even number of tokens"),
         (dict(pairs=0), "got 0 pairs"),
         (dict(examples=0), "0 examples"),

@@ -18,11 +18,12 @@ from metala_vision.kernels import attention_map
 from metala_vision.layers import MIXERS
 from metala_vision.profiling.attention.maps import attention_rows, mixer_inputs, rows_of, token_at
 from metala_vision.profiling.attention.memory import half_lives, reach, receptive_field
+from metala_vision.profiling.attention.report import load, normalised, prepared
 
 
-def small(mixer="metala", **arguments) -> nn.Module:
+def small(mixer="metala", num_classes=4, **arguments) -> nn.Module:
     torch.manual_seed(0)
-    model = timm.create_model("metala_vit_nano", depth=3, num_classes=4, mixer=mixer, **arguments)
+    model = timm.create_model("metala_vit_nano", depth=3, num_classes=num_classes, mixer=mixer, **arguments)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -98,6 +99,9 @@ def test_half_lives_of_fixed_decays():
         assert row["share"] == pytest.approx(expected / 16, rel=1e-5)
     larger = half_lives(model, torch.randn(1, 3, 128, 128))
     assert [row["share"] for row in larger] == pytest.approx([row["share"] for row in rows])
+    endless = small("gla", img_size=64)
+    endless.blocks[0].mixer.decay_bias.data.fill_(300.0)
+    assert half_lives(endless, torch.randn(1, 3, 64, 64))[0]["tokens"] == math.inf
     assert half_lives(small(("softmax", "zeros")), torch.randn(1, 3, 64, 64)) == []
     spread = half_lives(timm.create_model("metala_vit_nano", mixer="hgrn"), torch.randn(1, 3, 64, 64))
     assert all(row["low"] < row["tokens"] < row["high"] for row in spread)
@@ -146,3 +150,59 @@ def test_the_tool(tmp_path):
     failed = run_tool("attention_map.py", "vit_tiny_patch16_224", "--image", str(tmp_path / "one.png"))
     assert failed.returncode == 2
     assert "its blocks have no mixer with a map" in failed.stderr
+
+
+def saved(folder: Path, **arguments) -> tuple[Path, nn.Module]:
+    """A checkpoint as a run leaves it, with a moving average beside its weights."""
+    model = small(num_classes=4, **arguments)
+    described = dict(
+        task="classification",
+        architecture="metala_vit_nano",
+        model_args=dict(depth=3, **arguments),
+        num_classes=4,
+        input_size=[arguments.get("in_chans", 3), *arguments["img_size"]],
+        mean=[0.4] * arguments.get("in_chans", 3),
+        std=[0.2] * arguments.get("in_chans", 3),
+        label_names=None,
+    )
+    raw = {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
+    torch.save(dict(state_dict=raw, state_dict_ema=model.state_dict(), description=described), folder / "last.pth")
+    return folder / "last.pth", model
+
+
+def test_a_checkpoint(tmp_path):
+    """Its moving average, its size, its mean; grey pictures too."""
+    path, model = saved(tmp_path, img_size=(48, 80), in_chans=1)
+    shown = load(str(path), None)
+    assert shown.trained
+    assert shown.size == (48, 80)
+    image = torch.randn(1, 1, 48, 80)
+    assert torch.equal(shown.model(image), model(image))
+    pixels = np.full((100, 100, 1), 102, dtype=np.uint8)
+    assert torch.allclose(normalised(prepared(pixels, shown.size), shown), torch.zeros(1, 48, 80), atol=1e-6)
+    assert load(str(path), 64).size == (64, 64)
+    assert len(load("metala_vit_nano:in_chans=1", None).mean) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.pth"], "file: no file none.pth"),
+        (["broken.ckpt"], "file: broken.ckpt is no checkpoint that can be read"),
+        (["metala_vit_nan"], "model: unknown model 'metala_vit_nan'"),
+        (["metala_vit_nano:mixer=s4"], "model: metala_vit_nano:mixer=s4: mixer: got 's4'"),
+        (["metala_vit_nano:depth=1", "--block", "0", "--head", "7"], "--head: got 7, expected -2 to 1"),
+        (["metala_vit_nano:depth=1", "--block", "4"], "--block: got 4, expected -1 to 0"),
+        (["metala_vit_nano:depth=1", "--query", "2,0"], "--query: got 2,0, expected shares"),
+        (["metala_vit_nano:depth=1", "--image", "none.png"], "--image: none.png"),
+    ],
+    ids=str,
+)
+def test_errors_of_the_tool(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("grey.png")
+    Path("broken.ckpt").write_bytes(b"no checkpoint")
+    done = run_tool("attention_map.py", "--image", "grey.png", "--img-size", "32", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -56,7 +56,7 @@ def plot_maps(
             first.imshow(pixels.squeeze(), cmap="gray")
             first.set_title(_short(found.name) if q == 0 else "", fontsize=8)
             for panel, block in zip(others, found.maps):
-                weights = block.rows[q].mean(0) if head is None else block.rows[q, head % block.rows.shape[1]]
+                weights = block.rows[q].mean(0) if head is None else block.rows[q, head]
                 limit = max(weights.abs().max().item(), 1e-12)
                 panel.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
                 panel.imshow(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from metala_vision.description import read_description
+from metala_vision.description import read_described
 from metala_vision.errors import InputError
 from metala_vision.profiling.speed.steps import check_models, split_arguments
 
@@ -50,29 +50,29 @@ def load(text: str, img_size: int | tuple[int, int] | None) -> Shown:
         InputError: no such model or file, or a checkpoint that does not say what it is of.
     """
     described: dict[str, Any] = {}
-    if Path(text).suffix in (".pth", ".pt", ".tar"):
-        if not Path(text).is_file():
-            raise InputError(f"model: no file {text}")
-        checkpoint = torch.load(text, map_location="cpu", weights_only=True)
-        described = read_description(checkpoint) if isinstance(checkpoint, dict) else {}
-        if described.get("task") != "classification":
-            raise InputError(f"model: {text} does not say that it is a classifier's; expected one of tools/train.py")
-        arguments = {**described["model_args"], "num_classes": described["num_classes"]}
-        model = timm.create_model(described["architecture"], **arguments)
-        model.load_state_dict(checkpoint.get("state_dict_ema") or checkpoint["state_dict"])
-    else:
-        check_models([text], "model")
-        name, arguments = split_arguments(text, "model")
-        try:
+    is_file = Path(text).is_file() or Path(text).suffix in (".pth", ".pt", ".tar", ".ckpt")
+    try:
+        if is_file:
+            checkpoint, described = read_described(text, ("classification",), "a classifier's")
+            arguments = {**described["model_args"], "num_classes": described["num_classes"]}
+            model = timm.create_model(described["architecture"], **arguments)
+            model.load_state_dict(checkpoint.get("state_dict_ema") or checkpoint["state_dict"])
+        else:
+            check_models([text], "model")
+            name, arguments = split_arguments(text, "model")
             model = timm.create_model(name, **arguments)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"model: {text}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # a model or a mixer that this process does not know, too
+        raise InputError(f"model: {text}: {error}") from error
     blocks_of(model)
     known = {**getattr(model, "pretrained_cfg", {}), **{key: value for key, value in described.items() if value}}
     nominal: Any = getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = img_size or (nominal if nominal and not described else tuple(known["input_size"][1:]))
     mean, std = (torch.tensor(known[key]).view(-1, 1, 1) for key in ("mean", "std"))
     size = size if isinstance(size, tuple) else (size, size)
+    if len(mean) != (
+        chans := getattr(model, "in_chans", len(mean))
+    ):  # a name with other channels than those of its cfg
+        mean, std = (x.mean().expand(chans, 1, 1) for x in (mean, std))
     return Shown(text, model.eval(), size, mean, std, bool(described))
 
 
