@@ -118,7 +118,8 @@ def _around_the_middle(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     above, level = logits - middle, (middle - top).clamp(min=-40.0).exp()
     low = torch.maximum(logits, top - 40.0)
     exponential = (low - top).exp()
-    near = level * torch.expm1((low - middle).clamp(max=1.0))
+    close = (low - middle).clamp(max=1.0)
+    near = level * torch.tanh(0.5 * close) * (close.exp() + 1)  # level * expm1(close), which ONNX does not have
     return torch.where(above < 1.0, near, exponential - level), exponential, above
 
 
