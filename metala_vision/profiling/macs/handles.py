@@ -39,8 +39,8 @@ __all__ = [
 _FREE = """
     abs add alias amax amin argmax avg_pool2d ceil celu clamp_max clamp_min clone col2im concat constant_pad_nd cos
     cumsum div elu erf exp exp2 expand_as feature_dropout flip gelu glu hardsigmoid hardswish hardtanh im2col item
-    le leaky_relu lift_fresh linalg_vector_norm linspace log log1p log_sigmoid log_softmax lt max_pool2d mean
-    meshgrid min mish mul ne neg norm ones_like pad pixel_shuffle pixel_unshuffle pow prelu reciprocal
+    le leaky_relu lift_fresh linalg_vector_norm linspace log log1p log_sigmoid log_softmax lt max_pool2d maximum
+    mean meshgrid min mish mul ne neg norm ones_like pad pixel_shuffle pixel_unshuffle pow prelu reciprocal
     reflection_pad2d relu6 repeat repeat_interleave replication_pad2d reshape_as rsqrt rsub scalar_tensor selu
     sigmoid silu sin softmax softplus sqrt std sub sum swapaxes tanh tile tril triu unflatten unfold var var_mean
     where zero
