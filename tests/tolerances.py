@@ -6,6 +6,7 @@ from torch import Tensor
 FLOAT64 = 1e-12  # chunked float64 against reference float64
 FLOAT32 = 1e-5  # any backend in float32 against reference float64, the output and every gradient
 HALF = 5e-3  # bfloat16 or float16 inputs against reference float64 on the same rounded inputs
+HALF_MIXER = 1.5e-2  # a whole mixer by autocast, three products one after the other, against float64
 BFLOAT16_GATE_GRADIENT = 2e-2  # the same, for the bfloat16 gradient of log_decay
 
 

@@ -21,6 +21,7 @@ def write_result(result: dict, folder: str | Path) -> None:
     if is_main_process():
         write_json(path, result)
     pictures = [result[key] for key in ("curves", "confusion_matrix", "pictures") if key in result]
-    where = f"{result['images']} images ({result['dataset']}, {result['split']} split)"
+    what = "sequences" if "asked" in result else "images"
+    where = f"{result['images']} {what} ({result['dataset']}, {result['split']} split)"
     say(f"{best_known(result)} of {where}")
     say(f"pictures: {', '.join(pictures)}; result: {path}")

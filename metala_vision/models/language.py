@@ -1,7 +1,8 @@
 """A small causal language model of the blocks of MetaLA-ViT: what recall of sequences is tested with."""
 
 import torch
-from timm.models._manipulate import checkpoint, named_apply
+from timm.models import checkpoint
+from timm.models._manipulate import named_apply
 from torch import Tensor, nn
 
 from metala_vision.layers import MetaLABlock

@@ -8,6 +8,8 @@ import torch
 from tolerances import FLOAT32, relative_rms
 
 from metala_vision.kernels import gated_linear_attention, mixer
+from metala_vision.layers import MIXERS
+from metala_vision.layers.mixers.registry import build_mixer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))
 from gla_inputs import ALL_ORDERS, GATES, cast, make, run  # noqa: E402
@@ -176,3 +178,20 @@ def test_fused_mixer(scan, decay_scale, shape, dtype, backend, compare):
         parts = dict(zip(("q", "log_decay", "v", "z"), projected.split(sizes, dim=-1)))
         found.append({"y": y, **parts, "gate_bias": parameters[0], "aug_weight": parameters[1]})
     compare(*found, dtype)
+
+
+@pytest.mark.parametrize("name", sorted(MIXERS))
+def test_every_mixer(name, device, compare):
+    """Catches a mixer that computes on another device than its tokens, and kernels that refuse its heads."""
+    single, exact = build_mixer(name, 64, 2), build_mixer(name, 64, 2, dtype=torch.float64)
+    exact.load_state_dict(single.state_dict())
+    x = torch.randn(2, 63, 64)
+    found = {}
+    for which, some in (("expected", exact), ("actual", single)):
+        out = some(x.to(some.in_proj.weight.dtype), (7, 9))
+        gradients = torch.autograd.grad(out.square().sum(), list(some.parameters()))
+        found[which] = {"out": out, **{key: g for (key, _), g in zip(some.named_parameters(), gradients)}}
+    compare({"out": found["actual"]["out"]}, {"out": found["expected"]["out"]}, torch.float32)
+    largest = max(g.norm() for g in found["expected"].values())
+    for key, g in found["expected"].items():
+        assert (found["actual"][key] - g).norm() <= FLOAT32 * largest, key

@@ -65,6 +65,7 @@ LARGE_CASES = [
     Case("beyond", (15, 17), ("column_reverse",), (64, 64), False, 1, 0.1),
     Case("mixed", (14, 14), ("column",), (8, 64), True, 100, 0.4),
     Case("near_zero", (15, 17), ("row_reverse", "column"), (16, 32), False, 5, 0.3),
+    Case("tau16", (7, 9), ("row", "column"), (1, 1), False, 2, 1.0),  # a recurrence of each channel
     Case("tau16", (37, 41), ("column_reverse",), (8, 16), False, 7, 0.37),
 ]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mixer_formulas import FORMULAS, turned
 from timm.models._manipulate import named_apply
-from tolerances import FLOAT32, HALF, relative_rms
+from tolerances import FLOAT32, HALF_MIXER, relative_rms
 from torch import Tensor, nn
 
 from metala_vision.layers.mixers import MIXERS, InLine, MetaLA
@@ -44,7 +44,7 @@ def compare(mixer: nn.Module, x: Tensor, grid: tuple[int, int], name: str) -> No
     names = ["x", *(key for key, _ in mixer.named_parameters())]
     scale = max(1.0, *(gradient.norm().item() for gradient in wanted))
     for key, one, other in zip(names, found, wanted):
-        assert (one - other).norm() <= EXACT * max(other.norm().item(), 0.1 * scale), key
+        assert (one - other).norm() <= EXACT * max(other.norm().item(), 1e-3 * scale), key
 
 
 def test_every_mixer_has_a_formula():
@@ -135,7 +135,9 @@ def test_float32(name, causal, initial):
     found = torch.autograd.grad((actual * direction).sum(), list(single.parameters()))
     scale = max(gradient.norm().item() for gradient in wanted)
     for (key, _), one, other in zip(exact.named_parameters(), found, wanted):
-        assert (one - other).norm() <= FLOAT32 * max(other.norm().item(), 0.1 * scale), key
+        # A number for each head, as SSD's decay, is a sum over all tokens and channels, in which nearly all cancels.
+        floor = 0.1 if other.numel() == exact.num_heads else 1e-2
+        assert (one - other).norm() <= FLOAT32 * max(other.norm().item(), floor * scale), key
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -148,7 +150,7 @@ def test_half_precision(name, causal, dtype):
     grid = (1, 256) if causal else (64, 64)
     exact, single, x = beside_float64(name, True, causal, grid)
     with torch.no_grad(), torch.autocast("cpu", dtype):
-        assert relative_rms(single(x, grid), exact(x.double(), grid)) <= 8 * HALF  # several products, and norms
+        assert relative_rms(single(x, grid), exact(x.double(), grid)) <= HALF_MIXER
 
 
 @pytest.mark.parametrize(("name", "causal"), CASES)

@@ -18,7 +18,8 @@ from metala_vision.kernels import attention_map
 from metala_vision.layers import MIXERS
 from metala_vision.profiling.attention.maps import attention_rows, mixer_inputs, rows_of, token_at
 from metala_vision.profiling.attention.memory import half_lives, reach, receptive_field
-from metala_vision.profiling.attention.report import load, normalised, prepared
+from metala_vision.profiling.attention.plots import plot_memory
+from metala_vision.profiling.attention.report import Findings, load, normalised, prepared
 
 
 def small(mixer="metala", num_classes=4, **arguments) -> nn.Module:
@@ -87,7 +88,7 @@ def test_what_has_no_map():
     assert token_at((1.0, 1.0), (4, 6)) == 23
 
 
-def test_half_lives_of_fixed_decays():
+def test_half_lives_of_fixed_decays(tmp_path):
     """RetNet's heads halve after ln 2 / -ln(1 - 2^-(5 + h)) tokens of 16 pixels; on 4 times the tokens in 4 times."""
     model = small("retnet", img_size=64)
     rows = half_lives(model, torch.randn(1, 3, 64, 64))
@@ -101,7 +102,10 @@ def test_half_lives_of_fixed_decays():
     assert [row["share"] for row in larger] == pytest.approx([row["share"] for row in rows])
     endless = small("gla", img_size=64)
     endless.blocks[0].mixer.decay_bias.data.fill_(300.0)
-    assert half_lives(endless, torch.randn(1, 3, 64, 64))[0]["tokens"] == math.inf
+    rows = half_lives(endless, torch.randn(1, 3, 64, 64))
+    assert rows[0]["tokens"] == rows[0]["low"] == math.inf
+    plot_memory([Findings("endless", False, [], rows, torch.ones(2, 2))], tmp_path / "memory.png")
+    assert (tmp_path / "memory.png").is_file()
     assert half_lives(small(("softmax", "zeros")), torch.randn(1, 3, 64, 64)) == []
     spread = half_lives(timm.create_model("metala_vit_nano", mixer="hgrn"), torch.randn(1, 3, 64, 64))
     assert all(row["low"] < row["tokens"] < row["high"] for row in spread)

@@ -63,8 +63,7 @@ class Normalized(TokenMixer):
         factor = torch.exp(-(log_norm.to(compute) + self.norm_bias).clamp(min=-10.0)) * self.value_dim**-0.5
         if self.causal:
             return running_product(q, k, v.to(compute)) * factor.unsqueeze(-1)
-        root = (
-            number_of_tokens(grid) ** -0.5
-        )  # half of the mean's 1 / N on either side, so that none vanishes in float16
-        state = (k * root).permute(0, 2, 3, 1) @ (v * root).transpose(1, 2)  # [B, H, K, V]
-        return (q.transpose(1, 2) @ state).transpose(1, 2).to(compute) * factor.unsqueeze(-1)
+        # Half of the mean's 1 / N is in the values and half in the output: all of it would vanish in float16.
+        root = number_of_tokens(grid) ** -0.5
+        state = k.permute(0, 2, 3, 1) @ (v * root).transpose(1, 2)  # [B, H, K, V]
+        return (q.transpose(1, 2) @ state).transpose(1, 2).to(compute) * (factor * root).unsqueeze(-1)

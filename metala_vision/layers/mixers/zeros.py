@@ -131,17 +131,18 @@ def _unit(x: Tensor) -> Tensor:
 def _mix_all(q: Tensor, k: Tensor, v: Tensor, logits: Tensor, first: Tensor, higher: Tensor, tokens: float) -> Tensor:
     """o over all N `tokens` of a grid, float32 or better: two weightings of k share one product with v, one with q.
 
-    The weights are of the order of 1 / N, which float16 would lose: inside of the products they are sqrt(N) as large.
+    The weights are of the order of 1 / N, which float16 would lose: N of them are in the keys, and of the 1 / N that is
+    left one half is in the values and one in the output.
     """
-    root = tokens**0.5
+    root = tokens**-0.5
     weight, exponential, above = _around_the_middle(logits)
-    of_first = (above - above.mean(1, keepdim=True)) / root
-    of_higher = (weight - weight.mean(1, keepdim=True)) / exponential.sum(1, keepdim=True) * root - of_first
+    of_first = above - above.mean(1, keepdim=True)
+    of_higher = (weight - weight.mean(1, keepdim=True)) / exponential.mean(1, keepdim=True) - of_first
     weights = torch.stack([of_first, of_higher], -1).unsqueeze(-1)  # [B, N, H, 2, 1]
     weighted = (k.unsqueeze(3) * weights).to(k.dtype).flatten(3)  # [B, N, H, 2 K]
-    state = weighted.permute(0, 2, 3, 1) @ v.transpose(1, 2)  # [B, H, 2 K, V]
+    state = weighted.permute(0, 2, 3, 1) @ (v * root).transpose(1, 2)  # [B, H, 2 K, V]
     o = torch.cat([first.to(q.dtype) * q, higher.to(q.dtype) * q], -1).transpose(1, 2) @ state
-    return o.transpose(1, 2).to(logits.dtype) / root
+    return o.transpose(1, 2).to(logits.dtype) * root
 
 
 def _mix_so_far(q: Tensor, k: Tensor, v: Tensor, logits: Tensor, first: Tensor, higher: Tensor) -> Tensor:

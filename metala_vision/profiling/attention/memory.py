@@ -20,7 +20,8 @@ def half_lives(model: nn.Module, image: Tensor) -> list[dict]:
     Returns:
         A row for each head of each block that scans: `block`, `mixer`, `head`, `orders`, `tokens` (the median over
         tokens and channels of the head), `low` and `high` (the 10th and the 90th of a hundred), `pixels` (of the
-        median, along the scan) and `share` (of the tokens of the image). A decay of one never halves: it is infinite.
+        median, along the scan), `of` (tokens of the image) and `share` (of them). A decay of one never halves: its
+        half-life is infinite.
     """
     blocks = blocks_of(model)
     scanning = [i for i, block in enumerate(blocks) if hasattr(block.mixer, "choose")]
@@ -45,6 +46,7 @@ def half_lives(model: nn.Module, image: Tensor) -> list[dict]:
                     low=low,
                     high=high,
                     pixels=middle * patch,
+                    of=grid[0] * grid[1],
                     share=middle / (grid[0] * grid[1]),
                 )
             )

@@ -15,6 +15,7 @@ from .memory import reach
 from .report import Findings
 
 CELL = 2.2  # inches of a picture
+ENDLESS = 1000  # times the tokens of a picture: longer half-lives are drawn there, infinite ones too
 ARROWS = {
     "row": "\u2192",
     "row_reverse": "\u2190",
@@ -83,15 +84,15 @@ def plot_memory(all_findings: Sequence[Findings], path: str | Path) -> None:
     figure = Figure(figsize=(4.6 * len(scanning), 3.6), layout="constrained")
     panels = figure.subplots(1, len(scanning), squeeze=False, sharey=True)[0]
     for panel, found in zip(panels, scanning):
-        heads = sorted({row["head"] for row in found.half_lives})
+        heads, tokens = sorted({row["head"] for row in found.half_lives}), found.half_lives[0]["of"]
         for head in heads:
             rows = [row for row in found.half_lives if row["head"] == head]
             x = [row["block"] + 0.12 * (head - (len(heads) - 1) / 2) for row in rows]
-            middle, low, high = (np.array([row[key] for row in rows]) for key in ("tokens", "low", "high"))
+            lives = (np.array([row[key] for row in rows]) for key in ("tokens", "low", "high"))
+            middle, low, high = (np.minimum(some, ENDLESS * tokens) for some in lives)
             panel.errorbar(
                 x, middle, (middle - low, high - middle), fmt="o", markersize=4, capsize=2, label=f"head {head}"
             )
-        tokens = found.half_lives[0]["tokens"] / found.half_lives[0]["share"]
         panel.axhline(tokens, color="grey", linestyle="--", linewidth=1, label="tokens of the picture")
         panel.set(title=_short(found.name), xlabel="block", yscale="log")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

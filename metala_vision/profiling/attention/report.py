@@ -69,9 +69,8 @@ def load(text: str, img_size: int | tuple[int, int] | None) -> Shown:
     size = img_size or (nominal if nominal and not described else tuple(known["input_size"][1:]))
     mean, std = (torch.tensor(known[key]).view(-1, 1, 1) for key in ("mean", "std"))
     size = size if isinstance(size, tuple) else (size, size)
-    if len(mean) != (
-        chans := getattr(model, "in_chans", len(mean))
-    ):  # a name with other channels than those of its cfg
+    chans = getattr(model, "in_chans", len(mean))
+    if chans != len(mean):  # a name with other channels than those of its cfg
         mean, std = (x.mean().expand(chans, 1, 1) for x in (mean, std))
     return Shown(text, model.eval(), size, mean, std, bool(described))
 
