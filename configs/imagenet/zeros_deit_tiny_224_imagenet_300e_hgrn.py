@@ -4,7 +4,7 @@ Command: torchrun --nproc-per-node 8 tools/train.py configs/imagenet/zeros_deit_
              --launcher pytorch --amp --data-root FOLDER
 Cost:    not run; add --dry-run for an estimate on your machine. 8 processes of 256 images make 2048 a step;
          with other numbers the rate is scaled
-Target:  75.51 percent top-1 is given for ZeroS (arXiv 2602.05230), 72.2 for DeiT
+Target:  75.51 percent top-1 is the paper's figure (arXiv 2602.05230), against 72.2 of DeiT
 """
 
 _base_ = ["../_base_/classification.py", "../_base_/imagenet.py", "../_base_/imagenet_300e_hgrn.py"]

@@ -235,9 +235,10 @@ def test_every_config_builds_its_model():
     for path in OWN_CONFIGS:
         config = load_config(str(path))
         backbone = dict(config.model.backbone)
-        timm.create_model(backbone.pop("model_name"), **backbone, device="meta")
-        config.model.backbone.update(model_name="metala_vit_nano", depth=1)
-        config.model.init_from = None
+        if config.model.type != "SequenceModel":  # its model is no timm model and small enough to be built below
+            timm.create_model(backbone.pop("model_name"), **backbone, device="meta")
+            config.model.backbone.update(model_name="metala_vit_nano", depth=1)
+            config.model.init_from = None
         MODELS.build(config.model)
         for part in ("train", "val", "test"):
             transform = config[f"{part}_dataloader"].dataset.get("transform")

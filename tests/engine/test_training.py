@@ -165,5 +165,5 @@ def test_preprocessor_normalises():
 @pytest.mark.parametrize("path", OWN_CONFIGS, ids=lambda p: p.stem)
 def test_every_config_reads(path):
     config = load_config(str(path))
-    assert config.model.type in ("ImageClassifier", "ImageDetector", "ImageSegmenter")
+    assert config.model.type in ("ImageClassifier", "ImageDetector", "ImageSegmenter", "SequenceModel")
     assert "Command:" in path.read_text(), "a config says how to run it"
