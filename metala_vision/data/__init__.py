@@ -12,6 +12,8 @@ from .fashion_mnist import FashionMNIST
 from .image_folder import ImageFolder
 from .imagenette import Imagenette
 from .masks import MaskDataset, MaskFolder, collate_masks
+from .pathfinder import Pathfinder
+from .pixels import PixelSequence
 from .recall import AssociativeRecall, collate_sequences
 from .sampling import EpochSampler, SampleKey
 from .shapes import ShapesDetection, ShapesSegmentation
@@ -39,6 +41,8 @@ __all__ = [
     "MaskFolder",
     "MaskTransform",
     "MultiScaleBatchSampler",
+    "Pathfinder",
+    "PixelSequence",
     "SampleKey",
     "ShapesDetection",
     "ShapesSegmentation",
