@@ -1,4 +1,4 @@
-"""The C scans on torch tensors: the mirror of the structures in scan.h, scan.c and scan_backward.c.
+"""The C scans on torch tensors: the mirror of the structures in scan.c and scan_backward.c.
 
 They are called inside registered operators, where autograd cannot see them. Inputs are all float32 or all bfloat16.
 State, sums and gradients are float32; the operators cast the gradients to the dtypes that their caller expects.
@@ -6,45 +6,28 @@ State, sums and gradients are float32; the operators cast the gradients to the d
 Shapes: B batch, N tokens (rows * cols, row-major), H heads, K key channels, V value channels, C = H * V.
 """
 
-from ctypes import Structure, byref, c_float, c_int64, c_void_p
+from ctypes import Structure, byref, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
-from . import native
+from . import cpu_channels, native
 from .cpu_calls import channels_contiguous, check, function, is_half, scratch
+from .cpu_problem import Problem, View, divide, of_one_dtype, problem_of, view
 from .reference import GATE_TEMPERATURE, NORM_EPS, SCAN_ORDERS
-
-VALUE_BLOCK = 16  # the fewest value channels that a thread takes
-
-
-class _Tensor(Structure):
-    _fields_ = [("data", c_void_p), ("batch", c_int64), ("token", c_int64), ("head", c_int64)]
-
-
-class _Problem(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("batch", "heads", "rows", "cols", "key", "value", "orders")),
-        ("order", c_int64 * 4),
-        *((name, c_int64) for name in ("share", "threads", "half", "logits", "gated")),
-        *((name, c_float) for name in ("scale", "root", "eps")),
-        *((name, _Tensor) for name in ("q", "decay", "k", "v", "z")),
-        ("gate_bias", c_void_p),
-        ("aug_weight", c_void_p),
-    ]
 
 
 class _Forward(Structure):
-    _fields_ = [("p", _Problem), ("out", _Tensor), ("o", c_void_p), ("keep_o", c_int64), ("states", c_void_p)]
+    _fields_ = [("p", Problem), ("out", View), ("o", c_void_p), ("keep_o", c_int64), ("states", c_void_p)]
 
 
 class _Backward(Structure):
     _fields_ = [
-        ("p", _Problem),
-        ("dout", _Tensor),
+        ("p", Problem),
+        ("dout", View),
         ("dout_half", c_int64),
         ("o", c_void_p),
-        *((name, _Tensor) for name in ("dq", "ddecay", "dv", "dk", "dz")),
+        *((name, View) for name in ("dq", "ddecay", "dv", "dk", "dz")),
         *((name, c_void_p) for name in ("dbias", "daug", "scanned", "states")),
     ]
 
@@ -59,10 +42,12 @@ def forward(
     scale: float,
 ) -> Tensor:
     """`reference.recurrence` that clamps log_decay itself, with k = 1 - exp(log_decay) if `k` is None: [B, N, H, V]."""
-    q, log_decay, v, k = _of_one_dtype(q, log_decay, v, k)
-    problem = _problem(q, log_decay, v, k, grid, scan, scale)
+    if q.shape[3] == v.shape[3] == 1:
+        return cpu_channels.forward(q, log_decay, v, k, grid, scan, scale)
+    q, log_decay, v, k = of_one_dtype(q, log_decay, v, k)
+    problem = problem_of(q, log_decay, v, k, grid, scan, scale)
     out = v.new_empty(v.shape)
-    _run_forward(problem, out, _tensor(out), None)
+    _run_forward(problem, out, view(out), None)
     return out
 
 
@@ -77,8 +62,10 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of `forward`: dq, dlog_decay, dv and dk (None without k), float32 in the shapes of the inputs."""
-    q, log_decay, v, k = _of_one_dtype(q, log_decay, v, k)
-    problem = _problem(q, log_decay, v, k, grid, scan, scale)
+    if q.shape[3] == v.shape[3] == 1:
+        return cpu_channels.backward(dout, q, log_decay, v, k, grid, scan, scale)
+    q, log_decay, v, k = of_one_dtype(q, log_decay, v, k)
+    problem = problem_of(q, log_decay, v, k, grid, scan, scale)
     dout = channels_contiguous(dout if is_half(dout) else dout.float())
     dv = v.new_empty(v.shape, dtype=torch.float32)
     batch, tokens, heads, key = q.shape
@@ -87,8 +74,8 @@ def backward(
         return x.new_empty(batch, tokens, heads * problem.share, key, dtype=torch.float32)
 
     dq, dg, dk = room(q), room(log_decay), None if k is None else room(k)
-    call = _Backward(problem, _tensor(dout), is_half(dout))
-    call.dq, call.ddecay, call.dv, call.dk = _tensor(dq), _tensor(dg), _tensor(dv), _tensor(dk)
+    call = _Backward(problem, view(dout), is_half(dout))
+    call.dq, call.ddecay, call.dv, call.dk = view(dq), view(dg), view(dv), view(dk)
     _run_backward(call)
     dq, dg = _sum_blocks(dq, problem.share), _sum_blocks(dg, problem.share)
     return dq, dg, dv, None if dk is None else _sum_blocks(dk, problem.share)
@@ -155,7 +142,7 @@ def mixer_backward(
     if problem.share > 1:
         key = dim // 2 // num_heads
         blocks = o.new_empty(2, batch, tokens, num_heads * problem.share, key)
-        call.dq, call.ddecay = map(_tensor, blocks)
+        call.dq, call.ddecay = map(view, blocks)
     dbias = o.new_empty(batch * function("metala_backward_blocks", c_int64)(byref(problem)), dim)
     daug = o.new_empty(batch, num_heads, problem.share, len(scan), dim // 2 // num_heads)
     scanned = o.new_empty(batch, tokens, dim)
@@ -167,46 +154,19 @@ def mixer_backward(
     return dprojected, dbias.sum(0), daug.sum((0, 2, 3)).flatten()
 
 
-def _of_one_dtype(
-    q: Tensor, log_decay: Tensor, v: Tensor, k: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The inputs in bfloat16 if all of them are, else in float32, with channels side by side."""
-    half = all(x is None or is_half(x) for x in (q, log_decay, v, k))
-    dtype = torch.bfloat16 if half else torch.float32
-    q, log_decay, v = (channels_contiguous(x.to(dtype)) for x in (q, log_decay, v))
-    return q, log_decay, v, None if k is None else channels_contiguous(k.to(dtype))
-
-
-def _tensor(x: Tensor | None) -> _Tensor:
-    return _Tensor() if x is None else _Tensor(x.data_ptr(), *x.stride()[:3])
-
-
-def _by_head(x: Tensor, num_heads: int) -> _Tensor:
+def _by_head(x: Tensor, num_heads: int) -> View:
     """[B, N, H * X], contiguous, as [B, N, H, X]."""
     _, tokens, dim = x.shape
-    return _Tensor(x.data_ptr(), tokens * dim, dim, dim // num_heads)
+    return View(x.data_ptr(), tokens * dim, dim, dim // num_heads)
 
 
-def _parts(projected: Tensor, num_heads: int) -> list[_Tensor]:
+def _parts(projected: Tensor, num_heads: int) -> list[View]:
     """[B, N, 3 C], contiguous -> q, logits [B, N, H, K] and v, z [B, N, H, V]."""
     _, tokens, width = projected.shape
     start, size, half = projected.data_ptr(), projected.element_size(), width // 6
     key, value = half // num_heads, 2 * half // num_heads
     offsets = ((0, key), (half, key), (2 * half, value), (4 * half, value))
-    return [_Tensor(start + at * size, tokens * width, width, head) for at, head in offsets]
-
-
-def _problem(
-    q: Tensor, decay: Tensor, v: Tensor, k: Tensor | None, grid: tuple[int, int], scan: tuple[str, ...], scale: float
-) -> _Problem:
-    batch, _, heads, key = q.shape
-    orders = (c_int64 * 4)(*map(SCAN_ORDERS.index, scan))
-    problem = _Problem(batch, heads, *grid, key, v.shape[3], len(scan), orders)
-    _divide(problem, native.num_threads())
-    problem.half = is_half(q)
-    problem.scale, problem.eps = scale, NORM_EPS
-    problem.q, problem.decay, problem.k, problem.v = _tensor(q), _tensor(decay), _tensor(k), _tensor(v)
-    return problem
+    return [View(start + at * size, tokens * width, width, head) for at, head in offsets]
 
 
 def _mixer(
@@ -217,15 +177,15 @@ def _mixer(
     grid: tuple[int, int],
     scan: tuple[str, ...],
     decay_scale: float,
-) -> tuple[_Problem, Tensor, Tensor, Tensor]:
+) -> tuple[Problem, Tensor, Tensor, Tensor]:
     """The problem of a gated scan, and the tensors it points into, which must stay alive during the call."""
     projected = (projected if is_half(projected) else projected.float()).contiguous()
     gate_bias, aug_weight = gate_bias.float().contiguous(), aug_weight.float().contiguous()
     half = projected.shape[2] // 6
     key, value = half // num_heads, 2 * half // num_heads
     orders = (c_int64 * 4)(*map(SCAN_ORDERS.index, scan))
-    problem = _Problem(projected.shape[0], num_heads, *grid, key, value, len(scan), orders)
-    _divide(problem, native.num_threads())
+    problem = Problem(projected.shape[0], num_heads, *grid, key, value, len(scan), orders)
+    divide(problem, native.num_threads())
     problem.half, problem.logits, problem.gated = is_half(projected), 1, 1
     problem.scale, problem.root, problem.eps = key**-0.5, decay_scale / GATE_TEMPERATURE, NORM_EPS
     problem.q, problem.decay, problem.v, problem.z = _parts(projected, num_heads)
@@ -233,20 +193,12 @@ def _mixer(
     return problem, projected, gate_bias, aug_weight
 
 
-def _divide(problem: _Problem, threads: int) -> None:
-    """Cuts V into blocks while there are more threads than tasks; every block computes the gates of its head anew."""
-    problem.threads, problem.share = threads, 1
-    at_once = min(problem.orders, 2)
-    while problem.batch * problem.heads * at_once < threads and problem.value % (2 * VALUE_BLOCK) == 0:
-        problem.share, problem.heads, problem.value = 2 * problem.share, 2 * problem.heads, problem.value // 2
-
-
 def _sum_blocks(x: Tensor, share: int) -> Tensor:
     """[..., H * share, K] -> [..., H, K]."""
     return x if share == 1 else x.unflatten(-2, (-1, share)).sum(-2)
 
 
-def _run_forward(problem: _Problem, out: Tensor, layout: _Tensor, o: Tensor | None) -> None:
+def _run_forward(problem: Problem, out: Tensor, layout: View, o: Tensor | None) -> None:
     """Runs the scan. The sums over the orders go to `o` if it is given; else `out` or scratch holds them meanwhile."""
     states = function("metala_forward_states", c_int64)(byref(problem))
     in_one_go = problem.orders == 1 and problem.share == 1

@@ -21,7 +21,7 @@ import torch
 
 from .cache import CacheError, cache_folder, make_private, open_trusted, write_private
 
-SOURCES = ("scan.c", "scan_backward.c", "tokens.c", "memory.c")
+SOURCES = ("scan.c", "scan_backward.c", "channels.c", "tokens.c", "memory.c")
 HEADERS = ("simd.h", "scan.h", "chunk.h")
 # No fast math: linked into a shared library it makes every thread of the process flush denormals to zero.
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
@@ -34,7 +34,7 @@ SECONDS_TO_COMPILE = 120
 FUNCTIONS = (
     *("metala_forward", "metala_backward", "metala_forward_states", "metala_backward_states"),
     *("metala_backward_blocks", "metala_conv", "metala_conv_backward", "metala_swiglu", "metala_swiglu_backward"),
-    *("metala_patches", "metala_let_malloc_keep_memory"),
+    *("metala_channels_forward", "metala_channels_backward", "metala_patches", "metala_let_malloc_keep_memory"),
 )
 
 _logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@
 
 #include "scan.c"
 #include "scan_backward.c"
+#include "channels.c"
 #include "tokens.c"
 
 #include <stdio.h>
@@ -163,6 +164,37 @@ static void scan(problem p, int64_t given, int swapped, int64_t dout_half)
         check("dk", dk, keys, 0);
 }
 
+/* Heads of one key and one value channel; `swapped`: tokens side by side in an image, and images in a token. */
+static void channels(problem p, int64_t given, int swapped, int64_t dout_half)
+{
+    int64_t n = tokens_of(&p), h = p.heads, count = p.batch * n * h;
+    tensor inside = {.batch = swapped ? h : n * h, .token = swapped ? p.batch * h : h, .head = 1}, packed = inside;
+    packed.batch = n * h;
+    packed.token = h;
+    p.key = p.value = p.share = 1;
+    p.q = p.decay = p.v = p.k = inside;
+    p.q.data = input(count, p.half, -2, 2);
+    p.decay.data = input(count, p.half, -7, 1);
+    p.v.data = input(count, p.half, -2, 2);
+    p.k.data = given ? input(count, p.half, -2, 2) : NULL;
+    channels_forward_call f = {.p = p, .out = packed};
+    f.out.data = output(count, p.half);
+    call("metala_channels_forward", metala_channels_forward(&f));
+    check("channels out", f.out.data, count, p.half);
+    channels_backward_call g = {.p = p, .dout = inside, .dout_half = dout_half};
+    g.dout.data = input(count, dout_half, -2, 2);
+    g.dq = output(count, 0);
+    g.ddecay = output(count, 0);
+    g.dv = output(count, 0);
+    g.dk = given ? output(count, 0) : NULL;
+    call("metala_channels_backward", metala_channels_backward(&g));
+    check("channels dq", g.dq, count, 0);
+    check("channels dlog_decay", g.ddecay, count, 0);
+    check("channels dv", g.dv, count, 0);
+    if (given)
+        check("channels dk", g.dk, count, 0);
+}
+
 static void mixer(problem p, int64_t dout_half)
 {
     int64_t n = tokens_of(&p), h = p.heads, k = p.key, v = p.value, width = 2 * h * (k + v), half = p.half;
@@ -314,7 +346,7 @@ static void patches(int64_t height, int64_t width, int64_t patch_height, int64_t
 int main(int argc, char **argv)
 {
     static const int64_t grids[][2] = {{1, 1}, {1, 7}, {7, 9}, {10, 13}, {15, 17}, {130, 1}};
-    static const int64_t sizes[] = {8, 5, 32, 33, 64}, channels[] = {1, 8, 20, 33, 64}, tokens[] = {1, 7, 63, 130, 255};
+    static const int64_t sizes[] = {8, 5, 32, 33, 64}, widths[] = {1, 8, 20, 33, 64}, tokens[] = {1, 7, 63, 130, 255};
     if (argc < 3)
         return 2;
     threads = atoi(argv[1]);
@@ -348,20 +380,34 @@ int main(int argc, char **argv)
                         release();
                     }
     for (int g = 0; g < LENGTH(grids); g++)
-        for (int i = 0; i < LENGTH(channels); i++)
+        for (int i = 0; i < LENGTH(widths); i++)
+            for (int half = 0; half < 2; half++) {
+                problem p = {.batch = 1 + (g + i) % 3, .heads = widths[i], .threads = threads, .half = half, .scale = 0.3f};
+                p.rows = grids[g][0];
+                p.cols = grids[g][1];
+                p.orders = 1 + (i + g + half) % 4;
+                for (int64_t o = 0; o < p.orders; o++)
+                    p.order[o] = (g + (i % 2 ? 4 - o : o)) % 4;
+                snprintf(label, sizeof label, "%dx%d heads %d of one channel, orders %d first %d half %d", (int)p.rows,
+                         (int)p.cols, (int)p.heads, (int)p.orders, (int)p.order[0], half);
+                channels(p, (g + i) % 2, i % 2, (g + half) % 2);
+                release();
+            }
+    for (int g = 0; g < LENGTH(grids); g++)
+        for (int i = 0; i < LENGTH(widths); i++)
             for (int half = 0; half < 4; half++) {
                 snprintf(label, sizeof label, "grid %dx%d channels %d half %d", (int)grids[g][0], (int)grids[g][1],
-                         (int)channels[i], half);
-                convolution(1 + g % 2, grids[g][0], grids[g][1], channels[i], half & 1, half >> 1);
+                         (int)widths[i], half);
+                convolution(1 + g % 2, grids[g][0], grids[g][1], widths[i], half & 1, half >> 1);
                 if (half < 2)
-                    gated_convolution(1 + g % 2, grids[g][0], grids[g][1], channels[i], half);
+                    gated_convolution(1 + g % 2, grids[g][0], grids[g][1], widths[i], half);
                 release();
             }
     for (int t = 0; t < LENGTH(tokens); t++)
-        for (int i = 0; i < LENGTH(channels); i++)
+        for (int i = 0; i < LENGTH(widths); i++)
             for (int half = 0; half < 2; half++) {
-                snprintf(label, sizeof label, "tokens %d width %d half %d", (int)tokens[t], (int)channels[i], half);
-                swiglu(tokens[t], channels[i], half);
+                snprintf(label, sizeof label, "tokens %d width %d half %d", (int)tokens[t], (int)widths[i], half);
+                swiglu(tokens[t], widths[i], half);
                 release();
             }
     for (int g = 0; g < LENGTH(grids); g++)
