@@ -147,6 +147,8 @@ INLINE int64_t heads_of(const problem *p, blocking c, int64_t h) { return p->hea
 int metala_channels_forward(const channels_forward_call *f)
 {
     const problem *p = &f->p;
+    if (p->batch == 0 || p->heads == 0)
+        return 0;
     blocking c = cut_heads(p);
     int failed = 0;
 #pragma omp parallel num_threads((int)p->threads) reduction(| : failed)
@@ -170,6 +172,8 @@ int metala_channels_forward(const channels_forward_call *f)
 int metala_channels_backward(const channels_backward_call *f)
 {
     const problem *p = &f->p;
+    if (p->batch == 0 || p->heads == 0)
+        return 0;
     blocking c = cut_heads(p);
     int failed = 0;
 #pragma omp parallel num_threads((int)p->threads) reduction(| : failed)

@@ -92,7 +92,9 @@ def test_boxes_are_pooled_where_they_are(strides):
     assert (pooled - (boxes[:, 0] + boxes[:, 2]) / 2).abs().max() < 1
 
 
-@pytest.mark.parametrize("kind", DETECTORS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "mask_rcnn" else []) for kind in DETECTORS]
+)
 def test_boxes_are_float32_in_mixed_precision(kind):
     """bfloat16 has 4 pixels between two numbers at 1000: boxes on the right would be off by as much."""
     torch.manual_seed(0)

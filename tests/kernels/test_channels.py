@@ -52,6 +52,15 @@ def test_many_tokens_and_heads(gate):
     check(inputs, torch.float32, against="chunked", grid=(64, 66), scan=("column", "row_reverse"))
 
 
+@pytest.mark.parametrize("shape", [(0, 63, 21, 1), (2, 63, 0, 1)], ids=["images", "heads"])
+def test_nothing_at_all(shape):
+    """Catches a division by the number of images, which ends the whole process."""
+    q, log_decay, v = (torch.zeros(shape, requires_grad=True) for _ in range(3))
+    out = gated_linear_attention(q, log_decay, v, grid=(7, 9), scan=ALL_ORDERS, backend="cpu")
+    out.sum().backward()
+    assert out.shape == q.grad.shape == log_decay.grad.shape == v.grad.shape == shape
+
+
 def test_any_strides():
     """Catches a layout taken for granted: heads apart in memory, expanded inputs, and a gradient of stride zero."""
     inputs = make(63, 1, 1, with_k=True, batch=3, heads=21)

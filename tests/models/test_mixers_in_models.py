@@ -54,6 +54,16 @@ def test_initialised_again(name):
         assert again.eval()(torch.randn(1, 3, 32, 32)).isfinite().all()
 
 
+@pytest.mark.parametrize("name", MIXERS)
+def test_an_empty_batch(name):
+    """A batch whose pictures were all unreadable: no logits, and gradients of zero."""
+    model = timm.create_model("metala_vit_nano", depth=1, num_classes=5, mixer=name)
+    out = model(torch.zeros(0, 3, 48, 80))
+    assert out.shape == (0, 5)
+    out.sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
 def test_blocks_take_mixers_in_turns():
     model = nano(depth=5, mixer=("metala", "gla", "softmax"))
     assert [type(block.mixer) for block in model.blocks] == [MetaLA, GLA, Softmax, MetaLA, GLA]

@@ -83,15 +83,16 @@ class LocalResidual(nn.Module):
         weight = self.fc2(F.gelu(self.fc1(mean.unsqueeze(-1))))  # [B, 9 C, 1]
         shifted = False
         if not torch.jit.is_scripting():
-            shifted = torch.jit.is_tracing() and (is_traced_for_onnx() or keeps_sizes_open())
+            empty = isinstance(batch, int) and batch == 0  # a convolution in no groups is refused
+            shifted = empty or (torch.jit.is_tracing() and (is_traced_for_onnx() or keeps_sizes_open()))
         if shifted:
-            return _neighbourhoods(v, weight.reshape(batch, dim, 3, 3), grid)
+            return neighbourhoods(v, weight.reshape(batch, dim, 3, 3), grid)
         maps = v.transpose(1, 2).reshape(1, batch * dim, grid[0], grid[1])
         maps = F.conv2d(maps, weight.reshape(batch * dim, 1, 3, 3).to(v.dtype), padding=1, groups=batch * dim)
         return maps.reshape(batch, dim, tokens).transpose(1, 2)
 
 
-def _neighbourhoods(v: Tensor, weight: Tensor, grid: tuple[int, int]) -> Tensor:
+def neighbourhoods(v: Tensor, weight: Tensor, grid: tuple[int, int]) -> Tensor:
     """Values [B, N, C] and weights [B, C, 3, 3] -> [B, N, C], shift by shift.
 
     It is slower than a convolution, but a trace of that would hold the batch, since it is in the number of groups.
