@@ -4,10 +4,11 @@ It needs torch alone, since the tools that time kernels and models run where mme
 """
 
 import contextlib
+import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -70,6 +71,21 @@ def _lent_cache(told: bool) -> Iterator[None]:
             del os.environ["XDG_CACHE_HOME"]
             if before is not None:
                 os.environ["XDG_CACHE_HOME"] = before
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Imports what `--import` names, also from the working directory: modules that register mixers or models.
+
+    Raises:
+        InputError: a module that is not there, or that fails.
+    """
+    if names:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a module is anybody's code
+            raise InputError(f"--import: {name}: {type(error).__name__}: {error}") from error
 
 
 def check_device(device: str) -> str:

@@ -44,3 +44,15 @@ def image_size(text: str) -> int | tuple[int, int]:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Whether the result alone is printed, for other programs to read."""
     parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")
+
+
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """Modules of the user's own that register what a tool is asked for."""
+    parser.add_argument(
+        "--import",
+        nargs="+",
+        default=[],
+        dest="imports",
+        metavar="MODULE",
+        help="import these first: modules that register mixers or models of your own",
+    )

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from arguments import add_json, image_size
+from arguments import add_imports, add_json, image_size
 
 EXAMPLES = """examples:
   python tools/attention_map.py work_dirs/metala_vit_nano_160_imagenette_30e/last.pth --image photo.jpg
@@ -47,12 +47,14 @@ def parse_args() -> argparse.Namespace:
         help="places as shares of height and width (default: 0.5,0.5 0.25,0.25)",
     )
     parser.add_argument("--out", default="work_dirs/attention", metavar="FOLDER", help="(default: work_dirs/attention)")
+    add_imports(parser)
     add_json(parser)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> dict:
     import metala_vision  # noqa: F401  (registers the models)
+    from metala_vision.command_line import import_modules
     from metala_vision.data.base import UnreadableImageError
     from metala_vision.data.image_folder import read_image
     from metala_vision.errors import InputError
@@ -62,6 +64,7 @@ def main(args: argparse.Namespace) -> dict:
     from metala_vision.profiling.environment import check_pictures
 
     check_pictures()
+    import_modules(args.imports)
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: {out} is a file, expected a folder")
