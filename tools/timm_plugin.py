@@ -24,3 +24,11 @@ def list_our_models(filter="", module="", pretrained=False, exclude_filters="", 
 
 
 timm.list_models = list_our_models
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Lifts the suite's limits on images of a fixed size: models trained at 288 or 448 pixels would be skipped."""
+    for module in {item.module for item in items}:
+        for name in vars(module):
+            if name.startswith("MAX_") and name.endswith("_SIZE"):
+                setattr(module, name, max(512, getattr(module, name)))

@@ -21,8 +21,10 @@ EXAMPLES = """examples:
   python tools/timm_suite.py --models metala_vit_nano --json
 """
 
-# Tests that cannot hold for our models, by name, with the reason. Empty: all of them hold.
-DESELECTED: dict[str, str] = {}
+# Tests that cannot hold for our models, by name, with the reason.
+DESELECTED = {
+    "test_model_default_cfgs_non_std[1-inline_deit_base_patch16_448]": "the suite skips models of more than 320 pixels",
+}
 
 
 def fetch(folder: Path) -> Path:

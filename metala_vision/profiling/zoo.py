@@ -21,6 +21,8 @@ REFERENCE = 224
 SIZES = (REFERENCE, 384, 512, 1024, 2048)
 # The softmax ViT of the same width and depth: what a model's speed is compared with.
 SOFTMAX = {"tiny": "deit_tiny_patch16_224", "small": "deit_small_patch16_224", "base": "deit_base_patch16_224"}
+VIT = "the softmax ViT of the same width (of others, `deit_tiny_patch16_224`)"
+SAME = ":mixer=softmax"  # what the mixers of one model are compared with, where it was measured beside them
 HEADER = """# Model zoo
 
 Made by `python tools/model_zoo.py` from `results/` and the configs; a test fails when it is stale. Empty cells: nobody
@@ -48,10 +50,9 @@ THROUGHPUT = """## Throughput and memory
 
 {environment}.
 
-Models take turns, round by round, in one process; medians. In brackets how many times as fast as the softmax ViT of the
-same width with the attention kernel that PyTorch chooses (of others, `deit_tiny_patch16_224`), as the median over the
-same rounds, or with ~ out of two medians. "math" is the same ViT with its attention map written out, as many
-comparisons have it.
+Models take turns, round by round, in one process; medians. In brackets how many times as fast as {rival}, with the
+attention kernel that PyTorch chooses, as the median over the same rounds, or with ~ out of two medians. "math" is a
+softmax ViT with its attention map written out, as many comparisons have it.
 \\* a single step, alone, for more would have taken too long. Peak memory in MB is that of the GPU, or the resident set
 of a process that does nothing else, where some 400 MB are PyTorch's own. bfloat16 is autocast; training is forward,
 backward and AdamW. Every cell with its rounds, made by `tools/throughput.py`:
@@ -218,8 +219,11 @@ def _throughput(path: Path, root: Path) -> str:
     series = {cell["series"] for cell in cells.values()}
     if len(series) > 1:
         raise InputError(f"{path} mixes {', '.join(sorted(series))}, expected one folder for each")
+    models = {cell["model"] for cell in cells.values()}
     where = ", ".join(f"{key} {value}" for key, value in content["environment"].items())
-    parts = [THROUGHPUT.format(environment=where, folder=folder, name=path.name)]
+    mixers = any(model.endswith(SAME) for model in models)
+    rival = f"the same model with `{SAME[1:]}`" if mixers else VIT
+    parts = [THROUGHPUT.format(environment=where, folder=folder, name=path.name, rival=rival)]
     for mode, title in (("infer", "Inference"), ("train", "Training")):
         for dtype in ("float32", "bfloat16", "float16"):
             mine = {key: cell for key, cell in cells.items() if (cell["mode"], cell["dtype"]) == (mode, dtype)}
@@ -240,19 +244,25 @@ def _throughput(path: Path, root: Path) -> str:
 def _speeds(cells: dict[str, dict], races: dict) -> str:
     """Images per second with the ratio, and peak memory, of one mode and dtype: a row for each model."""
     sizes = sorted({cell["size"] for cell in cells.values()})
-    derived = {name: derive(cells, races, Candidate(name)) for name in SOFTMAX.values()}
+    models = dict.fromkeys((cell["model"], cell["sdpa"]) for cell in cells.values())
+    baselines = {model: _baseline(model, {name for name, _ in models}) for model, _ in models}
+    derived = {name: derive(cells, races, Candidate(name)) for name in set(baselines.values())}
     tables = []
     for title, write in (("images/s", _speed), ("MB", _memory)):
         rows = []
-        for model, sdpa in dict.fromkeys((cell["model"], cell["sdpa"]) for cell in cells.values()):
-            baseline = next((SOFTMAX[size] for size in SOFTMAX if f"_{size}" in model), SOFTMAX["tiny"])
-            mine = {r["size"]: r for r in derived[baseline] if (r["model"], r["sdpa"]) == (model, sdpa)}
+        for model, sdpa in models:
+            mine = {r["size"]: r for r in derived[baselines[model]] if (r["model"], r["sdpa"]) == (model, sdpa)}
             name = f"`{model}`" + ("" if sdpa == "default" else f", {sdpa}")
             rows.append([name, *(write(mine[size]) if size in mine else "" for size in sizes)])
         rows.sort(key=lambda row: OURS not in row[0])
         batches = {cell["size"]: cell["requested"] for cell in cells.values()}
         tables.append(_table([title, *(f"{size}, batch {batches[size]}" for size in sizes)], rows))
     return "\n\n".join(tables)
+
+
+def _baseline(model: str, models: set[str]) -> str:
+    same = model.split(":")[0] + SAME
+    return same if same in models else next((SOFTMAX[size] for size in SOFTMAX if f"_{size}" in model), SOFTMAX["tiny"])
 
 
 def _speed(row: dict) -> str:
