@@ -1,5 +1,6 @@
 """An image classifier for mmengine's Runner around any timm model."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -143,12 +144,15 @@ class ImageClassifier(TaskModel):
             self.distillation.take_classes(classes)
 
     def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
-        """The images, mixed in training, with their classes."""
+        """The images, mixed in training, with their classes; a sequence of pixels is folded into a square of rows."""
         images, labels = batch["inputs"], batch["labels"]
         shares = F.one_hot(labels, len(classes)).float()
         if training and self.mixup is not None:
             images, shares = self.mixup(images, labels)
         images = images * self.data_preprocessor.std + self.data_preprocessor.mean
+        if images.shape[2] == 1:  # a line of one pixel's height would not be seen
+            side = math.ceil(math.sqrt(images.shape[3]))
+            images = F.pad(images, (0, side * side - images.shape[3])).unflatten(3, (side, side)).squeeze(2)
         return list(zip(images.permute(0, 2, 3, 1).cpu().numpy(), (_title(row, classes) for row in shares.cpu())))
 
     def resize(self, height: int, width: int) -> None:
