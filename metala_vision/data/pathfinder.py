@@ -62,10 +62,10 @@ class Pathfinder(LabelledImages):
                 f"Pathfinder: got {images!r} images of {size!r} pixels, {dashes!r} dashes, {distractors!r} distractors "
                 f"and seed {seed!r}, expected integers, the last two 0 or more"
             )
-        if images < 2 or dashes < 3 or not 2 <= step <= size / 8:
+        if images < 2 or dashes < 3 or not isinstance(step, (int, float)) or not 2 <= step <= size / 8:
             raise InputError(
-                f"Pathfinder: got {images} images of {size} pixels, {dashes} dashes and a step of {step}, expected at "
-                f"least 2 images and 3 dashes, and a step from 2 to an eighth of the size"
+                f"Pathfinder: got {images} images of {size} pixels, {dashes} dashes and a step of {step!r}, expected "
+                f"at least 2 images and 3 dashes, and a step from 2 to an eighth of the size"
             )
         if dashes > LONGEST * size / step:
             raise InputError(

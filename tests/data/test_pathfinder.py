@@ -56,6 +56,7 @@ def test_pictures_are_a_function_of_seed_split_and_index():
         (dict(images=1), "at least 2 images"),
         (dict(size=32.0), "expected integers"),
         (dict(dashes=2), "3 dashes"),
+        (dict(step="3"), "a step of '3', expected"),
         (dict(step=1.0), "a step from 2 to an eighth of the size"),
         (dict(dashes=60), "have no room in 32 pixels at a step of 2.5; expected at most"),
         (dict(distractors=-1), "0 or more"),

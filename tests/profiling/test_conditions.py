@@ -61,7 +61,8 @@ def test_rows():
     told = []
     rows = conditions(["metala", "inline"], FEW._replace(steps=2), told.append)
     assert [row["mixer"] for row in rows] == ["metala", "inline"]
-    assert len(told) == 2
+    assert [" s left" in line for line in told] == [True, True]
+    assert told[-1].endswith("; 0 s left")
     assert rows[1]["causal"] is None
     assert 4.0 < rows[0]["in_dim_squared"] < 4.02
     assert rows[0]["key_dim"] == rows[1]["key_dim"] == 4
@@ -71,6 +72,9 @@ def test_rows():
 def test_what_does_not_fit():
     with pytest.raises(InputError, match="got mamba, expected some of"):
         conditions(["mamba"])
+    for odd in (1, 5):
+        with pytest.raises(InputError, match=f"key_dim is {odd}, expected an even number"):
+            conditions(["retnet"], Task(key_dim=odd))
     with pytest.raises(InputError, match="steps is 0, expected more than 0"):
         conditions(["gla"], Task(steps=0))
 

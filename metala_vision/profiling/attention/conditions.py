@@ -6,6 +6,7 @@
 """
 
 import inspect
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from metala_vision.errors import InputError
 from metala_vision.kernels import SCAN_ORDERS
 from metala_vision.layers.mixers import MIXERS
 from metala_vision.layers.mixers.base import TokenMixer
-from metala_vision.layers.mixers.inline import neighbourhoods
+from metala_vision.layers.mixers.inline import InLine, neighbourhoods
 
 COUNTED_DIM, COUNTED_HEADS = 256, 4
 
@@ -55,6 +56,8 @@ def conditions(names: Sequence[str], task: Task | None = None, told: Callable[[s
     for field in ("key_dim", "side", "maps", "steps", "sharpness"):
         if getattr(task, field) <= 0:
             raise InputError(f"{field} is {getattr(task, field)}, expected more than 0")
+    if task.key_dim % 2:
+        raise InputError(f"key_dim is {task.key_dim}, expected an even number: some mixers rotate pairs of channels")
     unknown = [name for name in names if name not in MIXERS]
     if unknown:
         raise InputError(f"mixers: got {', '.join(unknown)}, expected some of {', '.join(MIXERS)}")
@@ -62,7 +65,8 @@ def conditions(names: Sequence[str], task: Task | None = None, told: Callable[[s
     others = [name for name, kind in kinds.items() if not (isinstance(kind, type) and issubclass(kind, TokenMixer))]
     if others:
         raise InputError(f"mixers: {', '.join(others)} is no TokenMixer, whose projection and map of values are fitted")
-    rows = []
+    rows: list[dict] = []
+    started = time.monotonic()
     for name, kind in kinds.items():
         counted = kind(COUNTED_DIM, COUNTED_HEADS, local_conv=False)
         parameters = sum(p.numel() for p in counted.parameters())
@@ -72,8 +76,9 @@ def conditions(names: Sequence[str], task: Task | None = None, told: Callable[[s
         row["causal"] = approximation(name, task, causal=True) if _takes(kind, "causal") else None
         row["grid"] = approximation(name, task, causal=False)
         row.update(parameters=parameters, in_dim_squared=parameters / COUNTED_DIM**2)
-        told(f"{name}: {_text(row['causal'])} on a sequence, {_text(row['grid'])} on a grid")
         rows.append(row)
+        left = (time.monotonic() - started) / len(rows) * (len(kinds) - len(rows))
+        told(f"{name}: {_text(row['causal'])} on a sequence, {_text(row['grid'])} on a grid; {left:.0f} s left")
     return rows
 
 
@@ -131,8 +136,8 @@ def _errors(name: str, task: Task, causal: bool, target: Tensor, rate: float) ->
     tokens = task.side**2
     mixer: Any = _of_key_dim(name, task, causal)
     mixer.in_proj = _Free(task.maps, tokens, sum(mixer.widths))
-    if hasattr(mixer, "residual"):
-        mixer.residual = _OneNeighbourhood(task.maps)
+    if isinstance(mixer, InLine):
+        mixer.residual = _OneNeighbourhood(task.maps)  # type: ignore[assignment]
     grid = (1, tokens) if causal else (task.side, task.side)
     x = torch.zeros(task.maps, tokens, mixer.dim)
     heads = mixer.map_of_values(x, grid)[0].shape[2]  # that of HGRN has one for each channel; the first is fitted
