@@ -42,8 +42,8 @@ def fetch(folder: Path) -> Path:
     return folder / name
 
 
-def run(suite: Path, pattern: str) -> dict:
-    """Runs the suite; counts and names from its JUnit report."""
+def run(suite: Path, pattern: str | None) -> dict:
+    """Runs the suite, on the models with `pattern` in their names; counts and names from its JUnit report."""
     report = suite.parent / "report.xml"
     report.unlink(missing_ok=True)
     environment = {
@@ -53,7 +53,7 @@ def run(suite: Path, pattern: str) -> dict:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-m", "pytest", "tests/test_models.py", "-c", "pyproject.toml", "-p", "timm_plugin"]
-    command += ["-q", "-k", pattern, f"--junitxml={report}", "-p", "no:cacheprovider"]
+    command += ["-q", f"--junitxml={report}", "-p", "no:cacheprovider", *(["-k", pattern] if pattern else [])]
     for name in DESELECTED:
         command += ["--deselect", f"tests/test_models.py::{name}"]
     code = subprocess.run(command, cwd=suite, env=environment, stdout=sys.stderr).returncode
@@ -75,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default="test", help="part of the models' names (default: all of ours)")
+    parser.add_argument("--models", help="part of the models' names (default: all of ours)")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "timm-suite", help="where the suite is kept")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     args = parser.parse_args()
