@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 PACKAGE := build/package
 
-.PHONY: test lint types docs timm-suite demo compat gpu clean
+.PHONY: test test-long lint types docs timm-suite demo compat gpu clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +34,9 @@ docs: $(PACKAGE)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreter
+
+test-long: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "long and not slow and not gpu"
 
 timm-suite: $(VENV)/.installed
 	$(BIN)/python tools/timm_suite.py

@@ -51,6 +51,7 @@ def bare(checkout: Path, tool: str, *arguments: str, absent: tuple = ABSENT) -> 
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=250)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tool", TIMES)
 def test_times_are_taken(checkout, tool):
     """Catches a tool that needs mmengine for its exit code, fvcore for its clock or matplotlib for its figures."""
@@ -64,6 +65,7 @@ def test_times_are_taken(checkout, tool):
         assert not list(checkout.rglob("*.png"))
 
 
+@pytest.mark.long
 def test_counting_says_what_it_needs(checkout):
     """Catches a traceback out of an import."""
     done = bare(checkout, "flops.py", "--models", "metala_vit_nano")

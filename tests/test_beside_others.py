@@ -50,6 +50,7 @@ def run(code: str, *path: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "installed"),
     [
@@ -72,6 +73,7 @@ def test_transformers_and_peft(site, first, installed):
     assert where.strip() == (str(SITE / "kernels" / "__init__.py") if installed else "None")
 
 
+@pytest.mark.long
 def test_tools_do_not_wait_for_transformers(tmp_path):
     """Catches seconds of every process for an optimiser of mmengine's, and a package that cannot be imported after."""
     (tmp_path / "transformers.py").write_text("Adafactor = print('imported')\n")

@@ -47,6 +47,7 @@ def test_the_site_builds_strictly(tmp_path):
     assert "log_decay" in (tmp_path / "site" / "api" / "kernels.html").read_text()
 
 
+@pytest.mark.long
 def test_examples_run(tmp_path):
     """Catches an example that nobody has tried since the code was changed. One process: imports take the time."""
     pages = ["README.md", "docs/index.md", "docs/extending.md", "docs/kernels.md"]

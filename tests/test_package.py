@@ -28,6 +28,7 @@ def python(code: str, *options: str, cwd: Path, env: dict[str, str] | None = Non
     return result.stdout
 
 
+@pytest.mark.long
 def test_import_without_triton_compiler_or_network(tmp_path):
     """Catches an import, or a first image, that needs what a plain CPU machine behind a firewall does not have."""
     code = """
@@ -85,6 +86,7 @@ def test_import_is_inert(tmp_path):
     python(code, cwd=tmp_path)
 
 
+@pytest.mark.long
 def test_import_time(tmp_path):
     """Catches an import that grows: half a second on top of timm's own, the better of two fresh processes.
 
@@ -99,6 +101,7 @@ def test_import_time(tmp_path):
     assert min(float(python(code, cwd=tmp_path)) for _ in range(2)) <= 0.5
 
 
+@pytest.mark.long
 def test_bare_checkout_without_installation(tmp_path):
     """Catches a package that works only where it was installed: `kernels` lies beside `metala_vision` in a checkout."""
     checkout = tmp_path / "checkout"
@@ -124,6 +127,7 @@ def test_bare_checkout_without_installation(tmp_path):
     python(textwrap.dedent(code) + FORWARD, "-I", cwd=tmp_path)
 
 
+@pytest.mark.long
 def test_installed_package_has_its_kernels(tmp_path):
     """Catches an installation whose mapping of `metala_vision.kernels` is lost, and two copies of one module."""
     code = """

@@ -108,6 +108,7 @@ def test_boxes_are_float32_in_mixed_precision(kind):
     assert (right != right.bfloat16().float()).float().mean() > 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(kind, marks=pytest.mark.slow if kind in ("mask_rcnn", "fcos") else []) for kind in DETECTORS],

@@ -273,6 +273,7 @@ def test_train_options_default(tmp_path, monkeypatch):
     assert config.work_dir == "work_dirs/metala_vit_digits"
 
 
+@pytest.mark.long
 def test_tools_exit_codes(run_small):
     """0 with one JSON line last on stdout, 2 with one line on stderr and no traceback."""
     runner, result = run_small()

@@ -63,6 +63,7 @@ def config_of(tmp_path, request):
     return make
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_leaves_its_results(task, config_of, tmp_path, capsys):
     config = config_of(task)
@@ -88,6 +89,7 @@ def test_a_run_leaves_its_results(task, config_of, tmp_path, capsys):
         assert "mask_mAP" in result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", CHEAP_FIRST)
 def test_a_tested_checkpoint_has_the_scores_of_its_run(task, config_of, tmp_path):
     result = VisionRunner.from_cfg(config_of(task, ema=0.9)).train_and_test()
@@ -105,6 +107,7 @@ def test_a_tested_checkpoint_has_the_scores_of_its_run(task, config_of, tmp_path
         apply_test_options(config_of(task, work_dir=str(tmp_path / "y")), best, img_size=64)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", CHEAP_FIRST)
 def test_a_resumed_run_is_the_same(task, config_of, tmp_path):
     VisionRunner.from_cfg(config_of(task, ema=0.9, work_dir=str(tmp_path / "straight"))).train_and_test()
@@ -134,6 +137,7 @@ def test_a_resumed_run_is_the_same(task, config_of, tmp_path):
     assert_same_checkpoint(tmp_path / "straight" / "last.pth", tmp_path / "run" / "last.pth")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_dry_run(task, config_of):
     config = config_of(task, {"auto_scale_lr": dict(enable=True, base_batch_size=8)})
@@ -245,6 +249,7 @@ def test_masks_are_asked_for(config_of, monkeypatch):
         VisionRunner.from_cfg(config_of("detection")).prepare()
 
 
+@pytest.mark.long
 def test_unreadable_images_are_counted(config_of, monkeypatch, caplog):
     from metala_vision.data import ShapesDetection, UnreadableImageError
 
@@ -263,6 +268,7 @@ def test_unreadable_images_are_counted(config_of, monkeypatch, caplog):
     assert result["images"] == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind",
     [

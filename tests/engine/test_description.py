@@ -129,6 +129,7 @@ def test_matching():
 # --- tests
 
 
+@pytest.mark.long
 def test_a_test_set_in_another_order(learned, tmp_path):
     """Catches predictions that are counted for the class that has their number, and not their name."""
     straight = evaluated(learned, tmp_path / "straight")
@@ -151,6 +152,7 @@ def test_a_test_set_of_other_classes(learned, tmp_path):
         evaluated(learned, tmp_path / "more", more)
 
 
+@pytest.mark.long
 def test_a_checkpoint_without_names(learned, tmp_path):
     """Catches that a bare state_dict is refused, or taken without a word."""
     torch.save(torch.load(learned, weights_only=True)["state_dict"], tmp_path / "bare.pth")
@@ -239,6 +241,7 @@ def test_a_start_from_another_model_names_both(learned, small_config):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.long
 def test_load_from_and_resume_hold_the_names(run_small, small_config, tmp_path):
     """Catches a run that goes on with the outputs of other classes than those it has learned."""
     run_small({"train_cfg.max_epochs": 1})

@@ -110,6 +110,7 @@ def two(train, tmp_path_factory):
     return work_dir, done
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one_with_the_doubled_batch(train, two, tmp_path):
     """Losses of every step, weights, validation and test result, all within float noise."""
     work_dir, done = two
@@ -165,6 +166,7 @@ def all_on(train, tmp_path_factory) -> Path:
     return work_dir
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_killed_process_ends_the_run_and_it_resumes(train, all_on, tmp_path, rank):
     """An error within a minute, not a hang; and with average, drop path and bfloat16 on, resuming changes no weight."""
@@ -178,6 +180,7 @@ def test_killed_process_ends_the_run_and_it_resumes(train, all_on, tmp_path, ran
     assert_same_checkpoint(all_on / "last.pth", tmp_path / "run" / "last.pth")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kill", "message"),
     [
@@ -219,6 +222,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
+@pytest.mark.long
 def test_what_processes_share(tmp_path):
     """Buffers come from the first one, and a folder of a node's own is found out."""
     (tmp_path / "sharing.py").write_text(SHARING)

@@ -66,6 +66,7 @@ def top1(model: torch.nn.Module, size: int | tuple[int, int], crop_ratio: float 
     return 100 * (predicted == data.labels).mean()
 
 
+@pytest.mark.long
 def test_checkpoints_by_resolutions(config, checkpoints, tmp_path):
     """Each accuracy is the one computed by hand, for the average where there is one."""
     out = tmp_path / "out"
@@ -151,6 +152,7 @@ def test_position_embedding_follows_the_resolution(tmp_path):
     assert result["top1"] == pytest.approx(top1(model, 16), abs=0.3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["metala_vit_nano", "vit_tiny_patch16_224"])
 def test_sizes_that_are_not_square(name, tmp_path):
     """Height by width in results, tables and folders; a position embedding of the same shape."""
@@ -209,6 +211,7 @@ def test_browse(config, tmp_path):
             browse(config, **{"split": "val", "path": tmp_path / "x.png", **options})
 
 
+@pytest.mark.long
 def test_dry_run_tool(tmp_path, monkeypatch):
     """Two steps of each process, an estimate, and nothing left behind."""
     monkeypatch.chdir(tmp_path)
@@ -226,6 +229,7 @@ def test_dry_run_tool(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_dry_run_does_not_count_what_is_compiled_once(tmp_path):
     """Else the time of compiling would be that of every validation batch."""
     config = load_config(str(DIGITS), SMALL)
@@ -251,6 +255,7 @@ def test_dry_run_of_fewer_images_than_two_batches(tmp_path):
     assert result["input"] == [1, 8, 8]
 
 
+@pytest.mark.long
 def test_test_tool_on_several(checkpoints, tmp_path):
     command = ["test.py", str(DIGITS), *(path for path, _ in checkpoints)]
     options = [f"{key}={value}" for key, value in OPTIONS.items()]

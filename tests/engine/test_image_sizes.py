@@ -45,6 +45,7 @@ def test_multi_scale_run(run_small, seen, tmp_path):
     assert runner.step_images() == (256, 1, 1)
 
 
+@pytest.mark.long
 def test_resumed_run_is_the_same(run_small, tmp_path):
     """Catches sizes that depend on how far a process has come; the options need not be repeated."""
     options = {**CROPS, "train_cfg.max_epochs": 3, "param_scheduler.1.end": 3}

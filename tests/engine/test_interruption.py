@@ -100,6 +100,7 @@ def straight(train, tmp_path_factory) -> Path:
 SLOW = [pytest.param(kill, marks=pytest.mark.slow) for kill in ("epoch", "between", "validation")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kill", ["write", *SLOW])
 def test_killed_run_resumes_to_the_same_weights(train, straight, tmp_path, kill):
     """With workers, augmentation, drop path and average; SIGKILL in the middle of an epoch, of writing last.pth, of a
@@ -123,6 +124,7 @@ def test_resume_after_the_end_changes_nothing(train, straight):
     assert (straight / "last.pth").read_bytes() == before
 
 
+@pytest.mark.long
 def test_full_disk_keeps_the_former_checkpoint(train, straight, tmp_path):
     """A file size limit stands for the full disk: the first checkpoint fits, and the limit shrinks for the rest."""
     work_dir = tmp_path / "run"

@@ -66,6 +66,7 @@ def test_rate_of_a_single_group_is_scaled_too(small_config):
     assert [group["lr"] for group in runner.optim_wrapper.optimizer.param_groups] == [4e-3]
 
 
+@pytest.mark.long
 def test_optimisers_of_timm_and_defaults_of_torch(small_config, tmp_path):
     for number, (optimizer, name, decay) in enumerate(
         [
@@ -153,6 +154,7 @@ def test_average_is_what_it_is_defined_as(run_small, small_config, tmp_path):
     assert all(torch.equal(ours[k], v) for k, v in best["state_dict_ema"].items()), "tested weights are the average"
 
 
+@pytest.mark.long
 def test_average_resumes(run_small, tmp_path):
     run_small(EMA, work_dir=str(tmp_path / "straight"))
     run_small({**EMA, **ONE_EPOCH}, work_dir=str(tmp_path / "parts"))
@@ -182,6 +184,7 @@ def test_option_of_the_average_keeps_what_the_config_says(small_config):
     assert hook == dict(type="ModelEmaHook", decay=0.99, use_warmup=False)
 
 
+@pytest.mark.long
 def test_resuming_with_other_steps_is_refused(run_small):
     """The schedule counts batches: with twice as many a run would reach its end halfway."""
     run_small(ONE_EPOCH)
@@ -191,6 +194,7 @@ def test_resuming_with_other_steps_is_refused(run_small):
         run_small({"optim_wrapper.accumulative_counts": 2}, resume="auto")
 
 
+@pytest.mark.long
 def test_accumulation_resumes(run_small, tmp_path):
     """Five batches an epoch by twos: the odd one is an update of its own, and no gradient waits for the next epoch."""
     sums = {"optim_wrapper.accumulative_counts": 2, **EMA}

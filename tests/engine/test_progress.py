@@ -12,6 +12,7 @@ BY_STEP = dict(type="LinearLR", by_epoch=False, end=500)
 WARM_UP, COSINE = dict(type="LinearLR", end=5), dict(type="CosineAnnealingLR", begin=5, end=30)
 
 
+@pytest.mark.long
 def test_every_place_shows_the_numbers_of_the_history(small_config, tmp_path, capsys):
     """Catches a validation loss that is a mean over epochs, and one tag for two things or with two kinds of steps.
 

@@ -94,6 +94,7 @@ def test_resume_is_of_the_same_run(run_small, small_config, tmp_path):
         small_config(resume=str(tmp_path / "weights.pth"), work_dir=str(tmp_path / "new"))
 
 
+@pytest.mark.long
 def test_resume_with_other_rates_is_refused(run_small, tmp_path):
     """mmengine goes on by the checkpoint's schedule and rates, whatever the config says."""
     run_small({"train_cfg.max_epochs": 1})
@@ -109,6 +110,7 @@ def test_resume_with_other_rates_is_refused(run_small, tmp_path):
             run_small(options, resume="auto")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("schedule", "other"),
     [
@@ -154,6 +156,7 @@ def test_one_run_in_a_folder(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.long
 def test_resume_into_another_folder_takes_the_best_along(run_small, tmp_path):
     """best.pth must be the best of the whole run, also where the first part lies elsewhere."""
     options = {"train_cfg.max_epochs": 3}
@@ -189,6 +192,7 @@ def test_weights_that_are_not_finite_are_not_saved(run_small, tmp_path, monkeypa
     assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["meta"]["epoch"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("save_best", "scores", "best"),
     [("loss", (2.0, 1.0, 1.5), 2), ("top1", (2.0, 1.0, 1.5), 1), ("top1", (float("nan"), 1.0, 1.5), 3)],
@@ -206,6 +210,7 @@ def test_best_is_the_least_loss_and_the_greatest_score(run_small, monkeypatch, s
     assert result["best_epoch"] == best
 
 
+@pytest.mark.long
 def test_given_weights_survive_the_start_of_training(run_small, small_config, tmp_path):
     """mmengine's init_weights would initialise the backbone anew and train from scratch."""
     first, _ = run_small({"train_cfg.max_epochs": 1})

@@ -86,6 +86,7 @@ def test_recall_is_learned(config_of):
     assert result["answers"] > 90
 
 
+@pytest.mark.long
 def test_a_resumed_run_is_the_same(config_of, tmp_path):
     VisionRunner.from_cfg(config_of(work_dir=str(tmp_path / "straight"))).train_and_test()
     halted = VisionRunner.from_cfg(config_of())

@@ -21,6 +21,7 @@ def run(run_small, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.long
 def test_a_test_with_another_model_names_what_differs(run, tmp_path):
     """Catches 100 keys where one setting is wrong, and a setting that no weight shows: other scans, other results."""
     best = run / "best.pth"
@@ -47,6 +48,7 @@ def tool(load_tool):
     return load_tool("test.py")
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_tested_without_a_config(run, tool, tmp_path, capsys):
     """Catches that the config which a run leaves cannot be read, is not found, or asks for the run's processes."""
     result = tool(str(run / "best.pth"), "--device", "cpu")
@@ -81,6 +83,7 @@ def test_resume_with_another_model_names_what_differs(run, small_config):
     assert (run / "metala_vit_digits.py").read_text() == before
 
 
+@pytest.mark.long
 def test_a_resumed_run_keeps_its_config(run, run_small, small_config, tmp_path):
     """Catches a config that begins a new run from the old one's weights, and changes that nobody hears of."""
     before = (run / "metala_vit_digits.py").read_text()

@@ -22,6 +22,7 @@ def finished(run_small):
     return run_small()
 
 
+@pytest.mark.long
 def test_run_leaves_everything_behind(finished):
     runner, result = finished
     folder = Path(runner.work_dir)
@@ -46,6 +47,7 @@ def test_run_leaves_everything_behind(finished):
     assert list(folder.glob("*/vis_data/events.out.tfevents*"))
 
 
+@pytest.mark.long
 def test_checkpoint_is_plain(finished):
     """Another process, without this package or mmengine, loads it with weights_only=True."""
     runner, _ = finished
@@ -70,6 +72,7 @@ def test_trap_mmengine_pickles_classes(finished, tmp_path):
         torch.load(tmp_path / "raw.pth", weights_only=True)
 
 
+@pytest.mark.long
 def test_timm_loads_the_checkpoint(finished):
     """The weights of a run are a timm checkpoint, and give the same logits."""
     runner, _ = finished
@@ -97,6 +100,7 @@ def test_resume_equals_straight_run(run_small, tmp_path):
     assert result["best_epoch"] == straight.message_hub.get_info("best_epoch")
 
 
+@pytest.mark.long
 def test_seeds_differ(run_small, tmp_path):
     weights = []
     for seed in (0, 1):
@@ -106,6 +110,7 @@ def test_seeds_differ(run_small, tmp_path):
     assert not torch.equal(*weights)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_amp_on_cpu(run_small, dtype):
     """mmengine's own AMP wrapper asserts a GPU. Forward runs in half precision, weights stay float32 and finite."""
@@ -117,6 +122,7 @@ def test_amp_on_cpu(run_small, dtype):
     assert np.isfinite([record["train/loss"] for record in history(runner)]).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_amp_resumes(run_small, tmp_path, dtype):
     """Without naming the precision again, and with float16's loss scale where it was."""

@@ -42,6 +42,7 @@ def test_equals_reference(gate, heads, grid, scan, with_k, batch, dtype):
     check(inputs, dtype, grid=grid, scan=scan, scale=0.37 if with_k else None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gate", ["tau16", "near_zero"])
 def test_many_tokens_and_heads(gate):
     """Catches rounding that drifts with the length, and heads cut into several blocks for memory.

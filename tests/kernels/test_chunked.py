@@ -168,6 +168,7 @@ def test_cost_is_linear_in_the_number_of_tokens():
     assert large["largest"] <= 128 * 128 * KEY * VALUE / 4  # no state per token, let alone N x N
 
 
+@pytest.mark.long
 def test_peak_memory_of_a_large_image():
     """Catches an N x N map (3.2 GB) and a kept state per token (0.4 GB for each of four orders) at 128 x 128 tokens."""
     code = """

@@ -76,6 +76,7 @@ def cells() -> list:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("call", "key", "value", "dtype", "scan", "segments", "target"), cells())
 def test_compiles_without_spills(call, key, value, dtype, scan, segments, target, monkeypatch, record_property):
     """Catches a configuration that a GPU refuses, or that spills registers to memory and crawls."""

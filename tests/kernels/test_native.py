@@ -154,6 +154,7 @@ def load_and_print(*_: str) -> None:
     print("done")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fresh")
 def test_two_processes_build_at_once(monkeypatch, built, tmp_path):
     """Catches a half-written library that the other process loads, and files that nobody removes."""
@@ -226,6 +227,7 @@ def test_compiler_that_fails(monkeypatch, caplog, tmp_path, kind):
     assert not list((tmp_path / "temporary").iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("kernels", "fresh")
 def test_compiler_without_openmp(monkeypatch, caplog, tmp_path):
     """Catches a compiler without libgomp (clang, macOS) that costs the kernels: they run on one thread, and say so."""

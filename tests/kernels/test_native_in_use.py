@@ -138,6 +138,7 @@ def first_calls_at_once(*_: str) -> None:
     assert all(torch.equal(x, found[0]) for x in found)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fresh")
 def test_first_calls_at_once(compiler):
     """Catches a library that each of the threads of a new process compiles for itself."""
@@ -199,6 +200,7 @@ def fork_and_denormals(*_: str) -> None:
     print("done")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_fork_and_denormals():
@@ -215,6 +217,7 @@ def send_threads(connection, and_fork: bool) -> None:
         os._exit(0)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize(
     ("method", "and_fork", "threads"),
@@ -240,6 +243,7 @@ def save_results(source: str, target: str) -> None:
     torch.save({"instructions": native.instruction_set(), "backends": available_backends(), **found}, target)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(("capability", "instructions"), [("avx2", "AVX2"), ("default", "")], ids=["avx2", "default"])
 def test_instruction_sets(tmp_path, capability, instructions):
@@ -278,6 +282,7 @@ MAPPED = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.33"), reason="asks glibc's malloc, from 2.33 on")
 def test_malloc_keeps_large_blocks():
     """Catches activations that are mapped anew, page by page, in every block: malloc maps what is beyond its line."""

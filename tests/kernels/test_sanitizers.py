@@ -69,6 +69,7 @@ def check_clean(result: subprocess.CompletedProcess, calls: int) -> None:
     assert int(result.stdout.split()[0]) >= calls, result.stdout
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("sanitizers")
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
 def test_sanitizers_find_nothing(tmp_path, instructions):

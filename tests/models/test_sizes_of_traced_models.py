@@ -37,6 +37,7 @@ def assert_equal_at_all_sizes(other: Callable[[Tensor], Tensor], model: nn.Modul
             assert relative_rms(other(x), model(x)) <= FLOAT32, shape
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", MODELS, ids=str)
 def test_trace(options):
     """Catches the grid of the recorded image in the traced model: 6 x 4 patches scanned as 4 x 6, without an error."""
@@ -65,6 +66,7 @@ def test_fx(options):
     assert_equal_at_all_sizes(script(traced), model)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.")  # torch.export itself, in torch 2.9 to 2.11
 def test_export():
     """Catches a program of one size that takes another, and a position embedding that fixes sizes left open."""

@@ -43,12 +43,14 @@ def test_softmax_expresses_softmax(causal):
     assert approximation("softmax", FEW, causal) < 0.02
 
 
+@pytest.mark.long
 def test_as_many_key_channels_as_tokens_express_any_map():
     """MetaLA's claim, that no key is needed. The single key channel of HGRN does not reach a map of a sequence."""
     assert approximation("metala", FEW, causal=True) < 0.02
     assert approximation("hgrn", FEW, causal=True) > 0.1
 
 
+@pytest.mark.long
 def test_a_product_of_low_rank_is_fitted_as_well_as_can_be():
     """The map of normalized attention on a grid has the rank of its keys: Eckart and Young say what must be left."""
     task = FEW._replace(side=3)

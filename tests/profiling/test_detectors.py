@@ -12,6 +12,7 @@ def candidates(kind: str, names: list[str]) -> list[DetectorCandidate]:
     return [DetectorCandidate(name, kind, name) for name in names]
 
 
+@pytest.mark.long
 def test_rows():
     cells = [DetectorCell(96, 128, "infer"), DetectorCell(64, 64, "train", 2)]
     said = []

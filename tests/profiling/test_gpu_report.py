@@ -76,6 +76,7 @@ def run(tmp_path, monkeypatch):
     return conduct
 
 
+@pytest.mark.long
 def test_one_cell_fails_and_the_rest_goes_on(run, tmp_path):
     """Catches a part that ends with its first error, a death that takes the later cells along, and lost reasons."""
     content, _ = run(fake("mixed"), fake("broken"), fake("good"))
@@ -100,6 +101,7 @@ def test_one_cell_fails_and_the_rest_goes_on(run, tmp_path):
     assert (tmp_path / "out" / "report.txt").read_text().strip() == content["table"]
 
 
+@pytest.mark.long
 def test_a_part_that_hangs_is_ended(run, monkeypatch):
     """Catches a report that waits for a kernel that never ends, and time that is not left for the next part."""
     monkeypatch.setattr(conductor, "GRACE", 1.0)
@@ -111,6 +113,7 @@ def test_a_part_that_hangs_is_ended(run, monkeypatch):
     assert content["parts"]["good"]["status"] == "ok"
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on(run, tmp_path, monkeypatch):
     """Catches figures measured twice, and failures that are never tried again."""
     (tmp_path / "counter").write_text("")
@@ -127,6 +130,7 @@ def test_the_same_command_goes_on(run, tmp_path, monkeypatch):
     assert again["parts"]["counted"]["status"] == "ok"
 
 
+@pytest.mark.long
 def test_a_report_of_something_else_is_not_written_over(run, tmp_path):
     """Catches two cards' figures in one table."""
     path = tmp_path / "out" / "report.json"
@@ -253,6 +257,7 @@ def test_the_zoo_shows_a_report(tmp_path):
     assert "nobody has run it" not in page
 
 
+@pytest.mark.long
 def test_rehearsal_of_one_part(tmp_path):
     """Catches a tool whose own command does not run, or a kernel that the benchmark of operators cannot call."""
     pytest.importorskip("triton", reason="Triton is not installed: it comes with torch on Linux")

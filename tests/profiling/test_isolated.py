@@ -38,6 +38,7 @@ def test_a_process_of_its_own():
     assert [m["value"] for m in stream(count_to, {"number": 3}, 60, None)] == [0, 1, 2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "arguments", "limit", "reason", "memory"),
     [
@@ -83,6 +84,7 @@ def test_out_of_memory_is_told_from_other_errors(error, expected):
     assert is_out_of_memory(error) == expected
 
 
+@pytest.mark.long
 def test_a_script_without_a_main_guard(tmp_path):
     """Catches a child that runs the user's script again; and what a child prints is not on standard output."""
     script = tmp_path / "script.py"

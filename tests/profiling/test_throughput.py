@@ -49,6 +49,7 @@ def measured(tmp_path_factory) -> tuple[Path, dict]:
     return folder, measure(request, folder)
 
 
+@pytest.mark.long
 def test_rows(measured):
     """Catches a cell left out, rates that do not fit the times, memory of something else than the cell."""
     folder, result = measured
@@ -303,6 +304,7 @@ def test_a_wrong_name(tmp_path):
     assert "unknown model 'deit_tinny_patch16_224' (did you mean deit_tiny_patch16_224" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL], ids=["SIGINT", "SIGKILL"]
 )

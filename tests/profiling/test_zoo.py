@@ -60,6 +60,7 @@ def checkout(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_stale_page_is_told(checkout):
     command = [*TOOL, "--root", str(checkout), "--json"]
     done = subprocess.run([*command, "--check"], capture_output=True, text=True)
