@@ -14,7 +14,7 @@ FLOORS = (
     ("kernels", "files", "description"),
     ("layers", "figures"),
     ("models", "command_line"),
-    ("data", "dense"),
+    ("data", "dense", "linearize"),
     ("engine.metrics", "profiling.environment"),
     ("engine.tasks", "profiling.speed"),
     ("engine.run", "profiling.macs", "profiling.sweep", "profiling.gpu_report", "profiling.attention"),
@@ -27,6 +27,7 @@ LIBRARIES = {
     "layers": {"timm"},
     "models": {"timm"},
     "dense": {"timm", "torchvision", "segmentation_models_pytorch"},
+    "linearize": {"timm", "sklearn"},
 }
 SOURCES = [
     path

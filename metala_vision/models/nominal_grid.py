@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class HasNominalGrid(nn.Module):
-    """A model whose blocks have a `mixer` that scales its memory by `nominal_grid`, see `metala_vision.layers.decay`.
+    """A model with modules in its `blocks` that scale their memory by a `nominal_grid`, see `layers.decay`.
 
     Attributes:
         nominal_grid: rows and columns, as a buffer; zeros if the weights were saved before there was such a buffer.
@@ -23,9 +23,9 @@ class HasNominalGrid(nn.Module):
         if not self.nominal_grid.is_meta:
             self.nominal_grid.copy_(torch.tensor(grid))
         blocks: Any = self.blocks
-        for block in blocks:
-            if hasattr(block.mixer, "nominal_grid"):  # softmax attention, for one, forgets nothing
-                block.mixer.nominal_grid = grid if self.decay_scale == "grid" else (0, 0)
+        for part in blocks.modules():
+            if hasattr(part, "nominal_grid"):  # softmax attention, for one, forgets nothing
+                part.nominal_grid = grid if self.decay_scale == "grid" else (0, 0)
 
     @torch.jit.ignore
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
