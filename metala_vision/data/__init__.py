@@ -13,6 +13,7 @@ from .image_folder import ImageFolder
 from .imagenette import Imagenette
 from .masks import MaskDataset, MaskFolder, collate_masks
 from .pathfinder import Pathfinder
+from .photographs import Photographs
 from .pixels import PixelSequence
 from .recall import AssociativeRecall, collate_sequences
 from .sampling import EpochSampler, SampleKey
@@ -42,6 +43,7 @@ __all__ = [
     "MaskTransform",
     "MultiScaleBatchSampler",
     "Pathfinder",
+    "Photographs",
     "PixelSequence",
     "SampleKey",
     "ShapesDetection",

@@ -32,11 +32,7 @@ def list_images(folder: Path, cache: bool = True) -> tuple[list[str], list[str],
     Raises:
         InputError: no class folders, or one without images.
     """
-    folders = _remembered(folder) if cache else None
-    if folders is None:
-        folders = _listed(folder)
-        if cache:
-            _remember(folder, folders)
+    folders = _folders(folder, cache)
     classes = class_names(folder)
     members: dict[str, list[str]] = {name: [] for name in classes}
     for relative, (_, files) in folders.items():
@@ -51,6 +47,14 @@ def list_images(folder: Path, cache: bool = True) -> tuple[list[str], list[str],
     paths = [os.path.join(folder, file) for name in classes for file in sorted(members[name])]
     labels = np.repeat(np.arange(len(classes)), [len(members[name]) for name in classes])
     return classes, paths, labels
+
+
+def all_images(folder: Path, cache: bool = True) -> list[str]:
+    """Paths of all images under a folder, at any depth, sorted; hidden ones are left out as by `list_images`."""
+    folders = _folders(folder, cache)
+    return sorted(
+        os.path.normpath(os.path.join(folder, place, name)) for place in folders for name in folders[place][1]
+    )
 
 
 def class_names(folder: Path) -> list[str]:
@@ -68,6 +72,16 @@ def class_names(folder: Path) -> list[str]:
 def has_classes(folder: Path) -> bool:
     """Whether there is any class folder."""
     return bool(_subfolders(folder))
+
+
+def _folders(folder: Path, cache: bool) -> dict[str, tuple[int, list[str]]]:
+    """What `_listed` finds, or what an earlier process found if nothing has changed since."""
+    folders = _remembered(folder) if cache else None
+    if folders is None:
+        folders = _listed(folder)
+        if cache:
+            _remember(folder, folders)
+    return folders
 
 
 def _subfolders(folder: Path) -> list[str]:

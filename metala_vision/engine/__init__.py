@@ -2,6 +2,7 @@
 
 from . import imports  # isort: skip  # before anything else imports mmengine
 from .metrics.classification import ClassificationMetric
+from .metrics.likeness import LikenessMetric
 from .metrics.sequences import AnswerMetric
 from .run.checkpoint import LastBestCheckpointHook
 from .run.config import load_config
@@ -14,6 +15,7 @@ from .run.progress import RunLogProcessor, StepLoggerHook
 from .run.runner import VisionRunner
 from .run.work_dir import held
 from .tasks.classifier import ImageClassifier, ImagePreprocessor
+from .tasks.linearization import Linearization
 from .tasks.sequence import SequenceModel
 
 del imports
@@ -31,6 +33,8 @@ __all__ = [
     "ImageClassifier",
     "ImagePreprocessor",
     "LastBestCheckpointHook",
+    "LikenessMetric",
+    "Linearization",
     "SequenceModel",
     "ModelEmaHook",
     "TimmOptimConstructor",

@@ -201,7 +201,9 @@ def _refuse_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
 
 # Of a teacher's pretrained_cfg: what its images are like, and the names of its first and last layer.
 OF_THE_TEACHER = ("num_classes", "input_size", "interpolation", "crop_pct", "mean", "std", "first_conv", "classifier")
-default_cfgs = generate_default_cfgs({"linearized_vit": {"url": ""}})
+default_cfgs = generate_default_cfgs(
+    {"linearized_vit": {"url": "", "first_conv": "patch_embed.proj", "classifier": "head", "fixed_input_size": False}}
+)
 
 
 @register_model

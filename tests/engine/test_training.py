@@ -171,5 +171,6 @@ def test_preprocessor_normalises():
 @pytest.mark.parametrize("path", OWN_CONFIGS, ids=lambda p: p.stem)
 def test_every_config_reads(path):
     config = load_config(str(path))
-    assert config.model.type in ("ImageClassifier", "ImageDetector", "ImageSegmenter", "SequenceModel")
+    known = ("ImageClassifier", "ImageDetector", "ImageSegmenter", "SequenceModel", "Linearization")
+    assert config.model.type in known
     assert "Command:" in path.read_text(), "a config says how to run it"

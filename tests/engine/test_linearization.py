@@ -1,0 +1,184 @@
+"""Both stages of linearization through the runner: they bring features near, resume, and say what does not fit."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from small_runs import ROOT, assert_same_checkpoint
+
+from metala_vision.data import Photographs
+from metala_vision.engine import Linearization, VisionRunner, apply_train_options, load_config, set_data_root
+from metala_vision.engine.dry_run import dry_run
+from metala_vision.engine.evaluation import evaluate_checkpoints, render
+from metala_vision.errors import InputError
+
+CONFIG = ROOT / "configs/linearize/vit_small_patch14_dinov2_classes_photographs_1e_blocks.py"
+MODEL = dict(embed_dim=48, depth=2, num_heads=3, img_size=32, patch_size=8, num_classes=0)
+SMALL = {
+    **{f"{split}_dataloader.num_workers": 0 for split in ("train", "val", "test")},
+    **{f"{split}_dataloader.persistent_workers": False for split in ("train", "val", "test")},
+    **{f"{split}_dataloader.dataset.transform.img_size": 32 for split in ("train", "val", "test")},
+    **{f"{split}_dataloader.batch_size": 8 for split in ("train", "val", "test")},
+    **{f"model.backbone.{key}": value for key, value in MODEL.items()},
+    "model.backbone.teacher": "vit_tiny_patch16_224",
+    "model.backbone.states": 4,
+    "model.teacher.pretrained": False,
+    "model.calibration": 8,
+    "train_cfg.max_epochs": 2,
+    "param_scheduler.0.end": 1,
+    "param_scheduler.1.begin": 1,
+    "param_scheduler.1.end": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Forty pictures in folders of different depth, a hidden one, and a file that is none."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for i in range(40):
+        place = folder / ("a", "a/b", ".")[i % 3]
+        place.mkdir(exist_ok=True)
+        coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((48, 40), Image.Resampling.BILINEAR).save(place / f"{i}.png")
+    (folder / ".hidden.png").write_bytes((folder / "a" / "0.png").read_bytes())
+    (folder / "a" / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", **MODEL)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.15 * torch.randn_like(p))
+    file = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    torch.save(model.state_dict(), file)
+    return file
+
+
+@pytest.fixture
+def config_of(tmp_path, request, photographs, weights):
+    """Makes configs: config_of(options, **train options)."""
+    made = []
+
+    def make(options: dict | None = None, **train_options):
+        options = {**SMALL, "model.teacher.checkpoint_path": str(weights), **(options or {})}
+        config = load_config(str(CONFIG), options)
+        set_data_root(config, str(photographs))
+        apply_train_options(config, **{"work_dir": str(tmp_path / "run"), **train_options})
+        made.append(config)
+        config.experiment_name = f"{request.node.nodeid}_{len(made)}"
+        return config
+
+    return make
+
+
+def test_both_stages_bring_the_features_near(config_of, tmp_path, weights):
+    """Each ends nearer than it began; the second begins where the first ended; the file is timm's as it is."""
+    model = Linearization(**{k: v for k, v in config_of().model.items() if k != "type"})
+    assert all(torch.equal(v, model.backbone.state_dict()[k]) for k, v in torch.load(weights).items())
+    blocks = VisionRunner.from_cfg(config_of({"train_cfg.max_epochs": 6, "param_scheduler.1.end": 6}))
+    blocks.prepare()
+    before = blocks.test()["cosine"]
+    first = VisionRunner.from_cfg(config_of({"train_cfg.max_epochs": 6, "param_scheduler.1.end": 6}))
+    result = first.train_and_test()
+    assert result["cosine"] > before
+    assert result["images"] == 2
+    assert -100 <= result["prefix_cosine"] <= 100
+    options = {"model.stage": "features", "model.init_from": str(tmp_path / "run" / "last.pth")}
+    options |= {"train_cfg.max_epochs": 8, "param_scheduler.1.end": 8}
+    second = VisionRunner.from_cfg(config_of(options, work_dir=str(tmp_path / "second"))).train_and_test()
+    assert second["cosine"] > result["cosine"]
+    described = torch.load(tmp_path / "second" / "last.pth", weights_only=True)["description"]
+    assert (described["task"], described["architecture"]) == ("linearization", "linearized_vit")
+    loaded = timm.create_model(
+        "linearized_vit", checkpoint_path=str(tmp_path / "second" / "last.pth"), **described["model_args"]
+    )
+    assert loaded.nominal_grid.tolist() == [4, 4]
+    (tested,) = evaluate_checkpoints(
+        config_of(options, work_dir=str(tmp_path / "third")), [str(tmp_path / "second" / "last.pth")]
+    )
+    assert tested["cosine"] == second["cosine"]
+    assert "cosine" in render([tested])
+
+
+def test_the_first_stage_trains_the_attention_alone(config_of, tmp_path, weights):
+    runner = VisionRunner.from_cfg(config_of({"model.backbone.keep_softmax": (0,)}))
+    runner.train_and_test()
+    trained, taught = torch.load(tmp_path / "run" / "last.pth")["state_dict"], torch.load(weights)
+    changed = {name for name, value in taught.items() if not torch.equal(trained[name], value)}
+    assert changed
+    assert all(name.startswith("blocks.1.attn.") for name in changed)
+
+
+@pytest.mark.long
+def test_a_resumed_run_is_the_same(config_of, tmp_path):
+    VisionRunner.from_cfg(config_of(work_dir=str(tmp_path / "straight"))).train_and_test()
+    halted = VisionRunner.from_cfg(config_of())
+    halted.prepare()
+    run_epoch = halted.train_loop.run_epoch
+
+    class Stop(Exception):
+        pass
+
+    def until_second_epoch():
+        if halted.epoch == 1:
+            raise Stop
+        run_epoch()
+
+    halted.train_loop.run_epoch = until_second_epoch
+    with pytest.raises(Stop):
+        halted.train()
+    VisionRunner.from_cfg(config_of(resume="auto")).train_and_test()
+    assert_same_checkpoint(tmp_path / "straight" / "last.pth", tmp_path / "run" / "last.pth")
+
+
+def test_a_dry_run_and_a_batch_that_cannot_be_read(config_of):
+    assert dry_run(VisionRunner.from_cfg(config_of()))["images_per_step"] == 8
+    model = Linearization(**{k: v for k, v in config_of().model.items() if k != "type"})
+    empty = torch.empty(0, 3, 32, 32)
+    for stage in ("blocks", "features"):
+        model.stage = stage
+        model(empty, mode="loss")["loss"].backward()
+    assert len(model(empty, mode="predict")[0]["patches"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.stage": "maps"}, "model: stage is 'maps', expected one of"),
+        ({"model.calibration": -1}, "model: calibration is -1"),
+        ({"model.backbone.model_name": "metala_vit_nano"}, "expected a dict with model_name='linearized_vit'"),
+        ({"model.backbone.mixer": "gla"}, "mixer: got 'gla'"),
+        ({"model.backbone.keep_softmax": (0, 1)}, "keep_softmax keeps every block"),
+        ({"model.teacher.checkpoint_path": None}, "model.teacher: it has no weights"),
+        ({"model.teacher.depth": 3}, "model.teacher: got depth, which are arguments of model.backbone"),
+        ({"model.mean": (0.5,)}, "model: mean has 1 and std 3 channels"),
+        ({"model.calibration": 1, "model.backbone.states": 17}, "model: calibration: batches: got 16 patches"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit(options, message, config_of):
+    with pytest.raises(InputError, match=message):
+        VisionRunner.from_cfg(config_of(options)).prepare()
+
+
+def test_photographs_without_labels(photographs, tmp_path):
+    """Every picture at any depth but the hidden ones, in one of two sets."""
+    parts = {
+        split: Photographs(str(photographs), split, holdout=0.1, cache=False) for split in ("train", "val", "test")
+    }
+    assert {split: len(part) for split, part in parts.items()} == {"train": 36, "val": 4, "test": 4}
+    names = {split: {part.paths[i] for i in range(len(part))} for split, part in parts.items()}
+    assert not names["train"] & names["val"]
+    assert names["val"] == names["test"]
+    assert not any("hidden" in name for part in names.values() for name in part)
+    assert parts["val"][0]["image"].shape == (3, 40, 48)
+    with pytest.raises(InputError, match="holdout: got 0, expected above 0"):
+        Photographs(str(photographs), "train", holdout=0)
+    with pytest.raises(InputError, match="no folder"):
+        Photographs(str(tmp_path / "none"), "train")
+    with pytest.raises(InputError, match="has 0 images, expected 2 or more"):
+        Photographs(str(tmp_path), "train")
