@@ -25,7 +25,7 @@ from .run.checkpoint import from_portable, read_checkpoint
 from .run.config import config_errors
 from .run.options import apply_test_options
 from .run.runner import VisionRunner
-from .run.settings import check_model
+from .run.settings import changed_for_test, check_model
 
 
 def evaluate_checkpoints(
@@ -73,7 +73,7 @@ def evaluate_checkpoints(
         cell.work_dir = str(place)
         cell.experiment_name = f"test {place}"  # mmengine keeps one message hub for each name
         cells.append((checkpoint, size, cell))
-    described = _check_weights(cells[0][2], checkpoints, weights)
+    described, changed = _check_weights(cells[0][2], checkpoints, weights)
     orders: dict[str, list[int] | None] = {}
     results = []
     for checkpoint, size, cell in cells:
@@ -83,7 +83,7 @@ def evaluate_checkpoints(
             orders = {file: class_order(one, dataset, file) for file, one in described.items()}
             for file, one in described.items():
                 warn_of_preprocessing(one, runner.description, file)
-        results.append(_test(runner, checkpoint, size, weights, orders[checkpoint]))
+        results.append(_test(runner, checkpoint, size, weights, orders[checkpoint]) | {"changed": changed[checkpoint]})
         del runner
         gc.collect()  # a runner is a circle of references: its workers and its model would stay
         if is_main_process():  # after each: whatever happens to the next one
@@ -91,28 +91,36 @@ def evaluate_checkpoints(
             write_atomic(folder / "results.csv", to_csv([_flat(result) for result in results]))
     if is_main_process() and len(resolutions) > 1:
         labels = dict(zip(checkpoints, names))
+        score = next(key for key in SCORES if key in results[0])
         rows = [
-            dict(name=labels[r["checkpoint"]], size=r["img_size"], mean=r["top1"], low=r["top1"], high=r["top1"])
+            dict(name=labels[r["checkpoint"]], size=r["img_size"], mean=r[score], low=r[score], high=r[score])
             for r in results
         ]
-        plot_sizes(rows, folder / "resolutions.png", title=results[0]["model"])
+        plot_sizes(rows, folder / "resolutions.png", title=results[0]["model"], score=score)
     return results
 
 
-def _check_weights(config: Config, checkpoints: Sequence[str], weights: str) -> dict[str, dict]:
-    """Checks that all checkpoints fit the config's model and have the weights asked for; returns their descriptions."""
+def _check_weights(
+    config: Config, checkpoints: Sequence[str], weights: str
+) -> tuple[dict[str, dict], dict[str, list[str]]]:
+    """Checks that all checkpoints fit the config's model and have the weights asked for.
+
+    Returns:
+        Their descriptions, and what each is tested with that it was not trained with.
+    """
     with config_errors():
         model = MODELS.build(config.model)
-    described = {}
+    described, changed = {}, {}
     for file in checkpoints:
         checkpoint = read_checkpoint(file)
+        changed[file] = changed_for_test(config["model"], checkpoint)
         check_model(config, file, checkpoint, "python tools/test.py", file)
         try:
             described[file] = read_description(checkpoint)
             from_portable(checkpoint, model, weights)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
-    return described
+    return described, changed
 
 
 def _test(

@@ -9,9 +9,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from metala_vision.description import size_name
 from metala_vision.figures import save_png
 
+from .scores import SCORES
 
-def plot_sizes(rows: Sequence[dict], path: str | Path, title: str | None = None, trained: int | None = None) -> None:
-    """Top-1 against the side of the images: a line for each name, and a bar from the lowest to the highest run.
+
+def plot_sizes(
+    rows: Sequence[dict],
+    path: str | Path,
+    title: str | None = None,
+    trained: int | None = None,
+    score: str = "top1",
+) -> None:
+    """A score against the side of the images: a line for each name, and a bar from the lowest to the highest run.
 
     Images that are not square are hollow squares, at the side of a square of their area. The figures stand beside the
     points where there is one name alone.
@@ -22,6 +30,7 @@ def plot_sizes(rows: Sequence[dict], path: str | Path, title: str | None = None,
         path: of the PNG.
         title: of the picture.
         trained: side of the training's images in pixels, which is marked.
+        score: which of `SCORES` it is, for the axis.
     """
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     panel = figure.subplots()
@@ -46,7 +55,11 @@ def plot_sizes(rows: Sequence[dict], path: str | Path, title: str | None = None,
     sides = sorted({row["size"] for row in tested if isinstance(row["size"], int)})
     panel.set_xticks(sides, [str(side) for side in sides])
     panel.set_xticks([], minor=True)
-    panel.set(xlabel="side of the test images, pixels", ylabel="top-1, percent", title=title)
+    panel.set(
+        xlabel="side of the test images, pixels",
+        ylabel=f"{SCORES[score].name},{SCORES[score].unit}".rstrip(","),
+        title=title,
+    )
     panel.margins(x=0.15, y=0.1)  # the words beside the last point stay within the frame
     panel.grid(alpha=0.3)
     if len(names) > 1:

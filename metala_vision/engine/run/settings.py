@@ -22,6 +22,10 @@ FREE = re.compile(
     + r"|img_size|decay_scale|decay_bias|mean|std|mixup.*|label_smoothing|train_only_head|min_size|max_size|short_side"
     r"|window|stride|\w*(drop|thresh|_test|_train|per_img|per_image|fraction|topk)\w*"
 )
+# What training alone reads. The size is in a test's own options.
+OF_TRAINING = re.compile(
+    HOW.pattern + r"|img_size|mixup.*|label_smoothing|train_only_head|\w*drop\w*|teacher.*|stage|calibration"
+)
 PLACE = re.compile(r"dataset\.root|num_workers|persistent_workers|pin_memory|batch_size")  # keys of a loader
 SHOWN = 10  # settings in one message
 
@@ -109,6 +113,17 @@ def check_model(config: Mapping, file: str | Path, checkpoint: dict, command: st
     else:
         what = f"its run has left {left}; write `{command} {left} {more}`"
     raise InputError(f"config: {file} was trained with another model:\n{as_lines(list(found.values()))}\n{what}")
+
+
+def changed_for_test(model: Mapping, checkpoint: dict) -> list[str]:
+    """What a test changes in the model of a run, such as its `decay_scale`: for each key a text with both values.
+
+    Args:
+        model: of the config that the test is given.
+        checkpoint: of the run.
+    """
+    then = trained_settings(checkpoint).get("model")
+    return [] if then is None else list(differences(then, model, OF_TRAINING).values())
 
 
 def warn_of_changes(config: Mapping, meta: dict, file: str) -> None:

@@ -1,0 +1,65 @@
+"""Weights from a folder that `tools/publish.py` has written, or from the hub: by their place, or by a tag of timm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import _registry
+from timm.models._pretrained import PretrainedCfg
+from torch import nn
+
+from metala_vision.errors import InputError
+
+FREE = ("num_classes", "img_size", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "proj_drop_rate")
+
+
+def load(source: str | Path, **arguments: Any) -> nn.Module:
+    """A published model, with its weights, in evaluation mode.
+
+    Args:
+        source: a folder with config.json and model.safetensors, or "OWNER/NAME" on the hub.
+        arguments: of `timm.create_model`, beside those of the model: `num_classes=5`, `features_only=True`.
+
+    Raises:
+        InputError: a folder without a config.json.
+    """
+    place = f"local-dir:{source}" if Path(source).is_dir() else f"hf-hub:{source}"
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise InputError(f"source: {source} has no config.json; expected a folder that tools/publish.py has written")
+    if not Path(source).is_dir() and str(source).count("/") != 1:
+        raise InputError(f"source: got {str(source)!r}, which is no folder; expected one, or OWNER/NAME on the hub")
+    return timm.create_model(place, pretrained=True, **arguments).eval()
+
+
+def add_weights(name: str, folder: str | Path) -> None:
+    """Makes the weights of a folder known to timm under a tag: `timm.create_model(name, pretrained=True)` loads them.
+
+    Args:
+        name: model and tag, such as "metala_vit_nano.imagenette".
+        folder: one that `tools/publish.py` has written.
+
+    Raises:
+        InputError: no such model or folder, or weights of a model that its name alone does not make.
+    """
+    architecture, _, tag = name.partition(".")
+    if not tag or not timm.is_model(architecture):
+        raise InputError(f"name: got {name!r}, expected a model of timm and a tag, such as metala_vit_nano.imagenette")
+    file, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+    if not file.is_file() or not weights.is_file():
+        raise InputError(f"folder: {folder} has no config.json and model.safetensors; see tools/publish.py")
+    config = json.loads(file.read_text())
+    if config["architecture"] != architecture:
+        raise InputError(f"name: got {name!r}, but {folder} has weights of {config['architecture']}")
+    others = {key: value for key, value in config.get("model_args", {}).items() if key not in FREE}
+    if others:
+        raise InputError(
+            f"folder: {folder} is of a {architecture} with {others}; use metala_vision.load({str(folder)!r})"
+        )
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in config["pretrained_cfg"].items()}
+    names = {"label_names": config["label_names"]} if config.get("label_names") else {}
+    cfg = PretrainedCfg(**{**known, **names, "architecture": architecture, "tag": tag, "file": str(weights.resolve())})
+    if name not in _registry._model_with_tags[architecture]:
+        _registry._model_with_tags[architecture].append(name)
+    _registry._model_pretrained_cfgs[name] = cfg
+    _registry._model_has_pretrained.add(name)
