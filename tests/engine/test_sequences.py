@@ -20,7 +20,7 @@ from metala_vision.engine.dry_run import describe, dry_run
 from metala_vision.engine.evaluation import evaluate_checkpoints, render
 from metala_vision.errors import InputError
 
-RECALL = str(ROOT / "configs/mqar/metala_64_4_mqar_16e.py")
+RECALL = str(ROOT / "configs/mqar/metala_64_4_mqar_2e.py")
 SIZES = dict(vocab_size=16, tokens=8, pairs=2)
 SMALL = {
     **{
