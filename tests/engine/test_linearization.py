@@ -11,6 +11,7 @@ from metala_vision.data import Photographs
 from metala_vision.engine import Linearization, VisionRunner, apply_train_options, load_config, set_data_root
 from metala_vision.engine.dry_run import dry_run
 from metala_vision.engine.evaluation import evaluate_checkpoints, render
+from metala_vision.engine.publishing import publish
 from metala_vision.errors import InputError
 
 CONFIG = ROOT / "configs/linearize/vit_small_patch14_dinov2_classes_photographs_1e_blocks.py"
@@ -143,6 +144,34 @@ def test_a_dry_run_and_a_batch_that_cannot_be_read(config_of):
         model.stage = stage
         model(empty, mode="loss")["loss"].backward()
     assert len(model(empty, mode="predict")[0]["patches"]) == 0
+
+
+@pytest.mark.long
+def test_the_tool_goes_through_the_stages(load_tool, photographs, weights, own_folders, tmp_path, capsys):
+    """Rows for teacher, start and both stages; the same command again trains nothing; the result can be published."""
+    labels = own_folders["imagefolder"]
+    arguments = ["--teacher", "vit_tiny_patch16_224", "--checkpoint", str(weights), "--data-root", str(photographs)]
+    arguments += ["--labels", str(labels), "--out", str(tmp_path / "out"), "--states", "4", "--img-size", "32"]
+    arguments += ["--batch", "8", "--epochs", "4", "4", "--keep-softmax", "0", "--cfg-options"]
+    arguments += [f"model.backbone.{key}={value}" for key, value in MODEL.items()]
+    arguments += [f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")]
+    arguments += [f"{split}_dataloader.persistent_workers=False" for split in ("train", "val", "test")]
+    arguments += ["param_scheduler.0.end=1", "param_scheduler.1.begin=1", "model.calibration=8"]
+    rows = load_tool("linearize.py")(*arguments)["rows"]
+    assert [row["stage"] for row in rows] == ["teacher", "start", "blocks", "features"]
+    assert rows[1]["cosine"] < rows[2]["cosine"] < rows[3]["cosine"] <= 100
+    assert all(0 <= row[key] <= 100 for row in rows for key in ("knn_patches", "probe_patches", "knn_prefix"))
+    assert "features in" in capsys.readouterr().out
+    modified = (tmp_path / "out" / "features" / "last.pth").stat().st_mtime_ns
+    again = load_tool("linearize.py")(*arguments)["rows"]
+    assert (tmp_path / "out" / "features" / "last.pth").stat().st_mtime_ns == modified
+    assert [row["cosine"] for row in again] == [row["cosine"] for row in rows]
+    publish(tmp_path / "out" / "features", tmp_path / "published")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'published'}", pretrained=True)
+    assert loaded.keep_softmax == (0,)
+    assert "cosine" in (tmp_path / "published" / "README.md").read_text()
+    with pytest.raises(InputError, match="--stages: got features blocks with 2 --epochs and 2 --lr"):
+        load_tool("linearize.py")(*arguments, "--stages", "features", "blocks")
 
 
 @pytest.mark.parametrize(

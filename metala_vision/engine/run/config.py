@@ -34,7 +34,7 @@ def load_config(path: str, options: dict | Sequence[str] | None = None) -> Confi
         InputError: no such file, Python that does not run, a missing key, a key that looks like a misspelt known one,
             or an override of something that is not there or that is only a variable of the file.
     """
-    options = options if isinstance(options, dict) else _parse_options(options or ())
+    options = options if isinstance(options, dict) else parse_options(options or ())
     if not Path(path).is_file():
         raise InputError(f"config: no file {path}")
     try:
@@ -79,7 +79,7 @@ def _check_parts(config: Config) -> None:
                 raise InputError(f"config: {part} has no {key!r}{near_matches(key, keys)}")
 
 
-def _parse_options(strings: Sequence[str]) -> dict:
+def parse_options(strings: Sequence[str]) -> dict:
     wrong = [string for string in strings if "=" not in string]
     if wrong:
         raise InputError(f"--cfg-options: got {wrong[0]!r}, expected KEY=VALUE")

@@ -11,14 +11,16 @@ from torch.nn import functional as F
 from metala_vision.layers.decay import decay_scale
 from metala_vision.layers.operators import attention
 
-EPS = 1e-6  # of the share that a class must have to count
+EPS = 1e-6  # beside the size of a class, which may be that of none
+LARGEST_FADE = 0.99  # a state that fades wholly would have a log-decay of minus infinity
+SHARPNESS = 16.0  # of the first shares: at 4 a key belongs to several neighbouring classes, which blurs them
 
 
 class Form(nn.Module):
     """A form of attention with M states for each head.
 
-    Both ends of attention are told by one map from keys to the states, `key_weight` [H, D, M] and `key_bias` [H, M]:
-    a key belongs to the states by the softmax of its logits. `start` sets them from keys of a trained attention.
+    A key has a share in each state: the softmax over the states of logits that are linear in it, by `key_weight`
+    [H, D, M] and `key_bias` [H, M]. `start` makes the states classes of the keys of a trained attention.
 
     Args:
         num_heads: heads H.
@@ -57,11 +59,6 @@ class Form(nn.Module):
     def assign(self, k: Tensor) -> Tensor:
         """Keys [B, H, N, D] -> their shares in the states [B, H, N, M], which sum to one."""
         return (k @ self.key_weight + self.key_bias.unsqueeze(1)).softmax(-1)
-
-
-SHARPNESS = (
-    16.0  # of the first assignment: at 4 neighbouring classes mix, and features are a tenth less like the teacher's
-)
 
 
 class Classes(Form):
@@ -176,8 +173,6 @@ class Gated(Kernel):
         prefix = prefix_k.shape[2]
         return weights[..., :prefix] @ prefix_v + weights[..., prefix:] * o
 
-
-LARGEST_FADE = 0.99  # a state that fades wholly would have a log-decay of minus infinity
 
 FORMS: dict[str, type[Form]] = {"classes": Classes, "kernel": Kernel, "metala": Gated}
 """The forms by their names."""
