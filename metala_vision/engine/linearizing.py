@@ -15,6 +15,7 @@ from metala_vision.errors import InputError
 from metala_vision.files import write_json
 from metala_vision.linearize.measure import knn, linear_probe, pooled
 
+from .metrics.feature_plots import plot_features
 from .run.checkpoint import LAST
 from .run.config import load_config
 from .run.options import apply_train_options, set_data_root
@@ -24,6 +25,7 @@ from .tasks.linearization import STAGES, Linearization
 START = "start"  # what stands where no stage has been trained
 PER_CLASS = 50  # labelled images that neighbours and probe learn from, of each class
 TESTED = 1000  # and are tested on, at most
+SHOWN = 6  # pictures whose features are drawn
 
 
 def linearize_in_stages(
@@ -57,7 +59,7 @@ def linearize_in_stages(
     Returns:
         A row for the start and for each stage: `stage`, `seconds` of its training, `cosine` and `prefix_cosine`, and
         with `labels` `knn_...` and `probe_...` of mean patches and of the token before them; the teacher's likewise in
-        a row of its own. Also in `out/stages.json`, as far as it has come.
+        a row of its own. Also in `out/stages.json`, as far as it has come; `out/features.png` shows the features.
 
     Raises:
         InputError: what does not fit, before anything is trained.
@@ -80,6 +82,9 @@ def linearize_in_stages(
     for row in rows:
         say(render_row(row))
     write_json(out / "stages.json", rows)
+    pictures = _pictures(runner)
+    shown = {"teacher": _patches(runner.task.teacher.to(pictures.device), pictures)}
+    shown[START] = _patches(runner.task.backbone, pictures)
     for stage, length, rate in zip(stages, epochs, rates):
         folder, begun = out / stage, time.perf_counter()
         runner = VisionRunner.from_cfg(_config(folder, stage, before, length, rate, **shared))
@@ -89,7 +94,12 @@ def linearize_in_stages(
         rows.append(dict(stage=stage, seconds=seconds) | _scores(runner, examples))
         say(render_row(rows[-1]))
         write_json(out / "stages.json", rows)
+        shown[stage] = _patches(runner.task.backbone, pictures)
         before = str(folder / LAST)
+    images = [picture for picture, _ in runner.task.pictures(dict(inputs=pictures), (), False)]
+    grid = runner.task.backbone.patch_embed.dynamic_feat_size(tuple(pictures.shape[-2:]))
+    plot_features(np.stack(images), shown, grid, out / "features.png")
+    say(f"pictures: {out / 'features.png'}")
     return rows
 
 
@@ -98,6 +108,22 @@ def render_row(row: dict) -> str:
     numbers = [f"{key} {row[key]:.2f}" for key in row if key not in ("stage", "seconds") and row[key] is not None]
     took = f" in {row['seconds']:.0f} s" if row["seconds"] else ""
     return f"{row['stage']}{took}: {', '.join(numbers)} percent"
+
+
+def _pictures(runner: VisionRunner) -> Tensor:
+    """The first images of the test that can be read, as the model gets them."""
+    data: Any = runner.test_dataloader.dataset
+    batch = collate_images([data[i] for i in range(min(SHOWN, len(data)))])
+    if not len(batch["inputs"]):
+        raise InputError(f"data: the first {SHOWN} images of the test cannot be read: {'; '.join(batch['errors'][:2])}")
+    task: Any = runner.task
+    return task.data_preprocessor(batch)["inputs"].to(next(task.backbone.parameters()).device)
+
+
+@torch.no_grad()
+def _patches(model: Any, images: Tensor) -> Tensor:
+    """The final patches [B, N, C]."""
+    return model.eval().forward_features(images)[:, model.num_prefix_tokens :].float().cpu()
 
 
 def _config(

@@ -162,6 +162,7 @@ def test_the_tool_goes_through_the_stages(load_tool, photographs, weights, own_f
     assert rows[1]["cosine"] < rows[2]["cosine"] < rows[3]["cosine"] <= 100
     assert all(0 <= row[key] <= 100 for row in rows for key in ("knn_patches", "probe_patches", "knn_prefix"))
     assert "features in" in capsys.readouterr().out
+    assert (tmp_path / "out" / "features.png").stat().st_size > 10_000
     modified = (tmp_path / "out" / "features" / "last.pth").stat().st_mtime_ns
     again = load_tool("linearize.py")(*arguments)["rows"]
     assert (tmp_path / "out" / "features" / "last.pth").stat().st_mtime_ns == modified
