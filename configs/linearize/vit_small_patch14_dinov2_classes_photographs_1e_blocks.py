@@ -24,6 +24,6 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-2, by_epoch=True, end=0.05, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min_ratio=1e-2, by_epoch=True, begin=0.05, end=1, convert_to_iter_based=True),
+    dict(type="LinearLR", start_factor=1e-2, by_epoch=False, end=10),  # in steps: an epoch of a small folder has few
+    dict(type="CosineAnnealingLR", eta_min_ratio=1e-2, by_epoch=True, end=epochs, convert_to_iter_based=True),
 ]

@@ -1,4 +1,4 @@
-"""How good features are: near their teacher's, and for telling classes apart."""
+"""How well classes are told apart by features."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 NEIGHBOURS = 20  # as DINO has it (arXiv 2104.14294)
 
@@ -31,20 +30,6 @@ def pooled(model: Any, batches: Iterable[Tensor]) -> dict[str, np.ndarray]:
         if before:
             found["prefix"].append(tokens[:, 0])
     return {name: torch.cat(parts).numpy() for name, parts in found.items() if parts}
-
-
-@torch.no_grad()
-def likeness(model: Any, teacher: Any, batches: Iterable[Tensor]) -> dict[str, float]:
-    """Mean cosine between the final tokens of a model and of its teacher, in percent: `patches`, and `prefix`."""
-    found: dict[str, list[Tensor]] = {"patches": [], "prefix": []}
-    before = model.num_prefix_tokens
-    for images in batches:
-        ours, theirs = (one.forward_features(images).float() for one in (model, teacher))
-        cosine = F.cosine_similarity(ours, theirs, dim=-1).cpu()
-        found["patches"].append(cosine[:, before:].mean(1))
-        if before:
-            found["prefix"].append(cosine[:, :before].mean(1))
-    return {name: 100 * torch.cat(parts).double().mean().item() for name, parts in found.items() if parts}
 
 
 def knn(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from metala_vision.layers.mixers import ZeroS
 from metala_vision.layers.mixers.inline import LocalResidual, injective_attention
 
+from .masks import refuse_mask
+
 
 class InLineAttention(nn.Module):
     """InLine attention over the class token and the patches of a DeiT (arXiv 2412.06590).
@@ -57,7 +59,7 @@ class InLineAttention(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """[B, 1 + N, C] -> [B, 1 + N, C]; there is no mask of tokens."""
-        _refuse_mask(attn_mask, is_causal)
+        refuse_mask(attn_mask, is_causal)
         rows, cols = self.grid
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         o = injective_attention(q, k, v, 1.0 + rows * cols).flatten(2)
@@ -92,7 +94,7 @@ class ZeroSAttention(ZeroS):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:  # type: ignore[override]
         """[B, 1 + N, C] -> [B, 1 + N, C]; there is no mask of tokens."""
-        _refuse_mask(attn_mask, is_causal)
+        refuse_mask(attn_mask, is_causal)
         return self.mix(x, (1, 1 + self.grid[0] * self.grid[1]))
 
 
@@ -135,14 +137,6 @@ def _refuse(others: dict[str, Any]) -> None:
     asked = {key: value for key, value in others.items() if value and key not in ("norm_layer", "depth")}
     if asked:
         raise ValueError(f"{', '.join(asked)}: got {asked}, which this attention does not have")
-
-
-def _refuse_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
-    asked = attn_mask is not None or is_causal
-    if not torch.jit.is_scripting():
-        asked = isinstance(attn_mask, Tensor) or is_causal is True  # and no symbol of FX for what may be asked
-    if asked:
-        raise ValueError("attn_mask, is_causal: got one, expected none: a linear attention has no mask of tokens")
 
 
 def _create(variant: str, pretrained: bool, attn_layer: type[nn.Module], **arguments: Any) -> LinearDeiT:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metala_vision.layers.decay import DECAY_SCALES
 from metala_vision.layers.linearized import FORMS, LinearizedAttention, LinearizedBlock
 
+from .masks import refuse_mask
 from .nominal_grid import HasNominalGrid
 from .scans import orders_of_blocks
 
@@ -137,7 +138,7 @@ class LinearizedViT(HasNominalGrid, VisionTransformer):
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Image [B, in_chans, height, width] -> normalised tokens [B, P + N, C]; there is no mask of tokens."""
-        _refuse_mask(attn_mask, is_causal)
+        refuse_mask(attn_mask, is_causal)
         x, grid = self._embed(x)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -162,7 +163,7 @@ class LinearizedViT(HasNominalGrid, VisionTransformer):
         """Outputs of intermediate blocks, as those of timm's VisionTransformer; there is no mask of tokens."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt: got {output_fmt!r}, expected 'NCHW' or 'NLC'")
-        _refuse_mask(attn_mask, is_causal)
+        refuse_mask(attn_mask, is_causal)
         take, last = feature_take_indices(len(self.blocks), indices)
         x, grid = self._embed(x)
         blocks = self.blocks if torch.jit.is_scripting() or not stop_early else self.blocks[: last + 1]
@@ -189,14 +190,6 @@ class LinearizedViT(HasNominalGrid, VisionTransformer):
         if return_prefix_tokens and self.num_prefix_tokens:
             pairs = list(zip(found, prefix))
         return pairs if intermediates_only else (self.norm(x), pairs)
-
-
-def _refuse_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
-    asked = attn_mask is not None or is_causal
-    if not torch.jit.is_scripting():
-        asked = isinstance(attn_mask, Tensor) or is_causal is True  # and no symbol of FX for what may be asked
-    if asked:
-        raise ValueError("attn_mask, is_causal: got one, expected none: a linear attention has no mask of tokens")
 
 
 # Of a teacher's pretrained_cfg: what its images are like, and the names of its first and last layer.

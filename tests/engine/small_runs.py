@@ -1,5 +1,6 @@
 """The small digits run of the engine's tests, and how two checkpoints are compared."""
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -63,3 +64,22 @@ def prepare(config) -> VisionRunner:
     runner = VisionRunner.from_cfg(config)
     runner.prepare()
     return runner
+
+
+def train_one_epoch(config) -> None:
+    """Begins a run, and ends it before its second epoch, as a kill would."""
+    runner = prepare(config)
+    run_epoch = runner.train_loop.run_epoch
+
+    class Stop(Exception):
+        pass
+
+    def until_second_epoch():
+        if runner.epoch == 1:
+            raise Stop
+        run_epoch()
+
+    runner.train_loop.run_epoch = until_second_epoch
+    with contextlib.suppress(Stop):
+        runner.train()
+    assert runner.epoch == 1

@@ -81,10 +81,10 @@ def test_distillation(batch, teacher, kind):
         distilled = 4 * (p * (p.log() - (logits / 2).log_softmax(1))).sum(1).mean()
     torch.testing.assert_close(loss, 0.7 * F.cross_entropy(logits, labels) + 0.3 * distilled, rtol=1e-4, atol=1e-5)
     assert not any("teacher" in key for key in model.state_dict())
-    former = copy.deepcopy(model.distillation.teacher.state_dict())
+    former = copy.deepcopy(model.distillation.teacher.model.state_dict())
     loss.backward()
-    assert all(p.grad is None for p in model.distillation.teacher.parameters())
-    assert all(torch.equal(former[k], v) for k, v in model.distillation.teacher.state_dict().items())
+    assert all(p.grad is None for p in model.distillation.teacher.model.parameters())
+    assert all(torch.equal(former[k], v) for k, v in model.distillation.teacher.model.state_dict().items())
 
 
 def test_teacher_gets_images_as_timm_says(tmp_path):
@@ -94,9 +94,9 @@ def test_teacher_gets_images_as_timm_says(tmp_path):
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     distillation = Distillation(teacher, 10, mean, std, img_size=160)
     seen = []
-    distillation.teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    distillation.teacher.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     pixels = torch.rand(1, 3, 160, 160)
-    theirs = distillation.teacher.pretrained_cfg
+    theirs = distillation.teacher.model.pretrained_cfg
     tensors = [torch.tensor(values).view(-1, 1, 1) for values in (mean, std, theirs["mean"], theirs["std"])]
     distillation.teach((pixels - tensors[0]) / tensors[1])
     torch.testing.assert_close(seen[0], (pixels - tensors[2]) / tensors[3])

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from sinks import check_sinks
-from small_runs import ROOT, assert_same_checkpoint
+from small_runs import ROOT, assert_same_checkpoint, train_one_epoch
 
 from metala_vision.engine import (
     AnswerMetric,
@@ -89,21 +89,7 @@ def test_recall_is_learned(config_of):
 @pytest.mark.long
 def test_a_resumed_run_is_the_same(config_of, tmp_path):
     VisionRunner.from_cfg(config_of(work_dir=str(tmp_path / "straight"))).train_and_test()
-    halted = VisionRunner.from_cfg(config_of())
-    halted.prepare()
-    run_epoch = halted.train_loop.run_epoch
-
-    class Stop(Exception):
-        pass
-
-    def until_second_epoch():
-        if halted.epoch == 1:
-            raise Stop
-        run_epoch()
-
-    halted.train_loop.run_epoch = until_second_epoch
-    with pytest.raises(Stop):
-        halted.train()
+    train_one_epoch(config_of())
     resumed = VisionRunner.from_cfg(config_of(resume="auto"))
     resumed.train_and_test()
     assert_same_checkpoint(tmp_path / "straight" / "last.pth", tmp_path / "run" / "last.pth")

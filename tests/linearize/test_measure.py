@@ -1,11 +1,11 @@
-"""Likeness, neighbours and probe on features whose answers are known."""
+"""Neighbours and probe on features whose answers are known."""
 
 import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from metala_vision.linearize.measure import knn, likeness, linear_probe, pooled
+from metala_vision.linearize.measure import knn, linear_probe, pooled
 
 
 def model_of(**options) -> VisionTransformer:
@@ -22,15 +22,6 @@ def test_pooled_features_are_those_of_the_model():
     assert np.allclose(found["prefix"], tokens[:, 0].numpy(), atol=1e-6)
     assert np.allclose(found["patches"], tokens[:, 3:].mean(1).numpy(), atol=1e-6)
     assert set(pooled(model_of(class_token=False, global_pool="avg"), x.split(2))) == {"patches"}
-
-
-def test_likeness():
-    model, x = model_of(), torch.randn(3, 3, 16, 16)
-    assert likeness(model, model, [x]) == pytest.approx({"patches": 100.0, "prefix": 100.0})
-    other = model_of()
-    with torch.no_grad():
-        other.norm.weight.neg_()
-    assert likeness(model, other, [x]) == pytest.approx({"patches": -100.0, "prefix": -100.0})
 
 
 @pytest.mark.parametrize("score", [knn, linear_probe])

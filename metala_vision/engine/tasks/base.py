@@ -186,6 +186,17 @@ def place(dataset: Any) -> str:
     return f"{type(dataset).__name__} ({dataset.split})"
 
 
+def seen_by(transform: Any, image: Tensor, mean: Sequence[float], std: Sequence[float]) -> dict:
+    """`TaskModel.preprocessing` of images [channels, height, width] that a transform has made for a test."""
+    return dict(
+        input_size=list(image.shape),
+        crop_pct=getattr(transform, "crop_ratio", None),
+        interpolation=getattr(transform, "interpolation", None),
+        mean=mean,
+        std=std,
+    )
+
+
 def _grid(trunk: TimmModel, size: tuple[int, int]) -> list[int] | None:
     """Rows and columns of the last map of an image."""
     info = getattr(trunk, "feature_info", None)

@@ -14,7 +14,7 @@ from metala_vision.data import LabelledImages
 from metala_vision.errors import InputError
 
 from .backbone import TimmModel, create_backbone, heads_of, start_heads
-from .base import TaskModel, check_classes, first_sample, place
+from .base import TaskModel, check_classes, first_sample, place, seen_by
 from .distillation import Distillation
 from .mixing import BatchMixup
 
@@ -127,14 +127,7 @@ class ImageClassifier(TaskModel):
 
     def preprocessing(self, evaluation: LabelledImages, image: Tensor) -> dict:
         """As the transform of a test and the preprocessor have it."""
-        transform = evaluation.transform
-        return dict(
-            input_size=list(image.shape),
-            crop_pct=getattr(transform, "crop_ratio", None),
-            interpolation=getattr(transform, "interpolation", None),
-            mean=self.mean,
-            std=self.std,
-        )
+        return seen_by(evaluation.transform, image, self.mean, self.std)
 
     def start(self, classes: Sequence[str] | None) -> None:
         """Puts the rows of a checkpoint's head, and the logits of a teacher, into the order of the data's classes."""

@@ -14,6 +14,7 @@ from metala_vision.description import description_in, match_classes
 from metala_vision.errors import InputError
 
 from .backbone import TimmModel, create_backbone
+from .frozen import Frozen
 
 KINDS = ("hard", "soft")
 
@@ -61,8 +62,8 @@ class Distillation:
         self.kind, self.weight, self.temperature, self.img_size = kind, weight, temperature, img_size
         self.checkpoint = teacher.get("checkpoint_path")
         self.order: list[int] | None = None
-        self.teacher = _create(teacher, num_classes).eval().requires_grad_(False)
-        cfg = self.teacher.pretrained_cfg
+        self.teacher = Frozen(_create(teacher, num_classes))
+        cfg = self.teacher.model.pretrained_cfg
         fits = len(cfg.get("mean") or ()) == len(mean)
         teacher_mean = teacher_mean or (cfg["mean"] if fits else mean)
         teacher_std = teacher_std or (cfg["std"] if fits else std)
@@ -94,12 +95,10 @@ class Distillation:
     def teach(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] as the model gets them -> the teacher's logits [B, classes]."""
         device = images.device
-        if next(self.teacher.parameters()).device != device:
-            self.teacher.to(device)
         images = images * self.scale.to(device) + self.shift.to(device)
         if self.img_size is not None and images.shape[-2:] != (self.img_size, self.img_size):
             images = F.interpolate(images, (self.img_size, self.img_size), mode="bicubic", antialias=True)
-        logits = self.teacher(images).float()
+        logits = self.teacher.to(device)(images).float()
         return logits if self.order is None else logits[:, self.order]
 
     def loss(self, images: Tensor, logits: Tensor, base: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from metala_vision.linearize import calibrate
 from metala_vision.models.linearized_vit import LinearizedViT
 
 from .backbone import TimmModel, create_backbone
-from .base import START, TaskModel, first_sample, place
+from .base import START, TaskModel, first_sample, place, seen_by
 from .classifier import ImagePreprocessor
 from .frozen import Frozen
 
@@ -138,14 +138,7 @@ class Linearization(TaskModel):
 
     def preprocessing(self, evaluation: LabelledImages, image: Tensor) -> dict:
         """As the transform of a test and the preprocessor have it."""
-        transform = evaluation.transform
-        return dict(
-            input_size=list(image.shape),
-            crop_pct=getattr(transform, "crop_ratio", None),
-            interpolation=getattr(transform, "interpolation", None),
-            mean=self.mean,
-            std=self.std,
-        )
+        return seen_by(evaluation.transform, image, self.mean, self.std)
 
     def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
         """The images as the models get them."""
