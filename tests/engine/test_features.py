@@ -110,7 +110,7 @@ def test_pretrained_teacher_keeps_its_classifier(tmp_path):
     torch.save(expert.state_dict(), tmp_path / "t.pth")
     overlay = dict(file=str(tmp_path / "t.pth"), num_classes=10)
     arguments = dict(model_name="test_vit", pretrained=True, pretrained_cfg_overlay=overlay)
-    teacher = Distillation(arguments, 10, (0.5,) * 3, (0.5,) * 3).teacher
+    teacher = Distillation(arguments, 10, (0.5,) * 3, (0.5,) * 3).teacher.model
     assert torch.equal(teacher.head.weight, expert.head.weight)
     with pytest.raises(InputError, match="the teacher was trained on 10 classes, the model has 7"):
         Distillation(arguments, 7, (0.5,) * 3, (0.5,) * 3)

@@ -15,7 +15,8 @@ from metala_vision.engine.publishing import publish
 from metala_vision.errors import InputError
 
 CONFIG = ROOT / "configs/linearize/vit_small_patch14_dinov2_classes_photographs_1e_blocks.py"
-MODEL = dict(embed_dim=48, depth=2, num_heads=3, img_size=32, patch_size=8, num_classes=0)
+# Trained at another size than that of the images, as DINOv2's models are
+MODEL = dict(embed_dim=48, depth=2, num_heads=3, img_size=64, patch_size=8, num_classes=0)
 SMALL = {
     **{f"{split}_dataloader.num_workers": 0 for split in ("train", "val", "test")},
     **{f"{split}_dataloader.persistent_workers": False for split in ("train", "val", "test")},

@@ -83,7 +83,9 @@ class Linearization(TaskModel):
         own = ("model_name", "teacher", "mixer", "keep_softmax", "states", "scan", "decay_scale", "drop_path_rate")
         shared = {key: value for key, value in backbone.items() if key not in (*own, *START)}
         name = backbone.get("teacher", "vit_small_patch16_224")
-        arguments = {"model_name": name, "num_classes": self.backbone.num_classes, **shared, **teacher}
+        # Of any size, as the linear model: DINOv2's ViTs are of 518 pixels, and are used at all sizes.
+        sizes = {"dynamic_img_size": True, "dynamic_img_pad": True}
+        arguments = {"model_name": name, "num_classes": self.backbone.num_classes, **shared, **sizes, **teacher}
         self.teacher = Frozen(create_backbone(arguments, setting="model.teacher"))
         if init_from is None:
             self.backbone.load_state_dict(self.teacher.model.state_dict(), strict=False)
