@@ -33,6 +33,7 @@ def test_sizes_and_gradients(kind, name):
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SEGMENTERS)
 def test_it_overfits_one_image(kind):
     """Catches maps in the wrong order or place: halves of an image could not be told apart at their border."""

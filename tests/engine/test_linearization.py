@@ -75,6 +75,7 @@ def config_of(tmp_path, request, photographs, weights):
     return make
 
 
+@pytest.mark.long
 def test_both_stages_bring_the_features_near(config_of, tmp_path, weights):
     """Each ends nearer than it began; the second begins where the first ended; the file is timm's as it is."""
     model = Linearization(**{k: v for k, v in config_of().model.items() if k != "type"})

@@ -97,6 +97,7 @@ def test_equals_reference(case, backend, dtype):
     assert_close(run(inputs, grad_out, dtype, backend=backend, **kwargs), out, gradients, dtype)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gate", GATES)
 def test_float32_at_4096_tokens_and_full_width(gate, backend):
@@ -108,6 +109,7 @@ def test_float32_at_4096_tokens_and_full_width(gate, backend):
     assert_close(run(inputs, grad_out, torch.float32, backend=backend, **kwargs), out, gradients, torch.float32)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("grid", "with_k"), [((7, 9), False), ((15, 17), True)], ids=["7x9-derived", "15x17-k"])
 @pytest.mark.parametrize("gate", GATES)

@@ -149,6 +149,7 @@ def test_inference_mode_and_no_grad(backend):
     assert torch.equal(out, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [1.0, 1e3], ids=["q~1", "q~1000"])
 @pytest.mark.parametrize("gate", ["tau1", "tau16", "floor", "mixed"])

@@ -140,6 +140,7 @@ def test_float32(name, causal, initial):
         assert (one - other).norm() <= FLOAT32 * max(other.norm().item(), floor * scale), key
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize(("name", "causal"), CASES)
 def test_half_precision(name, causal, dtype):

@@ -15,6 +15,7 @@ from metala_vision.layers.mixers import GLA, Softmax
 OTHERS = sorted(set(MIXERS) - {"metala"})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_training_and_inference(name):
     """One arithmetic in training, inference, TorchScript and a compiler, and every parameter learns from the start."""

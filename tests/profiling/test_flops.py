@@ -47,6 +47,7 @@ def test_three_counts_agree(name, size):
     assert next(module for module in cost.modules if not module.name).macs == cost.macs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -109,6 +110,7 @@ def test_chunkwise_form():
         fvcore_handles("parallel")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mvitv2_tiny", "vit_base_r50_s16_224", "vit_small_patch16_18x2_224", "convnext_atto"])
 def test_other_models_of_timm(name):
     """Catches an einsum counted in rounded numbers, and a formula for what it was not derived for."""
