@@ -116,7 +116,7 @@ def test_pretrained_teacher_keeps_its_classifier(tmp_path):
         Distillation(arguments, 7, (0.5,) * 3, (0.5,) * 3)
     del arguments["pretrained_cfg_overlay"]
     whole = dict(file=str(tmp_path / "t.pth"), num_classes=10, classifier="head", first_conv="patch_embed.proj")
-    teacher = Distillation({**arguments, "pretrained_cfg": whole}, 10, (0.5,) * 3, (0.5,) * 3).teacher
+    teacher = Distillation({**arguments, "pretrained_cfg": whole}, 10, (0.5,) * 3, (0.5,) * 3).teacher.model
     assert torch.equal(teacher.head.weight, expert.head.weight)
     with pytest.raises(InputError, match="the teacher was trained on 10 classes, the model has 1000"):
         Distillation({**arguments, "pretrained_cfg": whole}, 1000, (0.5,) * 3, (0.5,) * 3)
