@@ -55,8 +55,8 @@ def create_backbone(arguments: dict, init_from: str | None = None, setting: str 
             f"{setting}.checkpoint_path: no file {path}; give another checkpoint of {name}, or {WITHOUT[setting]}"
         )
     if path and not str(path).endswith((".npz", ".npy")):  # timm's own form of JAX weights
-        _read(path, f"{setting}.checkpoint_path")
-    weights = {} if init_from is None else _read(init_from, "model.init_from")
+        read_weights(path, f"{setting}.checkpoint_path")
+    weights = {} if init_from is None else read_weights(init_from, "model.init_from")
     try:
         if init_from is None:
             return timm.create_model(name, **arguments)
@@ -80,8 +80,12 @@ def _shortened(text: str, most: int = 8) -> str:
     return "\n".join(lines[:most] + more)
 
 
-def _read(path: str, setting: str) -> dict:
-    """The weights in a checkpoint."""
+def read_weights(path: str, setting: str) -> dict:
+    """The weights in a checkpoint, the average where it has one; `setting` is what named it, for messages.
+
+    Raises:
+        InputError: no such file, or none that can be read.
+    """
     try:
         return load_state_dict(path, weights_only=True)
     except OSError as error:

@@ -15,8 +15,9 @@ from metala_vision.errors import InputError
 
 from .backbone import TimmModel, create_backbone, heads_of, start_heads
 from .base import TaskModel, check_classes, first_sample, place, seen_by
-from .distillation import Distillation
+from .distillation import KINDS, Distillation
 from .mixing import BatchMixup
+from .token_distillation import TokenDistillation, tokens_and_logits
 
 
 @MODELS.register_module()
@@ -50,7 +51,8 @@ class ImageClassifier(TaskModel):
         std: of the same.
         label_smoothing: share of the target spread over all classes.
         mixup: arguments of `timm.data.Mixup`, such as dict(mixup_alpha=0.8, cutmix_alpha=1.0); None for none.
-        distillation: arguments of `Distillation`, such as dict(teacher=dict(model_name=...), kind="hard").
+        distillation: arguments of `Distillation`, such as dict(teacher=dict(model_name=...), kind="hard"), or of
+            `TokenDistillation` with kind="tokens".
         init_from: checkpoint to start from, see `create_backbone`.
         train_only_head: a linear probe: everything but the classifier is frozen, and runs as in evaluation.
         grad_checkpointing: recompute activations in the backward pass, for less memory.
@@ -105,8 +107,10 @@ class ImageClassifier(TaskModel):
                 head.requires_grad_(True)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone.to(memory_format=self.memory_format)
+        self.tokens_and_logits = tokens_and_logits
         if compile:
             self.backbone.compile()
+            self.tokens_and_logits = torch.compile(tokens_and_logits)
 
     @property
     def trunk(self) -> TimmModel:
@@ -124,6 +128,8 @@ class ImageClassifier(TaskModel):
                 raise InputError(
                     f"model: in_chans is {in_chans}, but the images of {where} have {image.shape[0]} channels"
                 )
+        if isinstance(self.distillation, TokenDistillation):
+            self.distillation.check(first_sample(datasets[0], place(datasets[0]))["image"])
 
     def preprocessing(self, evaluation: LabelledImages, image: Tensor) -> dict:
         """As the transform of a test and the preprocessor have it."""
@@ -133,7 +139,7 @@ class ImageClassifier(TaskModel):
         """Puts the rows of a checkpoint's head, and the logits of a teacher, into the order of the data's classes."""
         if self.started_from:
             start_heads(self.backbone, self.started_from, classes)
-        if self.distillation is not None:
+        if isinstance(self.distillation, Distillation):
             self.distillation.take_classes(classes)
 
     def pictures(self, batch: dict, classes: Sequence[str], training: bool) -> list[tuple[np.ndarray, str]]:
@@ -207,13 +213,25 @@ class ImageClassifier(TaskModel):
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
             smoothing = 0.0
-        logits = self.backbone(images.contiguous(memory_format=self.memory_format)).float()
+        prepared = images.contiguous(memory_format=self.memory_format)
+        if isinstance(self.distillation, TokenDistillation):
+            tokens, logits = self.tokens_and_logits(self.backbone, prepared)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+            return self.distillation.loss(images, tokens, loss)
+        logits = self.backbone(prepared).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         return loss if self.distillation is None else self.distillation.loss(images, logits, loss)
 
 
-def _distillation(options: dict, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Distillation:
+def _distillation(
+    options: dict, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Distillation | TokenDistillation:
+    kind = options.get("kind", "hard")
+    if kind not in (*KINDS, "tokens"):
+        raise InputError(f"model.distillation: kind is {kind!r}, expected one of {(*KINDS, 'tokens')}")
     try:
+        if kind == "tokens":
+            return TokenDistillation(**{k: v for k, v in options.items() if k != "kind"}, mean=mean, std=std)
         return Distillation(**options, num_classes=num_classes, mean=mean, std=std)
     except TypeError as error:
         raise InputError(f"model.distillation: {error}") from error

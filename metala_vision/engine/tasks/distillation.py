@@ -14,7 +14,7 @@ from metala_vision.description import description_in, match_classes
 from metala_vision.errors import InputError
 
 from .backbone import TimmModel, create_backbone
-from .frozen import Frozen
+from .frozen import AsTaught, Frozen
 
 KINDS = ("hard", "soft")
 
@@ -27,10 +27,9 @@ class Distillation:
         kind: "hard", cross-entropy with the teacher's decision, or "soft", divergence from its distribution.
         weight: share of the distillation in the loss, in (0, 1].
         temperature: of both distributions in soft distillation.
-        img_size: side that images are resized to for the teacher; None leaves them.
-        teacher_mean: mean of the channels of the images that the teacher was trained with. None is timm's value for
-            this teacher, or the model's own where timm's has another number of channels.
-        teacher_std: their standard deviation, likewise.
+        img_size: of the teacher's images, see `AsTaught`.
+        teacher_mean: of the same.
+        teacher_std: of the same.
 
     Raises:
         InputError: an unknown kind, a number out of range, a teacher without weights or of other classes.
@@ -59,21 +58,12 @@ class Distillation:
             raise InputError(f"model.distillation: teacher is {teacher!r}, expected a dict with model_name")
         if not teacher.get("pretrained") and not teacher.get("checkpoint_path"):
             raise InputError("model.distillation: the teacher has no weights; set its pretrained or checkpoint_path")
-        self.kind, self.weight, self.temperature, self.img_size = kind, weight, temperature, img_size
+        self.kind, self.weight, self.temperature = kind, weight, temperature
         self.checkpoint = teacher.get("checkpoint_path")
         self.order: list[int] | None = None
         self.teacher = Frozen(_create(teacher, num_classes))
         cfg = self.teacher.model.pretrained_cfg
-        fits = len(cfg.get("mean") or ()) == len(mean)
-        teacher_mean = teacher_mean or (cfg["mean"] if fits else mean)
-        teacher_std = teacher_std or (cfg["std"] if fits else std)
-        ours, theirs = (
-            [torch.tensor(values).view(-1, 1, 1) for values in pair]
-            for pair in ((mean, std), (teacher_mean, teacher_std))
-        )
-        # From images as the model gets them to images as the teacher knows them.
-        self.scale = ours[1] / theirs[1]
-        self.shift = (ours[0] - theirs[0]) / theirs[1]
+        self.as_taught = AsTaught(cfg, mean, std, img_size, teacher_mean, teacher_std)
 
     def take_classes(self, classes: Sequence[str] | None) -> None:
         """Puts the teacher's classes in the order of the data's, by name.
@@ -94,11 +84,7 @@ class Distillation:
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] as the model gets them -> the teacher's logits [B, classes]."""
-        device = images.device
-        images = images * self.scale.to(device) + self.shift.to(device)
-        if self.img_size is not None and images.shape[-2:] != (self.img_size, self.img_size):
-            images = F.interpolate(images, (self.img_size, self.img_size), mode="bicubic", antialias=True)
-        logits = self.teacher.to(device)(images).float()
+        logits = self.teacher.to(images.device)(self.as_taught(images)).float()
         return logits if self.order is None else logits[:, self.order]
 
     def loss(self, images: Tensor, logits: Tensor, base: Tensor) -> Tensor:

@@ -1,6 +1,10 @@
 """A model beside the one that is trained."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from .backbone import TimmModel
 
@@ -16,3 +20,44 @@ class Frozen:
         if next(self.model.parameters()).device != device:
             self.model.to(device)
         return self.model
+
+
+class AsTaught:
+    """Turns images as the model gets them into images as a teacher knows them.
+
+    Args:
+        cfg: the teacher's pretrained_cfg.
+        mean: of the channels of the model's images in [0, 1].
+        std: their standard deviation.
+        img_size: side that images are resized to for the teacher; None leaves them.
+        teacher_mean: mean of the channels of the images that the teacher was trained with. None is what `cfg` says, or
+            the model's own where that has another number of channels.
+        teacher_std: their standard deviation, likewise.
+    """
+
+    def __init__(
+        self,
+        cfg: dict,
+        mean: Sequence[float],
+        std: Sequence[float],
+        img_size: int | None = None,
+        teacher_mean: Sequence[float] | None = None,
+        teacher_std: Sequence[float] | None = None,
+    ):
+        self.img_size = img_size
+        fits = len(cfg.get("mean") or ()) == len(mean)
+        teacher_mean = teacher_mean or (cfg["mean"] if fits else mean)
+        teacher_std = teacher_std or (cfg["std"] if fits else std)
+        ours, theirs = (
+            [torch.tensor(values).view(-1, 1, 1) for values in pair]
+            for pair in ((mean, std), (teacher_mean, teacher_std))
+        )
+        self.scale = ours[1] / theirs[1]
+        self.shift = (ours[0] - theirs[0]) / theirs[1]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same images with the teacher's normalisation, and of its size."""
+        images = images * self.scale.to(images.device) + self.shift.to(images.device)
+        if self.img_size is not None and images.shape[-2:] != (self.img_size, self.img_size):
+            images = F.interpolate(images, (self.img_size, self.img_size), mode="bicubic", antialias=True)
+        return images
