@@ -71,7 +71,7 @@ class EvalTransform(Albumentations):
         height, width = _sides(img_size)
         if not 0 < crop_ratio <= 1:
             raise InputError(f"crop_ratio: got {crop_ratio!r}, expected a number in (0, 1]")
-        self.crop_ratio, self.interpolation = crop_ratio, interpolation
+        self.img_size, self.crop_ratio, self.interpolation = img_size, crop_ratio, interpolation
         box = tuple(max(side, round(side / crop_ratio)) for side in (height, width))
         super().__init__(
             [

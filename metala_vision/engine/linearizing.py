@@ -1,7 +1,7 @@
 """A pretrained ViT made linear in stages, with what each has brought: what tools/linearize.py calls."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,97 +10,156 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from metala_vision.data import EvalTransform, ImageFolder, collate_images, stratified_subset
+from metala_vision.data import collate_images
+from metala_vision.description import description_in, plain
 from metala_vision.errors import InputError
 from metala_vision.files import write_json
-from metala_vision.linearize.measure import knn, linear_probe, pooled
 
+from .labelled import Labelled
 from .metrics.feature_plots import plot_features
+from .metrics.size_plots import plot_accuracy_against_time
 from .run.checkpoint import LAST
 from .run.config import load_config
-from .run.options import apply_train_options, set_data_root
+from .run.options import apply_train_options, set_data_root, set_num_classes
 from .run.runner import VisionRunner
-from .tasks.linearization import STAGES, Linearization
+from .tasks.linearization import STAGES
+from .teacher_and_model import compare_features, compare_times, merged
 
 START = "start"  # what stands where no stage has been trained
-PER_CLASS = 50  # labelled images that neighbours and probe learn from, of each class
-TESTED = 1000  # and are tested on, at most
+CALIBRATED = "calibrated.pth"
+TASK = "task"  # a third stage, by labels
+LENGTHS = {"blocks": 1, "features": 1, TASK: 5}  # epochs
+RATES = {"blocks": 1e-3, "features": 1e-4, TASK: 1e-4}
 SHOWN = 6  # pictures whose features are drawn
 
 
 def linearize_in_stages(
-    config: str,
+    configs: tuple[str, str],
     options: dict[str, Any],
     data_root: str,
     out: str | Path,
     stages: Sequence[str] = STAGES,
-    epochs: Sequence[int] = (1, 1),
-    rates: Sequence[float] = (1e-3, 1e-4),
+    epochs: Sequence[int] | None = None,
+    rates: Sequence[float] | None = None,
     labels: str | None = None,
+    sizes: Sequence[int] = (),
+    timed: Sequence[int] = (),
     device: str = "auto",
     seed: int | None = None,
     say: Callable[[str], None] = print,
-) -> list[dict]:
+) -> dict:
     """Calibrates, then trains stage after stage, each from the weights of the one before it.
 
     Args:
-        config: one of configs/linearize/.
-        options: overrides of it, such as {"model.backbone.teacher": "vit_small_patch16_224"}.
+        configs: one of configs/linearize/ for the stages without labels, and one for the stage with them.
+        options: overrides of them, such as {"model.backbone.teacher": "vit_small_patch16_224"}.
         data_root: a folder of images, at any depth.
         out: a folder; each stage has its run in a folder of its name there. Stages that have ended are not run again.
-        stages: out of "blocks" and "features", in their order.
-        epochs: of each stage.
-        rates: learning rate of each stage.
-        labels: a folder with a subfolder per class, for neighbours and a linear probe on features; None for neither.
+        stages: out of "blocks", "features" and "task", in their order.
+        epochs: of each stage; None is `LENGTHS`.
+        rates: learning rate of each stage; None is `RATES`.
+        labels: a folder with a subfolder per class, for neighbours and a linear probe on features, and for the stage
+            "task"; None for neither.
+        sizes: sides of images at which a linear probe tells what the features of teacher and model are worth.
+        timed: sides at which the time of an image is measured, beside those.
         device: as for tools/train.py.
         seed: as for tools/train.py.
         say: is told what is going on.
 
     Returns:
-        A row for the start and for each stage: `stage`, `seconds` of its training, `cosine` and `prefix_cosine`, and
-        with `labels` `knn_...` and `probe_...` of mean patches and of the token before them; the teacher's likewise in
-        a row of its own. Also in `out/stages.json`, as far as it has come; `out/features.png` shows the features.
+        `stages`, a row for the start and for each stage: `stage`, `seconds` of its training, `cosine` and
+        `prefix_cosine`, or `top1` of the stage "task", and with `labels` the scores of `Labelled`, the teacher's
+        likewise in a row of its own; and `sizes`, the rows of `teacher_and_model`. Also in `out/stages.json`, as far as
+        it has come; `out/features.png` shows the features, `out/accuracy_and_time.png` the probe over the time.
 
     Raises:
         InputError: what does not fit, before anything is trained.
     """
-    if not (len(stages) == len(epochs) == len(rates)) or list(stages) != [s for s in STAGES if s in stages]:
+    lengths, steps = _for_each("--epochs", stages, epochs, LENGTHS), _for_each("--lr", stages, rates, RATES)
+    if (TASK in stages or sizes) and labels is None:
         raise InputError(
-            f"--stages: got {' '.join(stages)} with {len(epochs)} --epochs and {len(rates)} --lr, expected some of "
-            f"{' '.join(STAGES)} in this order, and a number for each"
+            f"--labels: expected a folder of labelled images for {'--sizes' if sizes else '--stages task'}"
         )
-    out, before = Path(out), None
-    rows: list[dict] = []
-    shared: dict[str, Any] = dict(config=config, options=options, data_root=data_root, device=device, seed=seed)
-    runner = VisionRunner.from_cfg(_config(out / START, STAGES[0], None, 1, 1e-3, **shared))
-    runner.prepare()
-    examples = None if labels is None else _Labelled(labels, runner)
-    if examples is not None:
-        taught = runner.task.teacher.to(examples.device)
-        rows.append(dict(stage="teacher", seconds=None, cosine=100.0, prefix_cosine=100.0) | examples.scores(taught))
-    rows.append(dict(stage=START, seconds=0.0) | _scores(runner, examples))
-    for row in rows:
+    out = Path(out)
+    found: dict[str, list] = {"stages": [], "sizes": []}
+    rows = found["stages"]
+    shared: dict[str, Any] = dict(data_root=data_root, device=device, seed=seed)
+    start = _start(out / START, configs[0], options, shared)
+    teacher = start.task.teacher.to(next(start.task.backbone.parameters()).device)
+    examples = None if labels is None else Labelled(labels, start)
+    pictures = _pictures(start)
+    shown = {"teacher": _patches(teacher, pictures), START: _patches(start.task.backbone, pictures)}
+
+    def note(row: dict) -> None:
+        rows.append(row)
         say(render_row(row))
-    write_json(out / "stages.json", rows)
-    pictures = _pictures(runner)
-    shown = {"teacher": _patches(runner.task.teacher.to(pictures.device), pictures)}
-    shown[START] = _patches(runner.task.backbone, pictures)
-    for stage, length, rate in zip(stages, epochs, rates):
-        folder, begun = out / stage, time.perf_counter()
-        runner = VisionRunner.from_cfg(_config(folder, stage, before, length, rate, **shared))
-        result = runner.train_and_test()
-        write_json(folder / "result.json", result)
+        write_json(out / "stages.json", found)
+
+    if examples is not None:
+        note(dict(stage="teacher", seconds=None, cosine=100.0, prefix_cosine=100.0) | examples.scores(teacher))
+    note(dict(stage=START, seconds=0.0) | _scores(start, examples))
+    found["sizes"] = compare_times(teacher, start.task.backbone, [*sizes, *timed])
+    for row in found["sizes"]:
+        if "times_faster" in row:
+            say(f"{row['size']} pixels: {row['milliseconds']:.1f} ms an image, {row['times_faster']:.2f} times as fast")
+    last, before = start, out / START / CALIBRATED
+    for stage, length, rate in zip(stages, lengths, steps):
+        which = dict(shared, options=options, epochs=length, rate=rate, before=str(before))
+        config = _task_config(out / stage, configs[1], examples, **which) if stage == TASK and examples else None
+        last = VisionRunner.from_cfg(config or _config(out / stage, configs[0], stage, **which))
+        begun = time.perf_counter()
+        result = last.train_and_test()
+        write_json(out / stage / "result.json", result)
         seconds = result.get("train_seconds", time.perf_counter() - begun)
-        rows.append(dict(stage=stage, seconds=seconds) | _scores(runner, examples))
-        say(render_row(rows[-1]))
-        write_json(out / "stages.json", rows)
-        shown[stage] = _patches(runner.task.backbone, pictures)
-        before = str(folder / LAST)
-    images = [picture for picture, _ in runner.task.pictures(dict(inputs=pictures), (), False)]
-    grid = runner.task.backbone.patch_embed.dynamic_feat_size(tuple(pictures.shape[-2:]))
+        note(dict(stage=stage, seconds=seconds) | _scores(last, examples))
+        shown[stage] = _patches(last.task.backbone, pictures)
+        before = out / stage / LAST
+    images = [picture for picture, _ in start.task.pictures(dict(inputs=pictures), (), False)]
+    grid = start.task.backbone.patch_embed.dynamic_feat_size(tuple(pictures.shape[-2:]))
     plot_features(np.stack(images), shown, grid, out / "features.png")
-    say(f"pictures: {out / 'features.png'}")
-    return rows
+    drawn = [out / "features.png"]
+    if examples is not None and sizes:
+        side = examples.transform.img_size
+        known = {("teacher", side): rows[0], ("linear", side): rows[-1]}
+        tested = compare_features(teacher, last.task.backbone, sizes, examples, known)
+        found["sizes"] = merged(found["sizes"], tested)
+        plot_accuracy_against_time(found["sizes"], out / "accuracy_and_time.png", score="probe")
+        drawn.append(out / "accuracy_and_time.png")
+    write_json(out / "stages.json", found)
+    say(f"pictures: {', '.join(map(str, drawn))}")
+    return found
+
+
+def _for_each(option: str, stages: Sequence[str], given: Sequence[Any] | None, default: dict[str, Any]) -> list:
+    """A number for each stage."""
+    known = tuple(default)
+    if not stages or list(stages) != [stage for stage in known if stage in stages]:
+        raise InputError(f"--stages: got {' '.join(stages)}, expected some of {' '.join(known)}, in this order")
+    if given is not None and len(given) != len(stages):
+        raise InputError(f"{option}: got {len(given)} numbers for {len(stages)} stages: {' '.join(stages)}")
+    return [default[stage] for stage in stages] if given is None else list(given)
+
+
+def _start(folder: Path, config: str, options: dict[str, Any], shared: dict[str, Any]) -> VisionRunner:
+    """A runner of the model before any training, whose weights are kept in a folder: they are calibrated once.
+
+    Raises:
+        InputError: the folder has those of another model.
+    """
+    file = folder / CALIBRATED
+    known = str(file) if file.is_file() else None
+    made = _config(folder, config, STAGES[0], options, LENGTHS["blocks"], RATES["blocks"], known, **shared)
+    if known:
+        wanted = {key: value for key, value in made.model.backbone.items() if key != "model_name"}
+        if (kept := description_in(file)["model_args"]) != plain(wanted, "model.backbone"):
+            raise InputError(f"--out: {folder.parent} has a model of {kept}, not of {wanted}; give another folder")
+    runner = VisionRunner.from_cfg(made)
+    runner.prepare()
+    if not known:
+        meta = dict(epoch=0, iter=0, step_images=list(runner.step_images()))
+        saved = dict(meta=meta, backend_args=dict(backend="atomic"), save_optimizer=False, save_param_scheduler=False)
+        runner.save_checkpoint(str(folder), CALIBRATED, **saved)
+    return runner
 
 
 def render_row(row: dict) -> str:
@@ -128,82 +187,56 @@ def _patches(model: Any, images: Tensor) -> Tensor:
 
 def _config(
     folder: Path,
+    config: str,
     stage: str,
-    before: str | None,
+    options: dict[str, Any],
     epochs: int,
     rate: float,
-    config: str,
-    options: dict[str, Any],
+    before: str | None,
     data_root: str,
     device: str,
     seed: int | None,
 ) -> Config:
-    made = load_config(
-        config,
-        {
-            **options,
-            "model.stage": stage,
-            "model.init_from": before,
-            "train_cfg.max_epochs": epochs,
-            "param_scheduler.1.end": epochs,
-            "optim_wrapper.optimizer.lr": rate,
-        },
-    )
-    set_data_root(made, data_root)
-    apply_train_options(made, work_dir=str(folder), resume="auto", device=device, seed=seed)
-    made.experiment_name = f"linearize {folder}"  # mmengine keeps one message hub for each name
-    return made
+    """Of a stage without labels; `before` is the checkpoint that it begins with."""
+    made = load_config(config, {**options, "model.stage": stage, "model.init_from": before, **_length(epochs, rate)})
+    return _completed(made, folder, data_root, device, seed)
 
 
-def _scores(runner: VisionRunner, examples: "_Labelled | None") -> dict[str, float]:
-    metrics = {
-        key: round(float(value), 4) for key, value in runner.test().items() if key in ("cosine", "prefix_cosine")
+def _task_config(
+    folder: Path,
+    config: str,
+    examples: Labelled,
+    options: dict[str, Any],
+    epochs: int,
+    rate: float,
+    before: str,
+    data_root: str,
+    device: str,
+    seed: int | None,
+) -> Config:
+    """Of the stage with labels; it has no teacher, and no images but the labelled ones."""
+    own = {key: value for key, value in options.items() if key.startswith("model.backbone.") or "_dataloader." in key}
+    made = load_config(config, {**own, "model.init_from": before, **_length(epochs, rate)})
+    set_num_classes(made, len(examples.classes))
+    return _completed(made, folder, examples.root, device, seed)
+
+
+def _length(epochs: int, rate: float) -> dict[str, Any]:
+    return {
+        "train_cfg.max_epochs": epochs,
+        "param_scheduler.1.end": epochs,
+        "optim_wrapper.optimizer.lr": rate,
     }
+
+
+def _completed(config: Config, folder: Path, data_root: str, device: str, seed: int | None) -> Config:
+    set_data_root(config, data_root)
+    apply_train_options(config, work_dir=str(folder), resume="auto", device=device, seed=seed)
+    config.experiment_name = f"linearize {folder}"  # mmengine keeps one message hub for each name
+    return config
+
+
+def _scores(runner: VisionRunner, examples: Labelled | None) -> dict[str, float]:
+    kept = ("cosine", "prefix_cosine", "top1")
+    metrics = {key: round(float(value), 4) for key, value in runner.test().items() if key in kept}
     return metrics if examples is None else metrics | examples.scores(runner.task.backbone)
-
-
-class _Labelled:
-    """Labelled images, for neighbours and a linear probe."""
-
-    def __init__(self, root: str, runner: VisionRunner):
-        task = runner.task
-        if not isinstance(task, Linearization):
-            raise InputError(f"config: its model is a {type(task).__name__}, expected a Linearization")
-        tested: Any = runner.test_dataloader.dataset
-        if not isinstance(tested.transform, EvalTransform):
-            raise InputError("config: the transform of its test is no EvalTransform")
-        self.prepared = task.data_preprocessor
-        self.device = next(task.backbone.parameters()).device
-        as_tested: dict[str, Any] = dict(transform=tested.transform)
-        self.parts = {split: ImageFolder(root, split, **as_tested) for split in ("train", "test")}
-        counts = {"train": PER_CLASS * len(self.parts["train"].classes), "test": TESTED}
-        self.chosen = {
-            split: stratified_subset(data.labels, min(counts[split], len(data)), seed=0)
-            for split, data in self.parts.items()
-        }
-
-    def scores(self, model: Any) -> dict[str, float]:
-        """Neighbours and probe of a model's features."""
-        training = model.training
-        model.eval()
-        features, labels = {}, {}
-        for split in self.parts:
-            kept: list[int] = []
-            features[split] = pooled(model, self._batches(split, kept))
-            labels[split] = np.array(kept)
-        model.train(training)
-        found: dict[str, float] = {}
-        for kind in features["train"]:
-            pair = features["train"][kind], labels["train"], features["test"][kind], labels["test"]
-            found |= {f"knn_{kind}": round(knn(*pair), 2), f"probe_{kind}": round(linear_probe(*pair), 2)}
-        return found
-
-    def _batches(self, split: str, labels: list[int], size: int = 16) -> Iterator[Tensor]:
-        """Images as the model gets them; the labels of those that can be read are added to `labels`."""
-        data, places = self.parts[split], self.chosen[split]
-        for first in range(0, len(places), size):
-            batch = collate_images([data[int(i)] for i in places[first : first + size]])
-            if len(batch["inputs"]):
-                labels += batch["labels"].tolist()
-                with torch.no_grad():
-                    yield self.prepared(batch)["inputs"].to(self.device)

@@ -134,31 +134,72 @@ def test_a_dry_run_and_a_batch_that_cannot_be_read(config_of):
 
 @pytest.mark.long
 def test_the_tool_goes_through_the_stages(load_tool, photographs, weights, own_folders, tmp_path, capsys):
-    """Rows for teacher, start and both stages; the same command again trains nothing; the result can be published."""
+    """Rows for teacher, start and each stage; the same command again trains nothing; the result can be published."""
     labels = own_folders["imagefolder"]
     arguments = ["--teacher", "vit_tiny_patch16_224", "--checkpoint", str(weights), "--data-root", str(photographs)]
     arguments += ["--labels", str(labels), "--out", str(tmp_path / "out"), "--states", "4", "--img-size", "32"]
-    arguments += ["--batch", "8", "--epochs", "4", "4", "--keep-softmax", "0", "--cfg-options"]
+    arguments += ["--batch", "8", "--stages", "blocks", "features", "task", "--epochs", "4", "4", "2"]
+    arguments += ["--keep-softmax", "0", "--sizes", "32", "48", "--timed", "64", "--cfg-options"]
     arguments += [f"model.backbone.{key}={value}" for key, value in MODEL.items()]
     arguments += [f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")]
     arguments += [f"{split}_dataloader.persistent_workers=False" for split in ("train", "val", "test")]
     arguments += ["model.calibration=8"]
-    rows = load_tool("linearize.py")(*arguments)["rows"]
-    assert [row["stage"] for row in rows] == ["teacher", "start", "blocks", "features"]
+    found = load_tool("linearize.py")(*arguments)
+    rows = found["stages"]
+    assert [row["stage"] for row in rows] == ["teacher", "start", "blocks", "features", "task"]
     assert rows[1]["cosine"] < rows[2]["cosine"] < rows[3]["cosine"] <= 100
     assert all(0 <= row[key] <= 100 for row in rows for key in ("knn_patches", "probe_patches", "knn_prefix"))
-    assert "features in" in capsys.readouterr().out
-    assert (tmp_path / "out" / "features.png").stat().st_size > 10_000
-    modified = (tmp_path / "out" / "features" / "last.pth").stat().st_mtime_ns
-    again = load_tool("linearize.py")(*arguments)["rows"]
-    assert (tmp_path / "out" / "features" / "last.pth").stat().st_mtime_ns == modified
-    assert [row["cosine"] for row in again] == [row["cosine"] for row in rows]
+    assert 0 <= rows[4]["top1"] <= 100
+    assert "cosine" not in rows[4]
+    assert [(row["name"], row["size"], "mean" in row) for row in found["sizes"]] == [
+        (name, size, size != 64) for name in ("teacher", "linear") for size in (32, 48, 64)
+    ]
+    assert all(row["milliseconds"] > 0 for row in found["sizes"])
+    assert found["sizes"][0]["mean"] == rows[0]["probe_prefix"]
+    assert found["sizes"][3]["mean"] == rows[4]["probe_prefix"]
+    printed = capsys.readouterr().out
+    assert "features in" in printed
+    assert "64 pixels: " in printed
+    for name in ("features.png", "accuracy_and_time.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000
+    runs = [tmp_path / "out" / file for file in ("start/calibrated.pth", "features/last.pth", "task/last.pth")]
+    modified = [run.stat().st_mtime_ns for run in runs]
+    again = load_tool("linearize.py")(*arguments)["stages"]
+    assert [run.stat().st_mtime_ns for run in runs] == modified
+    assert [row.get("cosine", row.get("top1")) for row in again] == [row.get("cosine", row.get("top1")) for row in rows]
+    started = torch.load(tmp_path / "out" / "blocks" / "last.pth", weights_only=True)["state_dict"]
+    calibrated = torch.load(runs[0], weights_only=True)["state_dict"]
+    assert torch.equal(started["blocks.0.attn.qkv.weight"], calibrated["blocks.0.attn.qkv.weight"])
     publish(tmp_path / "out" / "features", tmp_path / "published")
     loaded = timm.create_model(f"local-dir:{tmp_path / 'published'}", pretrained=True)
     assert loaded.keep_softmax == (0,)
     assert "cosine" in (tmp_path / "published" / "README.md").read_text()
-    with pytest.raises(InputError, match="--stages: got features blocks with 2 --epochs and 2 --lr"):
-        load_tool("linearize.py")(*arguments, "--stages", "features", "blocks")
+    with pytest.raises(InputError, match="--out: .* has a model of .*'states': 4.*; give another folder"):
+        load_tool("linearize.py")(*arguments, "model.backbone.states=5")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--stages", "features", "blocks"],
+            "--stages: got features blocks, expected some of blocks features task, in",
+        ),
+        (["--stages", "block"], "--stages: got block, expected some of"),
+        (["--epochs", "1", "1", "1"], "--epochs: got 3 numbers for 2 stages: blocks features"),
+        (["--lr", "1e-3"], "--lr: got 1 numbers for 2 stages"),
+        (["--stages", "blocks", "task"], "--labels: expected a folder of labelled images for --stages task"),
+        (["--sizes", "224"], "--labels: expected a folder of labelled images for --sizes"),
+        (["--data-root", "nowhere"], "no folder nowhere"),
+        (["--config", "none.py"], "config: no file none.py"),
+    ],
+    ids=str,
+)
+def test_what_the_tool_refuses(options, message, load_tool, photographs, weights, tmp_path):
+    arguments = ["--teacher", "vit_tiny_patch16_224", "--checkpoint", str(weights), "--data-root", str(photographs)]
+    small = [f"model.backbone.{key}={value}" for key, value in MODEL.items()]
+    with pytest.raises(InputError, match=message):
+        load_tool("linearize.py")(*arguments, "--out", str(tmp_path / "out"), *options, "--cfg-options", *small)
 
 
 @pytest.mark.parametrize(

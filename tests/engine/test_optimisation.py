@@ -247,6 +247,8 @@ def test_every_config_builds_its_model(tmp_path):
                 torch.save(timm.create_model(name, depth=1, num_classes=0).state_dict(), file)
                 config.model.backbone.depth = 1
                 config.model.teacher = dict(checkpoint_path=str(file))
+            elif "teacher" in backbone:
+                config.model.backbone.depth = 1
             else:
                 config.model.backbone.update(model_name="metala_vit_nano", depth=1)
         MODELS.build(config.model)

@@ -24,6 +24,7 @@ SCORES = {
     "answers": Score("answers right", 2, " percent"),
     "sequences": Score("sequences all right", 2, " percent"),
     "cosine": Score("cosine", 2, " percent"),
+    "probe": Score("linear probe", 2, " percent"),
     "prefix_cosine": Score("cosine before the patches", 2, " percent"),
     "loss": Score("loss", 4),
 }

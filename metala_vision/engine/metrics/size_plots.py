@@ -57,7 +57,7 @@ def plot_sizes(
     panel.set_xticks([], minor=True)
     panel.set(
         xlabel="side of the test images, pixels",
-        ylabel=f"{SCORES[score].name},{SCORES[score].unit}".rstrip(","),
+        ylabel=_axis(score),
         title=title,
     )
     panel.margins(x=0.15, y=0.1)  # the words beside the last point stay within the frame
@@ -67,15 +67,19 @@ def plot_sizes(
     save_png(figure, path, dpi=150)
 
 
+def _axis(score: str) -> str:
+    return f"{SCORES[score].name},{SCORES[score].unit}".rstrip(",")
+
+
 def _side(size: int | tuple[int, int]) -> float:
     """The side of a square of the same area."""
     return size if isinstance(size, int) else (size[0] * size[1]) ** 0.5
 
 
-def plot_accuracy_against_time(rows: Sequence[dict], path: str | Path) -> None:
-    """Top-1 against the milliseconds of an image, a line through the sizes of each name, which stand beside the points.
+def plot_accuracy_against_time(rows: Sequence[dict], path: str | Path, score: str = "top1") -> None:
+    """A score against the milliseconds of an image, a line through the sizes of each name, which stand at the points.
 
-    `rows` are those of `gather_sizes`; those without accuracy or time are left out.
+    `rows` are those of `gather_sizes`; those without accuracy or time are left out. `score` is which of `SCORES` it is.
     """
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     panel = figure.subplots()
@@ -91,7 +95,7 @@ def plot_accuracy_against_time(rows: Sequence[dict], path: str | Path) -> None:
     panel.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.set(xlabel="milliseconds of an image", ylabel="top-1, percent")
+    panel.set(xlabel="milliseconds of an image", ylabel=_axis(score))
     panel.grid(alpha=0.3)
     panel.legend()
     save_png(figure, path, dpi=150)
