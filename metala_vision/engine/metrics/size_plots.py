@@ -11,6 +11,8 @@ from metala_vision.figures import save_png
 
 from .scores import SCORES
 
+MARKERS = ("s", "D", "^", "v", "o")  # of images that are not square
+
 
 def plot_sizes(
     rows: Sequence[dict],
@@ -21,8 +23,8 @@ def plot_sizes(
 ) -> None:
     """A score against the side of the images: a line for each name, and a bar from the lowest to the highest run.
 
-    Images that are not square are hollow squares, at the side of a square of their area. The figures stand beside the
-    points where there is one name alone.
+    Images that are not square are hollow marks, at the side of a square of their area. Sizes and figures stand beside
+    the points where there is one name alone, and the legend tells the marks where there are several.
 
     Args:
         rows: dicts with `name`, `size` (pixels of the side, or height and width), and `mean`, `low` and `high` of the
@@ -35,6 +37,7 @@ def plot_sizes(
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     panel = figure.subplots()
     tested = sorted((row for row in rows if "mean" in row), key=lambda row: _side(row["size"]))
+    oblong = list(dict.fromkeys(size_name(row["size"]) for row in tested if not isinstance(row["size"], int)))
     names = list(dict.fromkeys(row["name"] for row in rows if "mean" in row))
     for name in names:
         mine = [row for row in tested if row["name"] == name]
@@ -43,14 +46,20 @@ def plot_sizes(
         points = [row["size"] for row in squares], [row["mean"] for row in squares]
         line = panel.errorbar(*points, yerr=bars, marker="o", markersize=4, capsize=3, label=name)
         for row in mine:
-            place, texts = (_side(row["size"]), row["mean"]), [f"{row['mean']:.1f}"] if len(names) == 1 else []
+            place, texts = (_side(row["size"]), row["mean"]), [f"{row['mean']:.1f}"]
             if not isinstance(row["size"], int):
-                panel.plot(*place, "s", mfc="none", color=line[0].get_color())
+                panel.plot(
+                    *place,
+                    MARKERS[oblong.index(size_name(row["size"])) % len(MARKERS)],
+                    mfc="none",
+                    color=line[0].get_color(),
+                )
                 texts.insert(0, size_name(row["size"]))
-            panel.annotate(": ".join(texts), place, xytext=(5, 4), textcoords="offset points", fontsize=7)
+            if len(names) == 1:
+                panel.annotate(": ".join(texts), place, xytext=(5, 4), textcoords="offset points", fontsize=7)
     if trained is not None:
         panel.axvline(trained, color="0.6", linestyle=":", zorder=0)
-        panel.annotate("trained", (trained, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color="0.4")
+        panel.annotate("trained", (trained, 0.95), xycoords=("data", "axes fraction"), fontsize=8, color="0.4")
     panel.set_xscale("log", base=2)
     sides = sorted({row["size"] for row in tested if isinstance(row["size"], int)})
     panel.set_xticks(sides, [str(side) for side in sides])
@@ -63,7 +72,9 @@ def plot_sizes(
     panel.margins(x=0.15, y=0.1)  # the words beside the last point stay within the frame
     panel.grid(alpha=0.3)
     if len(names) > 1:
-        panel.legend()
+        for marker, name in zip(MARKERS, oblong):
+            panel.plot([], [], marker, mfc="none", color="0.4", label=name)
+        panel.legend(fontsize=8)
     save_png(figure, path, dpi=150)
 
 
