@@ -15,7 +15,7 @@ FLOORS = (
     ("layers", "figures"),
     ("models", "command_line"),
     ("data", "dense", "linearize"),
-    ("engine.metrics", "profiling.environment"),
+    ("deploy", "engine.metrics", "profiling.environment"),
     ("engine.tasks", "profiling.speed"),
     ("engine.run", "profiling.macs", "profiling.sweep", "profiling.gpu_report", "profiling.attention"),
     ("engine", "profiling"),
@@ -28,6 +28,7 @@ LIBRARIES = {
     "models": {"timm"},
     "dense": {"timm", "torchvision", "segmentation_models_pytorch"},
     "linearize": {"timm", "sklearn"},
+    "deploy": {"timm", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino"},
 }
 SOURCES = [
     path

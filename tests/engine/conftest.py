@@ -1,16 +1,13 @@
 """A run on the digits that takes a second or two: a small model, big batches, every real component."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable
 
 import pytest
 import timm
 import torch
 from mmengine.config import Config
 from PIL import Image
-from small_runs import DIGITS, ROOT, SMALL
+from small_runs import DIGITS, SMALL
 
 from metala_vision.engine import VisionRunner, apply_train_options, load_config
 
@@ -41,26 +38,6 @@ def run_small(small_config):
         return runner, runner.train_and_test()
 
     return run
-
-
-@pytest.fixture
-def load_tool(monkeypatch):
-    """Runs a tool in this process: load_tool("test.py")(*arguments) -> its result."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
-
-    def load(name: str) -> Callable[..., dict]:
-        spec = importlib.util.spec_from_file_location("tool_of_tests", ROOT / "tools" / name)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-
-        def run(*arguments: str) -> dict:
-            monkeypatch.setattr(sys, "argv", [name, *arguments])
-            return module.main(module.parse_args())
-
-        return run
-
-    yield load
-    sys.modules.pop("arguments")
 
 
 @pytest.fixture

@@ -84,7 +84,10 @@ class LocalResidual(nn.Module):
         shifted = False
         if not torch.jit.is_scripting():
             empty = isinstance(batch, int) and batch == 0  # a convolution in no groups is refused
-            shifted = empty or (torch.jit.is_tracing() and (is_traced_for_onnx() or keeps_sizes_open()))
+            # As many groups as images: graphs of an open batch cannot say that.
+            open_batch = torch.compiler.is_exporting() and not isinstance(batch, int)
+            traced = torch.jit.is_tracing() and (is_traced_for_onnx() or keeps_sizes_open())
+            shifted = empty or open_batch or traced
         if shifted:
             return neighbourhoods(v, weight.reshape(batch, dim, 3, 3), grid)
         maps = v.transpose(1, 2).reshape(1, batch * dim, grid[0], grid[1])

@@ -1,0 +1,263 @@
+"""Exported files in onnxruntime and OpenVINO: the model's numbers at every size, in plain operators, or no file."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+
+import onnx
+import pytest
+import timm
+import torch
+from tolerances import FLOAT32, relative_rms
+from torch import Tensor, nn
+
+import metala_vision
+from metala_vision.deploy import exporting, model_of, runtime
+from metala_vision.errors import InputError
+from metala_vision.kernels import SCAN_ORDERS, gated_linear_attention
+from metala_vision.layers import MIXERS
+
+SMALL = dict(embed_dim=32, depth=2, num_heads=2, img_size=64)
+NAMES = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
+# Sides that are exchanged, that are padded, a single patch, more chunks than one group has.
+SHAPES = [(2, 3, 64, 96), (1, 3, 96, 64), (3, 3, 70, 100), (1, 3, 16, 16), (1, 3, 272, 400)]
+
+
+def strong(model: nn.Module) -> nn.Module:
+    """With weights far from their first values, so that decays of every length occur."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    return model.eval()
+
+
+def assert_equal_at_all_sizes(file: str, model: Callable[[Tensor], Tensor], names: list[str] = NAMES) -> None:
+    for name in names:
+        run = runtime(name, file, threads=1)
+        for shape in SHAPES:
+            x = torch.randn(shape)
+            with torch.no_grad():
+                wanted = model(x)
+            for found, expected in zip(run(x), wanted if isinstance(wanted, list) else [wanted]):
+                assert found.shape == expected.shape
+                assert relative_rms(found, expected) <= FLOAT32, (name, shape)
+
+
+@pytest.mark.long
+def test_one_file_for_all_sizes(tmp_path):
+    """Catches a baked-in size or batch, an operator of somebody's own, and scans that forget by tokens."""
+    model = strong(timm.create_model("metala_vit_nano", **SMALL | dict(depth=4)))
+    result = metala_vision.export(model, tmp_path / "a" / "m.onnx")
+    assert result["outputs"] == ["logits"]
+    assert set(result["differences"]) == set(NAMES)
+    assert all(len(by_shape) == 3 for by_shape in result["differences"].values())
+    assert_equal_at_all_sizes(result["file"], model)
+    written = onnx.load(result["file"])
+    onnx.checker.check_model(written)
+    assert {node.domain for node in written.graph.node} == {""}
+    assert {opset.domain: opset.version for opset in written.opset_import}[""] == 20
+    (image,) = written.graph.input
+    assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == ["batch", 3, "height", "width"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mixer", [name for name in MIXERS if name != "metala"])
+def test_every_mixer(mixer, tmp_path):
+    model = strong(timm.create_model("metala_vit_nano", mixer=mixer, **SMALL))
+    assert_equal_at_all_sizes(metala_vision.export(model, tmp_path / "m.onnx")["file"], model)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(scan="alternate"),
+        dict(scan="cross"),
+        dict(scan="causal"),
+        dict(scan=("column_reverse", "row")),
+        dict(local_conv=False, self_aug=False, decay_bias=False),
+        dict(mlp_conv=True, decay_scale="none"),
+        dict(pos_embed="learn"),
+        dict(proj_drop_rate=0.1, global_pool="avgmax"),
+    ],
+    ids=str,
+)
+def test_every_form(options, tmp_path):
+    model = strong(timm.create_model("metala_vit_nano", **SMALL, **options))
+    assert_equal_at_all_sizes(metala_vision.export(model, tmp_path / "m.onnx")["file"], model)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mixer", ["metala", "kernel", "classes", None])
+def test_vits_of_timm(mixer, tmp_path):
+    """Linearized ones, and a softmax ViT, whose position embedding OpenVINO resizes with other weights by itself."""
+    small = dict(depth=2, embed_dim=48, num_heads=3, img_size=64)
+    if mixer is None:
+        model = timm.create_model("deit_tiny_patch16_224", dynamic_img_size=True, dynamic_img_pad=True, **small)
+    else:
+        model = timm.create_model("linearized_vit", teacher="vit_tiny_patch16_224", mixer=mixer, states=8, **small)
+    model = strong(model)
+    assert_equal_at_all_sizes(metala_vision.export(model, tmp_path / "m.onnx")["file"], model)
+
+
+class Scan(nn.Module):
+    """The operator alone, on values that are an image's."""
+
+    def __init__(self, scan: tuple[str, ...], with_key: bool):
+        super().__init__()
+        self.scan, self.with_key = scan, with_key
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, cols = x.shape[2], x.shape[3]
+        q, g, k, v, w = x.flatten(2).transpose(1, 2).unflatten(-1, (2, -1)).split([3, 3, 3, 2, 3], -1)
+        key = k if self.with_key else None
+        values = torch.cat([v, w], -1)
+        return gated_linear_attention(q, -g.abs(), values, k=key, grid=(rows, cols), scan=self.scan).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("scan", "with_key"),
+    [
+        (("column_reverse",), False),
+        pytest.param(("row",), True, marks=pytest.mark.long),
+        pytest.param(SCAN_ORDERS, True, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_scans_at_the_ends_of_the_gate(scan, with_key, tmp_path, monkeypatch):
+    """Against float64: decays at the floor of the gate, at one, and next to it, over up to a thousand tokens."""
+    monkeypatch.setattr(exporting, "_shapes", lambda *_: [(2, 28, 5, 7), (1, 28, 1, 3)])
+    model = Scan(scan, with_key)
+    file = metala_vision.export(model, tmp_path / "m.onnx")["file"]
+    generator = torch.Generator().manual_seed(0)
+    for name in NAMES:
+        run = runtime(name, file, threads=1)
+        for shape in [(2, 28, 6, 5), (1, 28, 1, 1), (1, 28, 33, 31), (1, 28, 32, 32)]:
+            for size in (1e-4, 1e-2, 1.0, 100.0):
+                x = torch.randn(shape, generator=generator)
+                x.unflatten(1, (2, 14))[:, :, 3:6] *= size
+                (found,) = run(x)
+                assert relative_rms(found, model(x.double())) <= FLOAT32, (name, shape, size)
+
+
+@pytest.mark.long
+def test_features_and_a_checkpoint(tmp_path, checkpoint):
+    """What a run has left: its preprocessing travels in the file; its maps can be had instead of its logits."""
+    file, model = checkpoint
+    result = metala_vision.export(file, tmp_path / "m.onnx", img_size=(32, 48))
+    run = runtime("onnxruntime", result["file"])
+    described = json.loads(run.metadata)
+    assert described["label_names"] == ["cat", "dog"]
+    assert described["mean"] == [0.5, 0.4, 0.3]
+    x = torch.randn(1, 3, 40, 56)
+    with torch.no_grad():
+        assert relative_rms(run(x)[0], model(x)) <= FLOAT32
+    maps = metala_vision.export(file, tmp_path / "f.onnx", features_only=True, out_indices=(0, 1))
+    assert maps["outputs"] == ["map0", "map1"]
+    with torch.no_grad():
+        expected = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
+    for found, wanted in zip(runtime("onnxruntime", maps["file"])(x), expected):
+        assert relative_rms(found, wanted) <= FLOAT32
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """As a run leaves it, and its model."""
+    model = strong(timm.create_model("metala_vit_nano", num_classes=2, **SMALL))
+    described = dict(
+        task="classification",
+        architecture="metala_vit_nano",
+        model_args=dict(num_classes=2, **SMALL),
+        num_classes=2,
+        label_names=["cat", "dog"],
+        input_size=[3, 64, 64],
+        crop_pct=1.0,
+        interpolation="bicubic",
+        mean=[0.5, 0.4, 0.3],
+        std=[0.2, 0.2, 0.2],
+    )
+    torch.save({"state_dict": model.state_dict(), "description": described}, tmp_path / "best.pth")
+    return tmp_path / "best.pth", model
+
+
+@pytest.mark.long
+@pytest.mark.skipif("openvino" not in NAMES, reason="OpenVINO is not installed")
+def test_openvino(tmp_path, checkpoint):
+    file, model = checkpoint
+    result = metala_vision.export(file, tmp_path / "out" / "m.xml")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["m.bin", "m.xml"]
+    assert result["bytes"] > 4 * sum(p.numel() for p in model.parameters())
+    assert json.loads(runtime("openvino", result["file"]).metadata)["label_names"] == ["cat", "dog"]
+    assert_equal_at_all_sizes(result["file"], model, ["openvino"])
+    with pytest.raises(InputError, match="onnxruntime does not take"):
+        runtime("onnxruntime", result["file"])
+
+
+def test_fixed_sizes(tmp_path):
+    model = strong(timm.create_model("metala_vit_nano", **SMALL))
+    file = metala_vision.export(model, tmp_path / "m.onnx", dynamic=(), img_size=(48, 80))["file"]
+    dims = onnx.load(file).graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_value for d in dims] == [1, 3, 48, 80]
+
+
+def test_a_file_with_other_numbers_is_not_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "TOLERANCE", 0.0)
+    model = strong(timm.create_model("metala_vit_nano", **SMALL | dict(depth=1)))
+    (tmp_path / "m.onnx").write_text("an older file")
+    with pytest.raises(InputError, match="onnxruntime gives other numbers for images of 2x3x64x64: .* not kept"):
+        metala_vision.export(model, tmp_path / "m.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    assert (tmp_path / "m.onnx").read_text() == "an older file"
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("metala_vit_nan", {}, "source: got 'metala_vit_nan', .*did you mean metala_vit_nano"),
+        ("metala_vit_nano", dict(file="m.pb"), "file: got .*m.pb, expected one that ends in .onnx or .xml"),
+        (
+            "metala_vit_nano",
+            dict(format="openvino"),
+            "expected one that ends in .xml for the format 'openvino'",
+        ),
+        ("metala_vit_nano", dict(format="tflite"), "format: got 'tflite', expected one of"),
+        ("metala_vit_nano", dict(dynamic=("batch", "channels")), "dynamic: got 'channels', expected some of"),
+        ("metala_vit_nano", dict(opset=17), "opset: got 17, expected 20 or later"),
+        ("metala_vit_nano", dict(mixer="mamba"), "source: metala_vit_nano: mixer: got 'mamba'"),
+        ("swin_tiny_patch4_window7_224", {}, "takes no images of 143x224 pixels: .*dynamic=.'batch',. keeps the size"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit(source, options, message, tmp_path):
+    options = dict(options)
+    with pytest.raises(InputError, match=message):
+        metala_vision.export(source, tmp_path / options.pop("file", "m.onnx"), **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_packages_that_are_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="'onnx' needs onnxruntime, which is not installed: pip install onnxruntime"):
+        metala_vision.export("metala_vit_nano", tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="'openvino' needs openvino, which is not installed"):
+        metala_vision.export("metala_vit_nano", tmp_path / "m.xml")
+
+
+def test_a_softmax_vit_takes_any_size():
+    model, described = model_of("deit_tiny_patch16_224", depth=1)
+    assert model(torch.zeros(1, 3, 100, 60)).shape == (1, 1000)
+    assert described["input_size"] == [3, 224, 224]
+
+
+@pytest.mark.long
+def test_the_tool(load_tool, tmp_path, checkpoint, capsys):
+    result = load_tool("export.py")(str(checkpoint[0]), "--out", str(tmp_path / "m.onnx"), "--img-size", "32x48")
+    assert result["outputs"] == ["logits"]
+    assert "onnxruntime: largest difference" in capsys.readouterr().out
+    result = load_tool("export.py")(
+        "metala_vit_nano:in_chans=1", "--features-only", "3", "--out", str(tmp_path / "f.onnx")
+    )
+    assert result["outputs"] == ["map0"]
+    assert onnx.load(tmp_path / "f.onnx").graph.input[0].type.tensor_type.shape.dim[1].dim_value == 1

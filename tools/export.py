@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Write a model for onnxruntime, OpenVINO and other runtimes of graphs, for images of any size in any batch.
+
+The file is run by onnxruntime and OpenVINO, where they are installed, on images of three sizes, and is not left behind
+if it gives other numbers than the model. It takes float images [batch, channels, height, width], normalised as its
+metadata says (key "metala_vision": mean, std, size, classes). The last line printed is the result as JSON.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from arguments import add_json, image_size
+
+EXAMPLES = """examples:
+  python tools/export.py work_dirs/metala_vit_nano_160_imagenette_30e/best.pth --out metala_vit_nano.onnx
+  python tools/export.py metala_vit_tiny --out metala_vit_tiny.xml --img-size 512x384
+  python tools/export.py vit_small_patch16_224.augreg_in1k --pretrained --out vit_small.onnx
+  python tools/export.py metala_vit_tiny:in_chans=1 --features-only 5 11 --out features.onnx
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a checkpoint of a run, a folder of tools/publish.py, or a model of timm, with arguments after a colon",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="ends in .onnx, or in .xml for OpenVINO")
+    parser.add_argument("--format", choices=("onnx", "openvino"), help="(default: by the ending of the file)")
+    parser.add_argument(
+        "--dynamic",
+        nargs="*",
+        default=["batch", "size"],
+        choices=("batch", "size"),
+        help="what is left open (default: batch size)",
+    )
+    parser.add_argument("--img-size", type=image_size, metavar="N", help="side, or HEIGHTxWIDTH (default: the model's)")
+    parser.add_argument("--opset", type=int, default=20, metavar="N", help="of ONNX (default: 20)")
+    parser.add_argument("--pretrained", action="store_true", help="timm's weights, for a model of timm")
+    parser.add_argument(
+        "--features-only",
+        nargs="*",
+        type=int,
+        metavar="INDEX",
+        help="maps of features instead of logits, of these blocks (default: timm's choice)",
+    )
+    add_json(parser)
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> dict:
+    import metala_vision
+    from metala_vision.profiling.speed.steps import split_arguments
+
+    source, arguments = (args.source, {}) if Path(args.source).exists() else split_arguments(args.source, "source")
+    arguments |= {"pretrained": True} if args.pretrained else {}
+    if args.features_only is not None:
+        arguments |= {"features_only": True} | ({"out_indices": args.features_only} if args.features_only else {})
+    result = metala_vision.export(source, args.out, args.format, args.dynamic, args.img_size, args.opset, **arguments)
+    print(f"{result['file']}: {result['bytes'] / 1e6:.1f} MB, {', '.join(result['inputs'] + result['outputs'])}")
+    for name, differences in result["differences"].items():
+        found = ", ".join(f"{shape} {value:.1e}" for shape, value in differences.items())
+        print(f"{name}: largest difference over the largest number: {found}")
+    return result
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    # Not above: torch and timm take seconds to import, and --help should not.
+    from metala_vision.command_line import run_tool
+
+    sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))
