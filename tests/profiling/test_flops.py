@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = [
     *(("metala_vit_" + name, size) for name in ("nano", "tiny", "small") for size in (224, (72, 136))),
     ("metala_vit_base", (48, 64)),
-    ("metala_vit_large", (32, 48)),
+    pytest.param("metala_vit_large", (32, 48), marks=pytest.mark.long),
     *((name, 224) for name in ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit_small_patch16_224")),
     ("deit_base_patch16_224", (96, 64)),
     ("xcit_tiny_12_p16_224", 224),
