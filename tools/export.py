@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Write a model for onnxruntime, OpenVINO and other runtimes of graphs, for images of any size in any batch.
 
-The file is run by onnxruntime and OpenVINO, where they are installed, on images of three sizes, and is not left behind
-if it gives other numbers than the model. It takes float images [batch, channels, height, width], normalised as its
-metadata says (key "metala_vision": mean, std, size, classes). The last line printed is the result as JSON.
+The file is run by onnxruntime and OpenVINO, where they are installed, on images of three sizes and batches if those
+are left open, and is not left behind if it gives other numbers than the model. It takes float images [batch, channels,
+height, width], normalised as its metadata says (key "metala_vision": mean, std, size, classes). The last line printed
+is the result as JSON.
 """
 
 import argparse
@@ -54,9 +55,14 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     import metala_vision
+    from metala_vision.errors import InputError
     from metala_vision.profiling.speed.steps import split_arguments
 
     source, arguments = (args.source, {}) if Path(args.source).exists() else split_arguments(args.source, "source")
+    if own := {"img_size", "format", "dynamic", "opset", "file"} & set(arguments):
+        raise InputError(
+            f"source: got {sorted(own)[0]} in {args.source!r}, which is an option: --{sorted(own)[0].replace('_', '-')}"
+        )
     arguments |= {"pretrained": True} if args.pretrained else {}
     if args.features_only is not None:
         arguments |= {"features_only": True} | ({"out_indices": args.features_only} if args.features_only else {})

@@ -6,7 +6,7 @@ attention learns what the teacher's returns, in the stage "features" all weights
 labels there is a third stage, "task", which is ordinary training. After each it prints the cosine of the features to
 the teacher's on images that were held out, and with --labels how well neighbours and a linear probe tell the classes by
 the features of both. Images through both are timed side by side. A run that was ended goes on with the same command.
-The last line printed is the result as JSON; the model is last.pth of the last stage, which tools/publish.py takes.
+The last line printed is the result as JSON; its "model" is the file of the last stage, which tools/publish.py takes.
 """
 
 import argparse
@@ -79,11 +79,15 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
+    import timm
+
     import metala_vision  # noqa: F401  (registers the models)
     from metala_vision.engine.linearizing import linearize_in_stages
     from metala_vision.engine.run.config import parse_options
 
+    seen = timm.get_pretrained_cfg(args.teacher) if timm.is_model(args.teacher) else None
     options = {
+        **({} if seen is None else {"model.mean": tuple(seen.mean), "model.std": tuple(seen.std)}),
         "model.backbone.teacher": args.teacher,
         "model.backbone.mixer": args.mixer,
         "model.backbone.states": args.states,

@@ -9,6 +9,7 @@ and mean difference of each map, and the cosine of the features. The last line p
 """
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -63,6 +64,13 @@ def main(args: argparse.Namespace) -> dict:
         raise InputError("--data-root: expected a folder of images for --compare")
     if odd := [size for size in args.sizes if size < 14 or size % 14]:
         raise InputError(f"--sizes: got {odd[0]}, expected multiples of 14, the side of a patch")
+    if args.images < 1 or args.batch < 1:
+        raise InputError(f"--images, --batch: got {args.images} and {args.batch}, expected 1 or more")
+    for file in args.compare:
+        if not Path(file).is_file():
+            raise InputError(f"file: no file {file}")
+    if absent := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise InputError(f"{absent[0]} is not installed: pip install onnx onnxruntime")
     weights, decoder = read_network(args.network)
     result: dict = {"network": Path(args.network).name}
     if args.teacher:

@@ -17,11 +17,10 @@ from metala_vision.description import plain
 from metala_vision.errors import InputError
 from metala_vision.kernels import available_backends, backend
 
-from .runtimes import RUNTIMES, Runtime, runtime
-from .source import model_of
+from .runtimes import KEY, RUNTIMES, Runtime, runtime
+from .source import describe, model_of
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
-KEY = "metala_vision"  # of what a file says of its model
 DYNAMIC = ("batch", "size")
 OPSET = 20
 TOLERANCE = 1e-4  # largest difference over the largest number, float32
@@ -43,22 +42,23 @@ def export(
     any size, and scans remember the share of the image that they remember in the model.
 
     Args:
-        source: a model in evaluation mode, or what `model_of` takes: a checkpoint, a published folder, a name of timm.
+        source: a model in evaluation mode, in float32 and on the CPU, or what `model_of` takes: a checkpoint, a
+            published folder, a name of timm.
         file: to write. OpenVINO writes the weights beside it, with the ending .bin.
         format: "onnx" or "openvino"; None goes by the ending of `file`, .onnx or .xml.
         dynamic: what is left open, out of "batch" and "size".
-        img_size: height and width of the images, or the side of a square; None is the model's own. Where the size is
-            left open, others are taken too.
+        img_size: height and width of the images in pixels, or the side of a square; None is the model's own. Where the
+            size is left open, others are taken too.
         opset: of ONNX, 20 or later.
         arguments: of `timm.create_model`, such as `features_only=True`.
 
     Returns:
         dict(file, format, inputs, outputs, bytes, differences), with the largest difference over the largest number for
-        each runtime and shape.
+        each runtime and shape of images.
 
     Raises:
-        InputError: an argument that does not fit, a package that is not installed, a model that cannot be exported, or
-            a file that gives other numbers than the model, which is not left behind.
+        InputError: an argument that does not fit, a package that is not installed, a model that cannot be exported, a
+            place that cannot be written, or a file that gives other numbers than the model, which is not left behind.
     """
     file = Path(file)
     format = _format(file, format)
@@ -66,38 +66,62 @@ def export(
         raise InputError(f"dynamic: got {unknown[0]!r}, expected some of {DYNAMIC}")
     if opset < OPSET:
         raise InputError(f"opset: got {opset}, expected {OPSET} or later")
+    sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if sides is not None and (len(sides) != 2 or min(sides) < 1):
+        raise InputError(f"img_size: got {img_size}, expected pixels of a side, or height and width")
     names = ("onnxruntime", "openvino") if format == "onnx" else ("openvino",)
     missing = [RUNTIMES[name].reason for name in (names[0], "onnx") if RUNTIMES[name].reason]
     if missing:
         raise InputError(f"format: {format!r} needs {missing[0]}")
-    model, described = (source.eval(), {}) if isinstance(source, nn.Module) else model_of(source, **arguments)
-    shapes = _shapes(model, described, dynamic, img_size)
-    _try(model, shapes)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export_") as folder:
-        written = Path(folder) / file.name
-        graph = Path(folder) / "graph.onnx" if format == "openvino" else written
-        outputs = _write_onnx(model, graph, shapes[0], dynamic, opset, described)
-        if format == "openvino":
-            _write_openvino(graph, written, described)
-            graph.unlink()
-        differences = {
-            name: _differences(model, runtime(name, written), shapes) for name in names if not RUNTIMES[name].reason
-        }
-        _check(differences)
-        for part in sorted(Path(folder).iterdir()):
-            os.replace(part, file.parent / part.name)
-    return dict(
-        file=str(file),
-        format=format,
-        inputs=["image"],
-        outputs=outputs,
-        bytes=sum(part.stat().st_size for part in (file, file.with_suffix(".bin")) if part.is_file()),
-        differences=differences,
-    )
+    if not isinstance(source, nn.Module):
+        model, described = model_of(source, **arguments)
+    elif arguments:
+        raise InputError(f"arguments: got {', '.join(arguments)} for a model that is made already")
+    else:
+        model, described = source, describe(source)
+    _check_model(model)
+    shapes = _shapes(described, dynamic, sides)
+    if sides is not None and described:
+        described = {**described, "input_size": list(shapes[0][1:])}
+    wanted = _tried(model, shapes)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export_") as folder:
+            written = Path(folder) / file.name
+            graph = Path(folder) / "graph.onnx" if format == "openvino" else written
+            _write_onnx(model, graph, shapes[0], dynamic, opset, described, outputs := _names(wanted[0]))
+            if format == "openvino":
+                _write_openvino(graph, written, described)
+                graph.unlink()
+            differences = {
+                name: _differences(runtime(name, written), shapes, wanted)
+                for name in names
+                if not RUNTIMES[name].reason
+            }
+            _check(differences)
+            parts = sorted(Path(folder).iterdir())
+            size = sum(part.stat().st_size for part in parts)
+            for part in parts:
+                os.replace(part, file.parent / part.name)
+    except OSError as error:
+        raise InputError(f"file: {file} cannot be written: {error}") from error
+    return dict(file=str(file), format=format, inputs=["image"], outputs=outputs, bytes=size, differences=differences)
+
+
+def _check_model(model: nn.Module) -> None:
+    if model.training:
+        raise InputError("source: the model is in training mode; call its eval() first")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(
+                f"source: {name} is {dtype} on {tensor.device}, expected float32 on the CPU; export model.float().cpu()"
+            )
 
 
 def _format(file: Path, format: str | None) -> str:
+    if file.is_dir():
+        raise InputError(f"file: {file} is a folder, expected a file to write")
     if format is None:
         found = [name for name, ending in FORMATS.items() if file.suffix == ending]
         if not found:
@@ -110,54 +134,67 @@ def _format(file: Path, format: str | None) -> str:
     return format
 
 
-def _shapes(
-    model: Any, described: dict, dynamic: Sequence[str], img_size: int | tuple[int, int] | None
-) -> list[tuple[int, int, int, int]]:
-    """Shapes of images: that of the export, and those that the file is tried with."""
-    inner = getattr(model, "model", model)
-    channels, *known = described.get("input_size") or (getattr(inner, "in_chans", 3), *_nominal(inner))
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or known
-    batches = (2, 3, 1) if "batch" in dynamic else (1, 1, 1)
+def _shapes(described: dict, dynamic: Sequence[str], sides: tuple[int, int] | None) -> list[tuple[int, int, int, int]]:
+    """Shapes of images: that of the export, and others that the file is tried with, where it leaves something open."""
+    channels, *known = described.get("input_size") or (3, 224, 224)
+    height, width = sides or known
     # None of them is a multiple of the patches of any model, beside the first.
-    others = ((height * 5 // 8 + 3, width), (height + 19, width * 3 // 2 + 5))
-    sizes = ((height, width), *others) if "size" in dynamic else ((height, width),) * 3
-    return [(batch, channels, *size) for batch, size in zip(batches, sizes)]
+    others = ((height, width), (height * 5 // 8 + 3, width), (height + 19, width * 3 // 2 + 5))
+    sizes = others if "size" in dynamic else ((height, width),) * 3
+    batches = (2, 3, 1) if "batch" in dynamic else (1, 1, 1)
+    return list(dict.fromkeys((batch, channels, *size) for batch, size in zip(batches, sizes)))
 
 
 @torch.no_grad()
-def _try(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Whether the model itself takes these images."""
+def _tried(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> list[list[Tensor]]:
+    """What the model itself gives for `_images` of these shapes."""
+    found = []
     for images in shapes:
+        size = "x".join(map(str, images[2:]))
         try:
-            model(torch.zeros(1, *images[1:]))
+            outputs = model(_images(images))
         except Exception as error:  # a model is anybody's code
-            size = "x".join(map(str, images[2:]))
-            hint = "; dynamic=('batch',) keeps the size fixed" if images is not shapes[0] else ""
+            hint = "; dynamic=('batch',) keeps the size fixed" if images[2:] != shapes[0][2:] else ""
             raise InputError(f"export: the model takes no images of {size} pixels: {error}{hint}") from error
+        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+        if not isinstance(outputs, list | tuple) or not outputs or not all(isinstance(x, Tensor) for x in outputs):
+            raise InputError(f"export: the model gives a {type(outputs).__name__}, expected a tensor or a list of them")
+        if not all(x.isfinite().all() for x in outputs):
+            raise InputError(f"export: the model gives numbers that are not finite for images of {size} pixels")
+        found.append(list(outputs))
+    return found
 
 
-def _nominal(model: Any) -> tuple[int, int]:
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return tuple(size) if size else (224, 224)
+def _images(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _names(outputs: Sequence[Tensor]) -> list[str]:
+    return ["logits"] if outputs[0].ndim == 2 and len(outputs) == 1 else [f"map{i}" for i in range(len(outputs))]
 
 
 def _write_onnx(
-    model: nn.Module, file: Path, example: tuple[int, ...], dynamic: Sequence[str], opset: int, described: dict
-) -> list[str]:
-    """Writes the file; returns the names of its outputs."""
+    model: nn.Module,
+    file: Path,
+    example: tuple[int, ...],
+    dynamic: Sequence[str],
+    opset: int,
+    described: dict,
+    outputs: list[str],
+) -> None:
     from .onnx_operators import simplify, translations
 
     open_axes = {0: "batch"} if "batch" in dynamic else {}
     open_axes |= {2: "height", 3: "width"} if "size" in dynamic else {}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own, about its own code
-        found = model(torch.zeros(1, *example[1:]))
-        outputs = [f"map{i}" for i in range(len(found))] if isinstance(found, list | tuple) else ["logits"]
         # The sides of the example differ: equal ones would be taken for one size.
         height, width = example[2], example[3] + (32 if "size" in dynamic and example[2] == example[3] else 0)
         image = torch.zeros(*example[:2], height, width)
         sides = dict.fromkeys(open_axes, torch.export.Dim.DYNAMIC)
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        logger = logging.getLogger("torch.onnx")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
         try:
             program = torch.export.export(model, (image,), dynamic_shapes=(sides,))
             # Their shapes are asked of the kernels, where there are any: the composed forms take minutes to trace.
@@ -176,13 +213,15 @@ def _write_onnx(
             simplify(graph.model)
         except Exception as error:  # torch's exporter raises whatever its parts raise
             raise InputError(f"export: torch cannot export this model: {_first_line(error)}") from error
-    axes = {2: "height", 3: "width"}
+        finally:
+            logger.setLevel(level)
+    if (made := graph.model.opset_imports.get("")) != opset:
+        raise InputError(f"opset: got {opset}, which torch {torch.__version__} does not write: it has written {made}")
     for axis, name in open_axes.items():
-        graph.model.graph.inputs[0].shape[axis] = axes.get(axis, name)
+        graph.model.graph.inputs[0].shape[axis] = name
     if described:
         graph.model.metadata_props[KEY] = json.dumps(plain(described, "description"))
     graph.save(str(file))
-    return outputs
 
 
 def _first_line(error: Exception) -> str:
@@ -201,21 +240,19 @@ def _write_openvino(graph: Path, file: Path, described: dict) -> None:
     openvino.save_model(model, str(file), compress_to_fp16=False)
 
 
-@torch.no_grad()
-def _differences(model: nn.Module, other: Runtime, shapes: Sequence[tuple[int, ...]]) -> dict[str, float]:
+def _differences(other: Runtime, shapes: Sequence[tuple[int, ...]], wanted: Sequence[list[Tensor]]) -> dict[str, float]:
     """The largest difference over the largest number, by the shape of the images."""
-    generator = torch.Generator().manual_seed(0)
     found = {}
-    for images in shapes:
-        image = torch.randn(images, generator=generator)
-        wanted = model(image)
-        pairs = zip(wanted if isinstance(wanted, list | tuple) else [wanted], other(image))
-        found["x".join(map(str, images))] = max(_difference(theirs, ours) for ours, theirs in pairs)
+    for images, ours in zip(shapes, wanted):
+        theirs = other(_images(images))
+        same = len(theirs) == len(ours)
+        differences = [_difference(x, y) for x, y in zip(theirs, ours)] if same else [float("inf")]
+        found["x".join(map(str, images))] = max(differences)
     return found
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
-    if found.shape != wanted.shape:
+    if found.shape != wanted.shape or not found.isfinite().all():
         return float("inf")
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 

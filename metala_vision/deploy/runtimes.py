@@ -10,6 +10,8 @@ from torch import Tensor
 
 from metala_vision.errors import InputError
 
+KEY = "metala_vision"  # of what a file says of its model
+
 
 class Package(NamedTuple):
     """A package that may be installed."""
@@ -42,17 +44,25 @@ class Runtime:
         self._run, self.metadata = run, metadata
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(found.copy()) for found in self._run(images.contiguous().numpy())]
+        """Float32 images [B, C, H, W] -> the outputs, on the CPU.
+
+        Raises:
+            InputError: the file does not take images of this shape.
+        """
+        try:
+            found = self._run(images.detach().float().cpu().contiguous().numpy())
+        except Exception as error:  # both runtimes raise kinds of their own
+            raise InputError(f"images: the file does not take {tuple(images.shape)}: {_last_line(error)}") from error
+        return [torch.from_numpy(output.copy()) for output in found]
 
 
-def runtime(name: str, file: str | Path, threads: int | None = None, key: str = "metala_vision") -> Runtime:
+def runtime(name: str, file: str | Path, threads: int | None = None) -> Runtime:
     """A file in a runtime.
 
     Args:
         name: "onnxruntime" or "openvino"; the latter takes files of ONNX too.
         file: as `export` has written it.
         threads: of a run; None is the runtime's own choice.
-        key: of the metadata.
 
     Raises:
         InputError: the runtime is not known or not installed, or does not take the file.
@@ -64,12 +74,16 @@ def runtime(name: str, file: str | Path, threads: int | None = None, key: str = 
     if not Path(file).is_file():
         raise InputError(f"file: no file {file}")
     try:
-        return (_onnxruntime if name == "onnxruntime" else _openvino)(str(file), threads, key)
+        return (_onnxruntime if name == "onnxruntime" else _openvino)(str(file), threads)
     except Exception as error:  # both raise kinds of their own
-        raise InputError(f"file: {name} does not take {file}: {str(error).strip().splitlines()[-1]}") from error
+        raise InputError(f"file: {name} does not take {file}: {_last_line(error)}") from error
 
 
-def _onnxruntime(file: str, threads: int | None, key: str) -> Runtime:
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def _onnxruntime(file: str, threads: int | None) -> Runtime:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -77,11 +91,11 @@ def _onnxruntime(file: str, threads: int | None, key: str) -> Runtime:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
-    metadata = session.get_modelmeta().custom_metadata_map.get(key, "")
+    metadata = session.get_modelmeta().custom_metadata_map.get(KEY, "")
     return Runtime(lambda images: session.run(None, {image.name: images}), metadata)
 
 
-def _openvino(file: str, threads: int | None, key: str) -> Runtime:
+def _openvino(file: str, threads: int | None) -> Runtime:
     import openvino
 
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
@@ -89,7 +103,7 @@ def _openvino(file: str, threads: int | None, key: str) -> Runtime:
         settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
     model = core.read_model(file)
-    metadata = str(model.get_rt_info([key]).value) if model.has_rt_info([key]) else ""
+    metadata = str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else ""
     compiled = core.compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
 

@@ -1,5 +1,6 @@
 """What is to be deployed: a checkpoint of a run, a published folder, or a model of timm."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,92 +8,104 @@ import timm
 from torch import nn
 
 from metala_vision.dense.trunk import ANY_SIZE
-from metala_vision.description import pretrained_cfg, read_described
+from metala_vision.description import read_described
 from metala_vision.errors import InputError, near_matches
 from metala_vision.models import load
-from metala_vision.models.checkpoints import fill_older
+from metala_vision.models.described import described_model
 
 TASKS = ("classification", "linearization")
 
 
 def model_of(source: str | Path, **arguments: Any) -> tuple[nn.Module, dict]:
-    """A model in evaluation mode, and what is known of it, with the keys of `metala_vision.description`.
+    """A model in evaluation mode, for images of any size where it can take them, and what is known of it.
 
     Args:
         source: a checkpoint that `tools/train.py` has written (its moving average where it has one), a folder that
             `tools/publish.py` has written, or the name of a model of timm.
         arguments: of `timm.create_model`, such as `pretrained=True` for a name, or `features_only=True`.
 
+    Returns:
+        The model, which takes images [B, C, H, W], and a dict with keys of `metala_vision.description`: `task`
+        ("features" with `features_only`), `architecture`, `num_classes`, `label_names`, `input_size` in pixels,
+        `crop_pct`, `interpolation`, `mean` and `std`.
+
     Raises:
-        InputError: none of these, a checkpoint of another task, arguments that the model does not take.
+        InputError: none of these, a checkpoint of another task, arguments that the model does not take, weights that
+            cannot be read or fetched.
     """
     place = Path(source)
-    if place.is_dir():
-        model = load(place, **arguments)
-        return model, _described(model, str(source), arguments)
-    if place.is_file():
-        return _from_checkpoint(place, arguments)
-    if not timm.is_model(str(source)):
-        raise InputError(
-            f"source: got {str(source)!r}, which is no file, no folder and no model of timm"
-            f"{near_matches(str(source), timm.list_models())}"
-        )
+    if (place.is_dir() or place.is_file()) and "pretrained" in arguments:
+        raise InputError(f"pretrained: got it for {source}, which has weights of its own; leave it out")
     try:
-        model = timm.create_model(str(source), **{**_any_size(str(source), arguments), **arguments}).eval()
-    except (TypeError, ValueError, RuntimeError) as error:
+        if place.is_file():
+            return _from_checkpoint(place, dict(arguments))
+        if place.is_dir():
+            model = load(place, **{**_any_size(*_published(place), arguments), **arguments})
+        elif timm.is_model(str(source)):
+            model = timm.create_model(str(source), **{**_any_size(str(source), {}, arguments), **arguments}).eval()
+        else:
+            raise InputError(
+                f"source: got {str(source)!r}, which is no file, no folder and no model of timm"
+                f"{near_matches(str(source), timm.list_models())}"
+            )
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:  # timm and the hub raise them all
         raise InputError(f"source: {source}: {error}") from error
-    return model, _described(model, str(source), arguments)
+    return model, describe(model, arguments.get("in_chans"))
 
 
-def _from_checkpoint(file: Path, arguments: dict) -> tuple[nn.Module, dict]:
-    checkpoint, described = read_described(file, TASKS, "a classifier's or a linearized model's")
-    name = described["architecture"]
-    own = {**_any_size(name, described["model_args"]), **described["model_args"]}
-    model = timm.create_model(name, **own, pretrained_cfg_overlay=pretrained_cfg(described))
-    weights = dict(checkpoint.get("state_dict_ema") or checkpoint["state_dict"])
-    fill_older(weights, model)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"source: {file} does not fit {name}: {error}") from error
-    if arguments.get("features_only"):
-        shown = timm.create_model(name, **own, **arguments)
-        _inner(shown).load_state_dict(weights, strict=False)
-        model = shown
-    elif arguments:
-        raise InputError(f"arguments: got {', '.join(arguments)}, but a checkpoint takes features_only alone")
-    return model.eval(), described
+def describe(model: Any, in_chans: int | None = None) -> dict:
+    """What timm knows of a model, with keys of `metala_vision.description`; empty where it is none of timm's.
 
-
-def _inner(model: Any) -> Any:
-    """The model in timm's wrapper of features."""
-    return getattr(model, "model", model)
-
-
-def _any_size(name: str, arguments: dict) -> dict:
-    """Arguments with which a softmax ViT of timm takes images of any size; ours need none."""
-    if {"img_size", "dynamic_img_size", "features_only"} & set(arguments) or name.startswith("linearized"):
+    Args:
+        model: of timm, or its features.
+        in_chans: channels of the images where they are not those of `pretrained_cfg`.
+    """
+    inner = getattr(model, "model", model)
+    cfg: dict = getattr(inner, "pretrained_cfg", None) or {}
+    if not cfg:
         return {}
-    own = {key: value for key, value in arguments.items() if key not in ("pretrained", "checkpoint_path")}
-    try:
-        timm.create_model(name, device="meta", **{**own, **ANY_SIZE})
-    except (TypeError, ValueError):  # it knows no nominal size, or no other one
-        return {}
-    return dict(ANY_SIZE)
-
-
-def _described(model: Any, name: str, arguments: dict) -> dict:
-    cfg: dict = getattr(_inner(model), "pretrained_cfg", {})
-    size = getattr(getattr(_inner(model), "patch_embed", None), "img_size", None)
+    size = getattr(getattr(inner, "patch_embed", None), "img_size", None)
     channels, *sides = cfg.get("input_size") or (3, 224, 224)
     return dict(
-        task="features" if arguments.get("features_only") else "classification",
-        architecture=cfg.get("architecture", name),
+        task="classification" if hasattr(model, "get_classifier") else "features",
+        architecture=cfg.get("architecture"),
         num_classes=getattr(model, "num_classes", 0),
         label_names=list(cfg["label_names"]) if cfg.get("label_names") else None,
-        input_size=[arguments.get("in_chans", channels), *(size or sides)],
+        input_size=[in_chans or getattr(inner, "in_chans", None) or channels, *(size or sides)],
         crop_pct=cfg.get("crop_pct"),
         interpolation=cfg.get("interpolation"),
         mean=list(cfg.get("mean") or ()),
         std=list(cfg.get("std") or ()),
     )
+
+
+def _from_checkpoint(file: Path, arguments: dict) -> tuple[nn.Module, dict]:
+    checkpoint, described = read_described(file, TASKS, "a classifier's or a linearized model's")
+    weights = checkpoint.get("state_dict_ema") or checkpoint.get("state_dict")
+    if not weights:
+        raise InputError(f"source: {file} holds no state_dict")
+    sizes = _any_size(described["architecture"], described["model_args"], arguments)
+    model = described_model(described, dict(weights), **{**sizes, **arguments})
+    return model, {**described, "task": "features"} if arguments.get("features_only") else described
+
+
+def _published(folder: Path) -> tuple[str, dict]:
+    """Architecture and arguments of a published folder; `load` says what is wrong with one that has none."""
+    config = folder / "config.json"
+    found = json.loads(config.read_text()) if config.is_file() else {}
+    return found.get("architecture", ""), found.get("model_args") or {}
+
+
+def _any_size(name: str, own: dict, arguments: dict) -> dict:
+    """Arguments with which a softmax ViT of timm takes images of any size; ours need none."""
+    loading = ("pretrained", "checkpoint_path", "features_only", "out_indices")
+    given = {key: value for key, value in {**own, **arguments}.items() if key not in loading}
+    if "dynamic_img_size" in given or not timm.is_model(name) or name.startswith("linearized"):
+        return {}
+    try:
+        timm.create_model(name, device="meta", **{**given, **ANY_SIZE})
+    except (TypeError, ValueError):  # it knows no nominal size, or no other one
+        return {}
+    return dict(ANY_SIZE)

@@ -26,7 +26,7 @@ class Labelled:
         runner: its test has the transform, and its task prepares the images.
 
     Raises:
-        InputError: no such folder, or a run whose images are not prepared for one model alone.
+        InputError: no such folder, a single class, or a run whose images are not prepared for one model alone.
     """
 
     def __init__(self, root: str, runner: VisionRunner):
@@ -41,6 +41,8 @@ class Labelled:
         self.device = next(task.backbone.parameters()).device
         self.parts = {split: ImageFolder(root, split) for split in ("train", "test")}
         self.classes = self.parts["train"].classes
+        if len(self.classes) < 2:
+            raise InputError(f"--labels: {root} has one class, {self.classes[0]}; expected two or more to tell apart")
         counts = {"train": PER_CLASS * len(self.classes), "test": TESTED}
         self.chosen = {
             split: stratified_subset(data.labels, min(counts[split], len(data)), seed=0)

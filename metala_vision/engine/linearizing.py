@@ -1,6 +1,6 @@
 """A pretrained ViT made linear in stages, with what each has brought: what tools/linearize.py calls."""
 
-import time
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from mmengine.config import Config
 from torch import Tensor
 
 from metala_vision.data import collate_images
-from metala_vision.description import description_in, plain
+from metala_vision.description import plain
 from metala_vision.errors import InputError
 from metala_vision.files import write_json
 
+from .comparison import read_json
 from .labelled import Labelled
 from .metrics.feature_plots import plot_features
 from .metrics.size_plots import plot_accuracy_against_time
@@ -26,10 +27,11 @@ from .tasks.linearization import STAGES
 from .teacher_and_model import compare_features, compare_times, merged
 
 START = "start"  # what stands where no stage has been trained
-CALIBRATED = "calibrated.pth"
+CALIBRATED, SETTINGS = "calibrated.pth", "settings.json"
 TASK = "task"  # a third stage, by labels
 LENGTHS = {"blocks": 1, "features": 1, TASK: 5}  # epochs
 RATES = {"blocks": 1e-3, "features": 1e-4, TASK: 1e-4}
+SMALLEST = 8  # side of an image in pixels
 SHOWN = 6  # pictures whose features are drawn
 
 
@@ -67,7 +69,8 @@ def linearize_in_stages(
         say: is told what is going on.
 
     Returns:
-        `stages`, a row for the start and for each stage: `stage`, `seconds` of its training, `cosine` and
+        `model`, the checkpoint that the last stage was tested with; `stages`, a row for the start and for each stage:
+        `stage`, `seconds` of its training, `cosine` and
         `prefix_cosine`, or `top1` of the stage "task", and with `labels` the scores of `Labelled`, the teacher's
         likewise in a row of its own; and `sizes`, the rows of `teacher_and_model`. Also in `out/stages.json`, as far as
         it has come; `out/features.png` shows the features, `out/accuracy_and_time.png` the probe over the time.
@@ -76,17 +79,31 @@ def linearize_in_stages(
         InputError: what does not fit, before anything is trained.
     """
     lengths, steps = _for_each("--epochs", stages, epochs, LENGTHS), _for_each("--lr", stages, rates, RATES)
+    if any(length < 1 for length in lengths) or any(rate <= 0 for rate in steps):
+        raise InputError(f"--epochs, --lr: got {lengths} and {steps}, expected 1 epoch or more and rates above 0")
+    if small := [size for size in (*sizes, *timed) if size < SMALLEST]:
+        raise InputError(f"--sizes, --timed: got {small[0]}, expected {SMALLEST} pixels or more")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("WORLD_SIZE is above 1: several processes train a stage by tools/train.py and its config")
     if (TASK in stages or sizes) and labels is None:
         raise InputError(
             f"--labels: expected a folder of labelled images for {'--sizes' if sizes else '--stages task'}"
         )
     out = Path(out)
-    found: dict[str, list] = {"stages": [], "sizes": []}
+    found: dict[str, Any] = {"stages": [], "sizes": [], "model": str(out / START / CALIBRATED)}
     rows = found["stages"]
     shared: dict[str, Any] = dict(data_root=data_root, device=device, seed=seed)
     start = _start(out / START, configs[0], options, shared)
     teacher = start.task.teacher.to(next(start.task.backbone.parameters()).device)
     examples = None if labels is None else Labelled(labels, start)
+    made, before = {}, out / START / CALIBRATED  # all of them now: what does not fit is to cost no training
+    for stage, length, rate in zip(stages, lengths, steps):
+        which = dict(shared, options=options, epochs=length, rate=rate, before=str(before))
+        if stage == TASK and examples is not None:
+            made[stage] = _task_config(out / stage, configs[1], examples, **which)
+        else:
+            made[stage] = _config(out / stage, configs[0], stage, **which)
+        before = out / stage / LAST
     pictures = _pictures(start)
     shown = {"teacher": _patches(teacher, pictures), START: _patches(start.task.backbone, pictures)}
 
@@ -97,23 +114,19 @@ def linearize_in_stages(
 
     if examples is not None:
         note(dict(stage="teacher", seconds=None, cosine=100.0, prefix_cosine=100.0) | examples.scores(teacher))
-    note(dict(stage=START, seconds=0.0) | _scores(start, examples))
+    note(dict(stage=START, seconds=0.0) | _scores(start, start.test(), examples))
     found["sizes"] = compare_times(teacher, start.task.backbone, [*sizes, *timed])
     for row in found["sizes"]:
         if "times_faster" in row:
             say(f"{row['size']} pixels: {row['milliseconds']:.1f} ms an image, {row['times_faster']:.2f} times as fast")
-    last, before = start, out / START / CALIBRATED
-    for stage, length, rate in zip(stages, lengths, steps):
-        which = dict(shared, options=options, epochs=length, rate=rate, before=str(before))
-        config = _task_config(out / stage, configs[1], examples, **which) if stage == TASK and examples else None
-        last = VisionRunner.from_cfg(config or _config(out / stage, configs[0], stage, **which))
-        begun = time.perf_counter()
+    last = start
+    for stage, config in made.items():
+        last = VisionRunner.from_cfg(config)
         result = last.train_and_test()
         write_json(out / stage / "result.json", result)
-        seconds = result.get("train_seconds", time.perf_counter() - begun)
-        note(dict(stage=stage, seconds=seconds) | _scores(last, examples))
+        found["model"] = result["checkpoint"]
+        note(dict(stage=stage, seconds=result["train_seconds"]) | _scores(last, result, examples))
         shown[stage] = _patches(last.task.backbone, pictures)
-        before = out / stage / LAST
     images = [picture for picture, _ in start.task.pictures(dict(inputs=pictures), (), False)]
     grid = start.task.backbone.patch_embed.dynamic_feat_size(tuple(pictures.shape[-2:]))
     plot_features(np.stack(images), shown, grid, out / "features.png")
@@ -147,15 +160,23 @@ def _start(folder: Path, config: str, options: dict[str, Any], shared: dict[str,
         InputError: the folder has those of another model.
     """
     file = folder / CALIBRATED
-    known = str(file) if file.is_file() else None
+    known = str(file) if file.is_file() and (folder / SETTINGS).is_file() else None
     made = _config(folder, config, STAGES[0], options, LENGTHS["blocks"], RATES["blocks"], known, **shared)
+    parts = {key: made.model.get(key) for key in ("backbone", "teacher", "mean", "std", "calibration")}
+    seen = made.train_dataloader.dataset
+    settings = plain({**parts, "images": seen.root, "transform": seen.transform}, "model")
     if known:
-        wanted = {key: value for key, value in made.model.backbone.items() if key != "model_name"}
-        if (kept := description_in(file)["model_args"]) != plain(wanted, "model.backbone"):
-            raise InputError(f"--out: {folder.parent} has a model of {kept}, not of {wanted}; give another folder")
+        kept = read_json(folder / SETTINGS, dict)
+        if differing := [key for key in settings if kept.get(key) != settings[key]]:
+            key = differing[0]
+            raise InputError(
+                f"--out: {folder.parent} has states for {key} = {kept.get(key)}, not for {settings[key]}; give another "
+                f"folder, or remove it"
+            )
     runner = VisionRunner.from_cfg(made)
     runner.prepare()
     if not known:
+        write_json(folder / SETTINGS, settings)
         meta = dict(epoch=0, iter=0, step_images=list(runner.step_images()))
         saved = dict(meta=meta, backend_args=dict(backend="atomic"), save_optimizer=False, save_param_scheduler=False)
         runner.save_checkpoint(str(folder), CALIBRATED, **saved)
@@ -215,7 +236,8 @@ def _task_config(
     seed: int | None,
 ) -> Config:
     """Of the stage with labels; it has no teacher, and no images but the labelled ones."""
-    own = {key: value for key, value in options.items() if key.startswith("model.backbone.") or "_dataloader." in key}
+    kept = ("model.backbone.", "model.mean", "model.std")
+    own = {key: value for key, value in options.items() if key.startswith(kept) or "_dataloader." in key}
     made = load_config(config, {**own, "model.init_from": before, **_length(epochs, rate)})
     set_num_classes(made, len(examples.classes))
     return _completed(made, folder, examples.root, device, seed)
@@ -236,7 +258,8 @@ def _completed(config: Config, folder: Path, data_root: str, device: str, seed: 
     return config
 
 
-def _scores(runner: VisionRunner, examples: Labelled | None) -> dict[str, float]:
+def _scores(runner: VisionRunner, result: dict, examples: Labelled | None) -> dict[str, float]:
+    """Those of a test of the runner's weights, and of their features."""
     kept = ("cosine", "prefix_cosine", "top1")
-    metrics = {key: round(float(value), 4) for key, value in runner.test().items() if key in kept}
+    metrics = {key: round(float(value), 4) for key, value in result.items() if key in kept}
     return metrics if examples is None else metrics | examples.scores(runner.task.backbone)

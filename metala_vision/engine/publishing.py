@@ -5,14 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import timm
 from timm.models import save_for_hf
 from torch import nn
 
 from metala_vision.description import read_described, size_name
 from metala_vision.errors import InputError
 from metala_vision.files import write_atomic, write_json
-from metala_vision.models.checkpoints import fill_older
+from metala_vision.models.described import described_model
 
 from .metrics.scores import SCORES
 from .run.checkpoint import BEST, EMA_KEY, LAST, WEIGHTS
@@ -103,16 +102,10 @@ def checkpoint_of(run: str | Path) -> Path:
 
 def _model(described: dict, state: dict, file: Path) -> nn.Module:
     """The model of a description with the weights of a checkpoint."""
-    arguments = {**described["model_args"], "num_classes": described["num_classes"]}
-    if described["task"] != "classification":
-        arguments["num_classes"] = described["model_args"].get("num_classes", 0)
     try:
-        model = timm.create_model(described["architecture"], **arguments)
-        fill_older(state, model)
-        model.load_state_dict(state)
+        return described_model(described, state)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"RUN: {file}: {error}") from error
-    return model
 
 
 def _scores(file: Path, trained: str) -> dict[str, dict[str, float]]:

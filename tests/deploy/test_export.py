@@ -3,11 +3,13 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import pytest
 import timm
 import torch
+from timm.models import save_for_hf
 from tolerances import FLOAT32, relative_rms
 from torch import Tensor, nn
 
@@ -39,7 +41,7 @@ def assert_equal_at_all_sizes(file: str, model: Callable[[Tensor], Tensor], name
             x = torch.randn(shape)
             with torch.no_grad():
                 wanted = model(x)
-            for found, expected in zip(run(x), wanted if isinstance(wanted, list) else [wanted]):
+            for found, expected in zip(run(x), wanted if isinstance(wanted, list) else [wanted], strict=True):
                 assert found.shape == expected.shape
                 assert relative_rms(found, expected) <= FLOAT32, (name, shape)
 
@@ -129,7 +131,7 @@ class Scan(nn.Module):
 def test_scans_at_the_ends_of_the_gate(scan, with_key, tmp_path, monkeypatch):
     """Against float64: decays at the floor of the gate, at one, and next to it, over up to a thousand tokens."""
     monkeypatch.setattr(exporting, "_shapes", lambda *_: [(2, 28, 5, 7), (1, 28, 1, 3)])
-    model = Scan(scan, with_key)
+    model = Scan(scan, with_key).eval()
     file = metala_vision.export(model, tmp_path / "m.onnx")["file"]
     generator = torch.Generator().manual_seed(0)
     for name in NAMES:
@@ -151,6 +153,7 @@ def test_features_and_a_checkpoint(tmp_path, checkpoint):
     described = json.loads(run.metadata)
     assert described["label_names"] == ["cat", "dog"]
     assert described["mean"] == [0.5, 0.4, 0.3]
+    assert described["input_size"] == [3, 32, 48]
     x = torch.randn(1, 3, 40, 56)
     with torch.no_grad():
         assert relative_rms(run(x)[0], model(x)) <= FLOAT32
@@ -158,7 +161,8 @@ def test_features_and_a_checkpoint(tmp_path, checkpoint):
     assert maps["outputs"] == ["map0", "map1"]
     with torch.no_grad():
         expected = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
-    for found, wanted in zip(runtime("onnxruntime", maps["file"])(x), expected):
+    assert json.loads(runtime("onnxruntime", maps["file"]).metadata)["task"] == "features"
+    for found, wanted in zip(runtime("onnxruntime", maps["file"])(x), expected, strict=True):
         assert relative_rms(found, wanted) <= FLOAT32
 
 
@@ -226,6 +230,8 @@ def test_a_file_with_other_numbers_is_not_left_behind(tmp_path, monkeypatch):
         ("metala_vit_nano", dict(dynamic=("batch", "channels")), "dynamic: got 'channels', expected some of"),
         ("metala_vit_nano", dict(opset=17), "opset: got 17, expected 20 or later"),
         ("metala_vit_nano", dict(mixer="mamba"), "source: metala_vit_nano: mixer: got 'mamba'"),
+        ("metala_vit_nano", dict(img_size=(1, 2, 3)), "img_size: got .1, 2, 3., expected pixels of a side"),
+        ("metala_vit_nano", dict(features_only=True, out_indices=(50,)), "source: metala_vit_nano: "),
         ("swin_tiny_patch4_window7_224", {}, "takes no images of 143x224 pixels: .*dynamic=.'batch',. keeps the size"),
     ],
     ids=str,
@@ -237,18 +243,105 @@ def test_what_does_not_fit(source, options, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Gives(nn.Module):
+    """A model that gives anything."""
+
+    def __init__(self, outputs: Callable[[Tensor], object]):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> object:
+        return self.outputs(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Conv2d(3, 2, 1), "source: the model is in training mode; call its eval"),
+        (nn.Conv2d(3, 2, 1).half().eval(), "source: weight is float16 on cpu, expected float32 on the CPU"),
+        (Gives(lambda x: [x, x / 0]).eval(), "gives numbers that are not finite for images of 224x224 pixels"),
+        (Gives(lambda x: {"out": x}).eval(), "the model gives a dict, expected a tensor or a list of them"),
+    ],
+    ids=["training", "half", "infinite", "dict"],
+)
+def test_models_that_cannot_be_exported(model, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        metala_vision.export(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_file_gives_is_compared_whole():
+    """Catches a NaN behind a first output that is right, and an output that is missing."""
+    x, nan = torch.ones(2), torch.full((2,), torch.nan)
+    for theirs in ([x, nan], [x], [x, torch.ones(3)]):
+        found = exporting._differences(lambda _, theirs=theirs: theirs, [(1, 3, 2, 2)], [[x, x]])
+        assert found == {"1x3x2x2": float("inf")}
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    model = strong(timm.create_model("metala_vit_nano", **SMALL | dict(depth=1)))
+    (tmp_path / "m.onnx").mkdir()
+    with pytest.raises(InputError, match="file: .*m.onnx is a folder"):
+        metala_vision.export(model, tmp_path / "m.onnx")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file: .*m.onnx cannot be written"):
+        metala_vision.export(model, tmp_path / "file" / "m.onnx")
+
+
+@pytest.mark.long
+def test_an_opset_that_torch_does_not_write(tmp_path):
+    with pytest.raises(InputError, match="opset: got 99, which torch .* does not write"):
+        metala_vision.export(nn.Conv2d(3, 2, 1).eval(), tmp_path / "m.onnx", opset=99)
+    assert not list(tmp_path.iterdir())
+
+
+def checkpoint_of(name: str, folder: Path, **arguments) -> tuple[Path, nn.Module]:
+    """As a run leaves it, and its model."""
+    model = timm.create_model(name, num_classes=2, **arguments).eval()
+    described = dict(task="classification", architecture=name, model_args=arguments, num_classes=2, label_names=None)
+    torch.save({"state_dict": model.state_dict(), "description": described}, folder / f"{name}.pth")
+    return folder / f"{name}.pth", model
+
+
+def test_features_of_a_convolutional_checkpoint_are_its_own(tmp_path):
+    """Catches random weights: timm's wrapper of features gives the weights of such a model other names."""
+    file, model = checkpoint_of("convnext_atto", tmp_path)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        found = model_of(file, features_only=True, out_indices=(1, 3))[0](x)
+        expected = model.forward_intermediates(x, indices=[1, 3], intermediates_only=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["name", "checkpoint", "folder"])
+@pytest.mark.parametrize("features", [{}, dict(features_only=True, out_indices=(0,))], ids=["logits", "features"])
+def test_a_softmax_vit_takes_any_size(kind, features, tmp_path):
+    """Also one that was trained at a size of its own; its weights are its own."""
+    name, small = "deit_tiny_patch16_224", dict(depth=1, embed_dim=48, num_heads=3, img_size=64)
+    file, model = checkpoint_of(name, tmp_path, **small)
+    if kind == "folder":
+        save_for_hf(model, str(tmp_path / "out"), model_args=small, safe_serialization=True)
+    source = dict(name=name, checkpoint=file, folder=tmp_path / "out")[kind]
+    found, described = model_of(source, **(small if kind == "name" else {}), **features)
+    outputs = found(torch.zeros(1, 3, 100, 60))
+    assert (outputs[0] if features else outputs).shape[0] == 1
+    assert described["task"] == ("features" if features else "classification")
+    if kind != "name":
+        weights = getattr(found, "model", found).state_dict()
+        assert torch.equal(weights["blocks.0.attn.qkv.weight"], model.state_dict()["blocks.0.attn.qkv.weight"])
+        with pytest.raises(InputError, match="pretrained: got it for .*, which has weights of its own"):
+            model_of(source, pretrained=True)
+    with pytest.raises(InputError, match=f"source: .*{'deit_tiny' if kind != 'folder' else 'out'}.*: "):
+        model_of(source, colour="blue")
+
+
 def test_packages_that_are_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="'onnx' needs onnxruntime, which is not installed: pip install onnxruntime"):
         metala_vision.export("metala_vit_nano", tmp_path / "m.onnx")
     with pytest.raises(InputError, match="'openvino' needs openvino, which is not installed"):
         metala_vision.export("metala_vit_nano", tmp_path / "m.xml")
-
-
-def test_a_softmax_vit_takes_any_size():
-    model, described = model_of("deit_tiny_patch16_224", depth=1)
-    assert model(torch.zeros(1, 3, 100, 60)).shape == (1, 1000)
-    assert described["input_size"] == [3, 224, 224]
 
 
 @pytest.mark.long
@@ -260,4 +353,6 @@ def test_the_tool(load_tool, tmp_path, checkpoint, capsys):
         "metala_vit_nano:in_chans=1", "--features-only", "3", "--out", str(tmp_path / "f.onnx")
     )
     assert result["outputs"] == ["map0"]
+    with pytest.raises(InputError, match="source: got img_size in .*, which is an option: --img-size"):
+        load_tool("export.py")("metala_vit_nano:img_size=64", "--out", str(tmp_path / "g.onnx"))
     assert onnx.load(tmp_path / "f.onnx").graph.input[0].type.tensor_type.shape.dim[1].dim_value == 1

@@ -1,5 +1,7 @@
 """Both stages of linearization through the runner: they bring features near, resume, and say what does not fit."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -149,7 +151,13 @@ def test_the_tool_goes_through_the_stages(load_tool, photographs, weights, own_f
     assert [row["stage"] for row in rows] == ["teacher", "start", "blocks", "features", "task"]
     assert rows[1]["cosine"] < rows[2]["cosine"] < rows[3]["cosine"] <= 100
     assert all(0 <= row[key] <= 100 for row in rows for key in ("knn_patches", "probe_patches", "knn_prefix"))
-    assert 0 <= rows[4]["top1"] <= 100
+    assert found["model"] == str(tmp_path / "out" / "task" / "best.pth")
+    tested = json.loads((tmp_path / "out" / "task" / "result.json").read_text())
+    assert rows[4]["top1"] == tested["top1"]
+    settings = json.loads((tmp_path / "out" / "start" / "settings.json").read_text())
+    assert settings["mean"] == list(timm.get_pretrained_cfg("vit_tiny_patch16_224").mean) == [0.5] * 3
+    description = torch.load(tested["checkpoint"], weights_only=True)["description"]
+    assert description["mean"] == [0.5] * 3
     assert "cosine" not in rows[4]
     assert [(row["name"], row["size"], "mean" in row) for row in found["sizes"]] == [
         (name, size, size != 64) for name in ("teacher", "linear") for size in (32, 48, 64)
@@ -174,8 +182,9 @@ def test_the_tool_goes_through_the_stages(load_tool, photographs, weights, own_f
     loaded = timm.create_model(f"local-dir:{tmp_path / 'published'}", pretrained=True)
     assert loaded.keep_softmax == (0,)
     assert "cosine" in (tmp_path / "published" / "README.md").read_text()
-    with pytest.raises(InputError, match="--out: .* has a model of .*'states': 4.*; give another folder"):
-        load_tool("linearize.py")(*arguments, "model.backbone.states=5")
+    for other, named in (("model.backbone.states=5", "backbone"), ("model.calibration=7", "calibration")):
+        with pytest.raises(InputError, match=f"--out: .* has states for {named} = .*; give another folder"):
+            load_tool("linearize.py")(*arguments, other)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +197,8 @@ def test_the_tool_goes_through_the_stages(load_tool, photographs, weights, own_f
         (["--stages", "block"], "--stages: got block, expected some of"),
         (["--epochs", "1", "1", "1"], "--epochs: got 3 numbers for 2 stages: blocks features"),
         (["--lr", "1e-3"], "--lr: got 1 numbers for 2 stages"),
+        (["--epochs", "1", "0"], "--epochs, --lr: got .*, expected 1 epoch or more"),
+        (["--timed", "0"], "--sizes, --timed: got 0, expected 8 pixels or more"),
         (["--stages", "blocks", "task"], "--labels: expected a folder of labelled images for --stages task"),
         (["--sizes", "224"], "--labels: expected a folder of labelled images for --sizes"),
         (["--data-root", "nowhere"], "no folder nowhere"),
@@ -211,6 +222,10 @@ def test_what_the_tool_refuses(options, message, load_tool, photographs, weights
         ({"model.backbone.mixer": "gla"}, "mixer: got 'gla'"),
         ({"model.backbone.keep_softmax": (0, 1)}, "keep_softmax keeps every block"),
         ({"model.teacher.checkpoint_path": None}, "model.teacher: it has no weights"),
+        (
+            {"model.teacher.checkpoint_path": "none.pth"},
+            "model.teacher.checkpoint_path: no file none.pth; .*timm's",
+        ),
         ({"model.teacher.depth": 3}, "model.teacher: got depth, which are arguments of model.backbone"),
         ({"model.mean": (0.5,)}, "model: mean has 1 and std 3 channels"),
         ({"model.calibration": 1, "model.backbone.states": 17}, "model: calibration: batches: got 16 patches"),

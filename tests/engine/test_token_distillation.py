@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from metala_vision.dense import detector
 from metala_vision.engine import ImageClassifier
+from metala_vision.engine.tasks import token_distillation
 from metala_vision.engine.tasks.token_distillation import TokenDistillation, tokens_and_logits, unexplained
 from metala_vision.errors import InputError
 
@@ -148,7 +149,7 @@ def test_what_does_not_fit(taught, tmp_path):
         (dict(teacher={**arguments, "checkpoint_path": "none.pth"}), "checkpoint_path: no file none.pth"),
         (
             dict(teacher={**arguments, "checkpoint_path": str(tmp_path / "other.pth")}),
-            "Missing key|missing|no classifier",
+            "model.distillation.teacher.checkpoint_path: .*other.pth",
         ),
         (dict(teacher=dict(model_name="tset_vit", pretrained=True)), "unknown model 'tset_vit'"),
     ]:
@@ -166,9 +167,35 @@ def test_a_teacher_of_one_size(tmp_path):
     TokenDistillation(arguments, MEAN, STD, img_size=224).check(torch.zeros(3, 64, 96))
 
 
-def test_too_few_tokens_are_told(taught, caplog):
+def test_too_few_tokens_are_told_once(taught, monkeypatch):
+    said = []
+    monkeypatch.setattr(token_distillation, "print_log", lambda text, **_: said.append(text))
     distillation = TokenDistillation(taught[1], MEAN, STD)
     images = torch.randn(1, 3, 64, 64)
     for _ in range(2):
         distillation.loss(images, torch.randn(1, 40, 4, 4), torch.zeros(()))
-    assert distillation.warned
+    assert len(said) == 1
+    assert "a batch of 16 tokens tells little about 40 channels" in said[0]
+    distillation.loss(images, torch.randn(1, 4, 4, 4), torch.zeros(()))
+
+
+def test_a_detector_of_another_width_and_a_mean_of_other_channels(tmp_path):
+    found = detector("faster_rcnn", "metala_vit_nano", 2, backbone_arguments=dict(embed_dim=32, depth=1, num_heads=2))
+    torch.save({"state_dict": found.state_dict()}, tmp_path / "d.pth")
+    wide = dict(model_name="metala_vit_nano", checkpoint_path=str(tmp_path / "d.pth"), embed_dim=64, depth=1)
+    with pytest.raises(InputError, match="d.pth has another metala_vit_nano"):
+        TokenDistillation(wide, MEAN, STD)
+    right = dict(wide, embed_dim=32, num_heads=2)
+    with pytest.raises(InputError, match="teacher_mean has 1 channels, teacher_std 3, expected 3"):
+        TokenDistillation(right, MEAN, STD, teacher_mean=(0.5,))
+
+
+def test_a_teacher_of_one_size_with_several_sizes(tmp_path):
+    """Catches a run that ends at the first batch of another size."""
+    name, small = "swin_tiny_patch4_window7_224", dict(embed_dim=24, depths=(1, 1), num_heads=(2, 2))
+    torch.save(timm.create_model(name, **small).state_dict(), tmp_path / "teacher.pth")
+    teacher = dict(model_name=name, checkpoint_path=str(tmp_path / "teacher.pth"), **small)
+    model = ImageClassifier(dict(model_name="resnet10t"), MEAN, STD, distillation=dict(kind="tokens", teacher=teacher))
+    model.check_sizes([224])
+    with pytest.raises(InputError, match="the teacher takes no images of 3 channels and 192x192 pixels"):
+        model.check_sizes([224, 192])

@@ -21,6 +21,7 @@ TimmModel: TypeAlias = Any  # timm's models share methods, but no class
 # What to set where a checkpoint is missing and there is no other to give.
 WITHOUT = {
     "model.backbone": "model.backbone.checkpoint_path=None for a start from scratch",
+    "model.teacher": "model.teacher.pretrained=True for timm's weights",
     "model.distillation.teacher": "model.distillation=None for training without a teacher",
 }
 

@@ -170,6 +170,10 @@ class ImageClassifier(TaskModel):
                 for size in sizes:
                     # Not a call: a compiled model would be compiled for a batch of one
                     self.backbone.forward(weight.new_zeros(1, len(self.mean), size, size))
+                    if isinstance(self.distillation, TokenDistillation):
+                        self.distillation.check(weight.new_zeros(len(self.mean), size, size))
+        except InputError:
+            raise
         except Exception as error:  # a model is anybody's code
             raise InputError(
                 f"train_dataloader.batch_sampler: {self.arguments['model_name']} takes no images of {size} pixels: "

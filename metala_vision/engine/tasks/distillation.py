@@ -14,7 +14,7 @@ from metala_vision.description import description_in, match_classes
 from metala_vision.errors import InputError
 
 from .backbone import TimmModel, create_backbone
-from .frozen import AsTaught, Frozen
+from .frozen import AsTaught, Frozen, check_teacher
 
 KINDS = ("hard", "soft")
 
@@ -50,14 +50,9 @@ class Distillation:
     ):
         if kind not in KINDS:
             raise InputError(f"model.distillation: kind is {kind!r}, expected one of {KINDS}")
-        if not 0 < weight <= 1:
-            raise InputError(f"model.distillation: weight is {weight!r}, expected a number in (0, 1]")
         if not temperature > 0:
             raise InputError(f"model.distillation: temperature is {temperature!r}, expected a positive number")
-        if not isinstance(teacher, dict):
-            raise InputError(f"model.distillation: teacher is {teacher!r}, expected a dict with model_name")
-        if not teacher.get("pretrained") and not teacher.get("checkpoint_path"):
-            raise InputError("model.distillation: the teacher has no weights; set its pretrained or checkpoint_path")
+        check_teacher(teacher, weight)
         self.kind, self.weight, self.temperature = kind, weight, temperature
         self.checkpoint = teacher.get("checkpoint_path")
         self.order: list[int] | None = None

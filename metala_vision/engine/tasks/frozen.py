@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metala_vision.errors import InputError
+
 from .backbone import TimmModel
 
 
@@ -22,6 +24,20 @@ class Frozen:
         return self.model
 
 
+def check_teacher(teacher: object, weight: object) -> None:
+    """Whether a teacher has weights, and a distillation a share of the loss.
+
+    Raises:
+        InputError: it is no dict with `pretrained` or `checkpoint_path`, or the share is not in (0, 1].
+    """
+    if not isinstance(weight, int | float) or not 0 < weight <= 1:
+        raise InputError(f"model.distillation: weight is {weight!r}, expected a number in (0, 1]")
+    if not isinstance(teacher, dict):
+        raise InputError(f"model.distillation: teacher is {teacher!r}, expected a dict with model_name")
+    if not teacher.get("pretrained") and not teacher.get("checkpoint_path"):
+        raise InputError("model.distillation: the teacher has no weights; set its pretrained or checkpoint_path")
+
+
 class AsTaught:
     """Turns images as the model gets them into images as a teacher knows them.
 
@@ -33,6 +49,9 @@ class AsTaught:
         teacher_mean: mean of the channels of the images that the teacher was trained with. None is what `cfg` says, or
             the model's own where that has another number of channels.
         teacher_std: their standard deviation, likewise.
+
+    Raises:
+        InputError: a mean or a deviation of another number of channels than the model's.
     """
 
     def __init__(
@@ -48,6 +67,11 @@ class AsTaught:
         fits = len(cfg.get("mean") or ()) == len(mean)
         teacher_mean = teacher_mean or (cfg["mean"] if fits else mean)
         teacher_std = teacher_std or (cfg["std"] if fits else std)
+        if not len(mean) == len(std) == len(teacher_mean) == len(teacher_std):
+            raise InputError(
+                f"model.distillation: teacher_mean has {len(teacher_mean)} channels, teacher_std {len(teacher_std)}, "
+                f"expected {len(mean)}, those of the model's mean"
+            )
         ours, theirs = (
             [torch.tensor(values).view(-1, 1, 1) for values in pair]
             for pair in ((mean, std), (teacher_mean, teacher_std))

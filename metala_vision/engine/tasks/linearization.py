@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metala_vision.data import LabelledImages, SampleKey, collate_images
+from metala_vision.dense.trunk import ANY_SIZE
 from metala_vision.errors import InputError
 from metala_vision.linearize import calibrate
 from metala_vision.models.linearized_vit import LinearizedViT
@@ -84,8 +85,7 @@ class Linearization(TaskModel):
         shared = {key: value for key, value in backbone.items() if key not in (*own, *START)}
         name = backbone.get("teacher", "vit_small_patch16_224")
         # Of any size, as the linear model: DINOv2's ViTs are of 518 pixels, and are used at all sizes.
-        sizes = {"dynamic_img_size": True, "dynamic_img_pad": True}
-        arguments = {"model_name": name, "num_classes": self.backbone.num_classes, **shared, **sizes, **teacher}
+        arguments = {"model_name": name, "num_classes": self.backbone.num_classes, **shared, **ANY_SIZE, **teacher}
         self.teacher = Frozen(create_backbone(arguments, setting="model.teacher"))
         if init_from is None:
             self.backbone.load_state_dict(self.teacher.model.state_dict(), strict=False)

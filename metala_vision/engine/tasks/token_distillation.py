@@ -13,7 +13,7 @@ from metala_vision.dense.trunk import FeatureMap, trunk_arguments
 from metala_vision.errors import InputError
 
 from .backbone import TimmModel, create_backbone, read_weights
-from .frozen import AsTaught, Frozen
+from .frozen import AsTaught, Frozen, check_teacher
 
 RIDGE = 1e-4  # of the mean variance of a channel: keeps the map between tokens finite where channels repeat others
 
@@ -50,12 +50,7 @@ class TokenDistillation:
         teacher_mean: tuple[float, ...] | None = None,
         teacher_std: tuple[float, ...] | None = None,
     ):
-        if not 0 < weight <= 1:
-            raise InputError(f"model.distillation: weight is {weight!r}, expected a number in (0, 1]")
-        if not isinstance(teacher, dict):
-            raise InputError(f"model.distillation: teacher is {teacher!r}, expected a dict with model_name")
-        if not teacher.get("pretrained") and not teacher.get("checkpoint_path"):
-            raise InputError("model.distillation: the teacher has no weights; set its pretrained or checkpoint_path")
+        check_teacher(teacher, weight)
         self.weight = weight
         model = _create(teacher)
         self.as_taught = AsTaught(model.pretrained_cfg, mean, std, img_size, teacher_mean, teacher_std)
@@ -137,6 +132,12 @@ def _create(teacher: dict) -> TimmModel:
     # A detector has its backbone under a longer name.
     for prefix in (key.removesuffix(names[0]) for key in weights if key.endswith(f".{names[0]}")):
         if all(prefix + name in weights for name in names):
-            model.load_state_dict({name: weights[prefix + name] for name in names})
+            try:
+                model.load_state_dict({name: weights[prefix + name] for name in names})
+            except RuntimeError as error:
+                raise InputError(f"model.distillation: {file} has another {teacher['model_name']}: {error}") from error
             return model
-    return create_backbone(arguments, init_from=file, setting="model.distillation.teacher")
+    try:
+        return create_backbone(arguments, init_from=file, setting="model.distillation.teacher")
+    except InputError as error:
+        raise InputError(f"model.distillation.teacher.checkpoint_path: {error}") from error

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metala_vision.description import read_described
 from metala_vision.errors import InputError
+from metala_vision.models.described import described_model
 from metala_vision.profiling.speed.steps import check_models, split_arguments
 
 from .maps import BlockMap, attention_rows, blocks_of
@@ -54,9 +55,7 @@ def load(text: str, img_size: int | tuple[int, int] | None) -> Shown:
     try:
         if is_file:
             checkpoint, described = read_described(text, ("classification",), "a classifier's")
-            arguments = {**described["model_args"], "num_classes": described["num_classes"]}
-            model = timm.create_model(described["architecture"], **arguments)
-            model.load_state_dict(checkpoint.get("state_dict_ema") or checkpoint["state_dict"])
+            model = described_model(described, dict(checkpoint.get("state_dict_ema") or checkpoint["state_dict"]))
         else:
             check_models([text], "model")
             name, arguments = split_arguments(text, "model")
