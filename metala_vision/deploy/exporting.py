@@ -1,26 +1,42 @@
 """Files for the runtimes of graphs, each held against the model before it is left behind."""
 
-import json
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from metala_vision.description import plain
 from metala_vision.errors import InputError
-from metala_vision.kernels import available_backends, backend
 
-from .runtimes import KEY, RUNTIMES, Runtime, runtime
+from .job import Job
+from .onnx_file import write_onnx, write_openvino
+from .runtimes import RUNTIMES, Runtime, runtime
 from .source import describe, model_of
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
+
+class Format(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        ending: of its name.
+        write: writes it.
+        needs: packages of `RUNTIMES` without which it cannot be written.
+        runtimes: those that it is run by after writing, where they are installed.
+    """
+
+    ending: str
+    write: Callable[[nn.Module, Path, Job], None]
+    needs: tuple[str, ...]
+    runtimes: tuple[str, ...]
+
+
+FORMATS = {
+    "onnx": Format(".onnx", write_onnx, ("onnxruntime", "onnx"), ("onnxruntime", "openvino")),
+    "openvino": Format(".xml", write_openvino, ("openvino", "onnx"), ("openvino",)),
+}
 DYNAMIC = ("batch", "size")
 OPSET = 20
 TOLERANCE = 1e-4  # largest difference over the largest number, float32
@@ -69,9 +85,8 @@ def export(
     sides = (img_size, img_size) if isinstance(img_size, int) else img_size
     if sides is not None and (len(sides) != 2 or min(sides) < 1):
         raise InputError(f"img_size: got {img_size}, expected pixels of a side, or height and width")
-    names = ("onnxruntime", "openvino") if format == "onnx" else ("openvino",)
-    missing = [RUNTIMES[name].reason for name in (names[0], "onnx") if RUNTIMES[name].reason]
-    if missing:
+    kind = FORMATS[format]
+    if missing := [RUNTIMES[name].reason for name in kind.needs if RUNTIMES[name].reason]:
         raise InputError(f"format: {format!r} needs {missing[0]}")
     if not isinstance(source, nn.Module):
         model, described = model_of(source, **arguments)
@@ -84,18 +99,15 @@ def export(
     if sides is not None and described:
         described = {**described, "input_size": list(shapes[0][1:])}
     wanted = _tried(model, shapes)
+    job = Job(shapes[0], tuple(dynamic), opset, described, _names(wanted[0]))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export_") as folder:
             written = Path(folder) / file.name
-            graph = Path(folder) / "graph.onnx" if format == "openvino" else written
-            _write_onnx(model, graph, shapes[0], dynamic, opset, described, outputs := _names(wanted[0]))
-            if format == "openvino":
-                _write_openvino(graph, written, described)
-                graph.unlink()
+            kind.write(model, written, job)
             differences = {
                 name: _differences(runtime(name, written), shapes, wanted)
-                for name in names
+                for name in kind.runtimes
                 if not RUNTIMES[name].reason
             }
             _check(differences)
@@ -105,7 +117,9 @@ def export(
                 os.replace(part, file.parent / part.name)
     except OSError as error:
         raise InputError(f"file: {file} cannot be written: {error}") from error
-    return dict(file=str(file), format=format, inputs=["image"], outputs=outputs, bytes=size, differences=differences)
+    return dict(
+        file=str(file), format=format, inputs=["image"], outputs=job.outputs, bytes=size, differences=differences
+    )
 
 
 def _check_model(model: nn.Module) -> None:
@@ -123,14 +137,15 @@ def _format(file: Path, format: str | None) -> str:
     if file.is_dir():
         raise InputError(f"file: {file} is a folder, expected a file to write")
     if format is None:
-        found = [name for name, ending in FORMATS.items() if file.suffix == ending]
+        found = [name for name, kind in FORMATS.items() if file.suffix == kind.ending]
         if not found:
-            raise InputError(f"file: got {file}, expected one that ends in {' or '.join(FORMATS.values())}")
+            endings = " or ".join(kind.ending for kind in FORMATS.values())
+            raise InputError(f"file: got {file}, expected one that ends in {endings}")
         return found[0]
     if format not in FORMATS:
         raise InputError(f"format: got {format!r}, expected one of {tuple(FORMATS)}")
-    if file.suffix != FORMATS[format]:
-        raise InputError(f"file: got {file}, expected one that ends in {FORMATS[format]} for the format {format!r}")
+    if file.suffix != (ending := FORMATS[format].ending):
+        raise InputError(f"file: got {file}, expected one that ends in {ending} for the format {format!r}")
     return format
 
 
@@ -171,73 +186,6 @@ def _images(shape: tuple[int, ...]) -> Tensor:
 
 def _names(outputs: Sequence[Tensor]) -> list[str]:
     return ["logits"] if outputs[0].ndim == 2 and len(outputs) == 1 else [f"map{i}" for i in range(len(outputs))]
-
-
-def _write_onnx(
-    model: nn.Module,
-    file: Path,
-    example: tuple[int, ...],
-    dynamic: Sequence[str],
-    opset: int,
-    described: dict,
-    outputs: list[str],
-) -> None:
-    from .onnx_operators import simplify, translations
-
-    open_axes = {0: "batch"} if "batch" in dynamic else {}
-    open_axes |= {2: "height", 3: "width"} if "size" in dynamic else {}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own, about its own code
-        # The sides of the example differ: equal ones would be taken for one size.
-        height, width = example[2], example[3] + (32 if "size" in dynamic and example[2] == example[3] else 0)
-        image = torch.zeros(*example[:2], height, width)
-        sides = dict.fromkeys(open_axes, torch.export.Dim.DYNAMIC)
-        logger = logging.getLogger("torch.onnx")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            program = torch.export.export(model, (image,), dynamic_shapes=(sides,))
-            # Their shapes are asked of the kernels, where there are any: the composed forms take minutes to trace.
-            kernels = backend("cpu") if "cpu" in available_backends() else nullcontext()
-            with kernels:
-                graph: Any = torch.onnx.export(
-                    program,
-                    dynamo=True,
-                    input_names=["image"],
-                    output_names=outputs,
-                    opset_version=opset,
-                    verbose=False,
-                    optimize=False,
-                    custom_translation_table=translations(),
-                )
-            simplify(graph.model)
-        except Exception as error:  # torch's exporter raises whatever its parts raise
-            raise InputError(f"export: torch cannot export this model: {_first_line(error)}") from error
-        finally:
-            logger.setLevel(level)
-    if (made := graph.model.opset_imports.get("")) != opset:
-        raise InputError(f"opset: got {opset}, which torch {torch.__version__} does not write: it has written {made}")
-    for axis, name in open_axes.items():
-        graph.model.graph.inputs[0].shape[axis] = name
-    if described:
-        graph.model.metadata_props[KEY] = json.dumps(plain(described, "description"))
-    graph.save(str(file))
-
-
-def _first_line(error: Exception) -> str:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"
-
-
-def _write_openvino(graph: Path, file: Path, described: dict) -> None:
-    import openvino
-
-    model = openvino.convert_model(str(graph))
-    if described:
-        model.set_rt_info(json.dumps(plain(described, "description")), [KEY])
-    openvino.save_model(model, str(file), compress_to_fp16=False)
 
 
 def _differences(other: Runtime, shapes: Sequence[tuple[int, ...]], wanted: Sequence[list[Tensor]]) -> dict[str, float]:
