@@ -1,5 +1,6 @@
 """A feature pyramid over any timm model, and builders of the detectors and segmenters that stand on it."""
 
+from .class_map import class_map
 from .detector import DETECTORS, detector
 from .loading import load_dense
 from .pyramid import PyramidNeck, SimpleFeaturePyramid
@@ -12,6 +13,7 @@ __all__ = [
     "FeatureMap",
     "PyramidNeck",
     "SimpleFeaturePyramid",
+    "class_map",
     "create_trunk",
     "detector",
     "load_dense",

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metala_vision.data import ShapesDetection, ShapesSegmentation
-from metala_vision.engine.metrics.dense_plots import objects_on
+from metala_vision.data.drawing import objects_on
 from metala_vision.engine.metrics.detection import CocoMetric
 from metala_vision.engine.metrics.segmentation import SegmentationMetric, intersection_over_union
 from metala_vision.errors import InputError

@@ -8,8 +8,8 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from metala_vision.data import BoxDataset
+from metala_vision.data.drawing import objects_on
 from metala_vision.dense import DETECTORS, detector
-from metala_vision.engine.metrics.dense_plots import objects_on
 from metala_vision.errors import InputError
 
 from .backbone import TimmModel

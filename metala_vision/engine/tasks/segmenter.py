@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metala_vision.data import MaskDataset
+from metala_vision.data.drawing import classes_on
 from metala_vision.data.masks import IGNORE
-from metala_vision.dense import SEGMENTERS, segmenter, sliding_window
-from metala_vision.engine.metrics.dense_plots import classes_on
+from metala_vision.dense import SEGMENTERS, class_map, segmenter
 from metala_vision.errors import InputError
 
 from .backbone import TimmModel
@@ -124,7 +124,8 @@ class ImageSegmenter(TaskModel):
         """
         inputs = [(image - self.mean) / self.std for image in inputs]
         if mode == "predict":
-            found = [self.in_order(self._classify(image[None])) for image in inputs]
+            sizes = (self.short_side, self.window, self.stride)
+            found = [self.in_order(class_map(self.segmenter, image[None], *sizes)) for image in inputs]
             unknown = [None] * len(found)  # of images that came alone
             known = zip(found, masks or unknown, indices or unknown)
             return [dict(found=f, mask=mask, index=index) for f, mask, index in known]
@@ -133,27 +134,12 @@ class ImageSegmenter(TaskModel):
         masks = masks or []
         if mode == "loss" and len(inputs) == 1 and any(isinstance(m, _BatchNorm) for m in self.segmenter.modules()):
             inputs, masks = inputs * 2, masks * 2
-        sizes = {tuple(image.shape) for image in inputs}
-        if len(sizes) > 1:
-            raise InputError(f"images of one batch differ in shape, {sorted(sizes)}: end the transform with a crop")
+        shapes = {tuple(image.shape) for image in inputs}
+        if len(shapes) > 1:
+            raise InputError(f"images of one batch differ in shape, {sorted(shapes)}: end the transform with a crop")
         logits = self.segmenter(torch.stack(inputs)).float()
         if mode == "tensor":
             return logits
         target = torch.stack(masks)
         loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
         return dict(loss=loss / (target != IGNORE).sum().clamp(min=1))
-
-    def _classify(self, image: Tensor) -> Tensor:
-        """[1, C, H, W] -> classes [H, W]."""
-        size = (image.shape[-2], image.shape[-1])
-        if self.short_side is not None:
-            scale = self.short_side / min(size)
-            sides = tuple(round(side * scale) for side in size)
-            image = F.interpolate(image, sides, mode="bilinear", antialias=True)
-        if self.window is None or self.stride is None:  # both or neither
-            logits = self.segmenter(image)
-        else:
-            logits = sliding_window(self.segmenter, image, self.window, self.stride)
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(logits.float(), size, mode="bilinear")
-        return logits.argmax(1)[0]
