@@ -16,7 +16,7 @@ FLOORS = (
     ("models", "command_line"),
     ("data", "dense", "linearize"),
     ("deploy", "engine.metrics", "profiling.environment"),
-    ("engine.tasks", "profiling.speed"),
+    ("prediction", "engine.tasks", "profiling.speed"),
     ("engine.run", "profiling.macs", "profiling.sweep", "profiling.gpu_report", "profiling.attention"),
     ("engine", "profiling"),
 )

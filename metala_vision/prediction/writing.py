@@ -1,0 +1,85 @@
+"""Predictions in files: lines of JSON, a table, pictures with what was found, and maps of classes."""
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from metala_vision.errors import InputError
+from metala_vision.files import to_json
+
+from .found import Prediction
+from .pictures import Picture
+
+COLUMNS = {
+    "classification": ("rank", "name", "probability"),
+    "detection": ("name", "score", "left", "top", "right", "bottom"),
+    "segmentation": ("name", "share"),
+}
+QUALITY = 90  # of JPEG
+
+
+def write_predictions(
+    found: Iterable[tuple[Picture, Prediction]],
+    out: str | Path,
+    task: str,
+    names: Sequence[str],
+    root: str | Path | None = None,
+    drawn: bool = True,
+) -> Iterator[Prediction]:
+    """Writes predictions as they come, and hands them on.
+
+    Args:
+        found: by `Predictor.with_pictures`.
+        out: folder for predictions.jsonl, predictions.csv, pictures/ and, from a segmenter, class_maps/ with PNG files
+            whose values are the classes.
+        task: of the predictor.
+        names: of all classes.
+        root: folder whose tree `pictures/` mirrors; pictures from elsewhere go by their own names.
+        drawn: whether pictures are written.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            open(folder / "predictions.jsonl", "w") as lines,
+            open(folder / "predictions.csv", "w", newline="") as rows,
+        ):
+            table = csv.DictWriter(rows, ["image", "seconds", "height", "width", *COLUMNS[task]])
+            table.writeheader()
+            for picture, one in found:
+                lines.write(to_json(one.record()) + "\n")
+                table.writerows(one.rows())
+                if drawn and picture.pixels is not None:
+                    _draw(picture, one, folder, _place(one.image, root), names)
+                lines.flush()
+                rows.flush()
+                yield one
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be written: {error}") from error
+
+
+def _place(image: str, root: str | Path | None) -> Path:
+    """Where in the folders of the results a picture goes."""
+    path = Path(os.path.abspath(image))
+    if root is not None and path.is_relative_to(above := os.path.abspath(root)):
+        return path.relative_to(above)
+    return Path(path.name)
+
+
+def _draw(picture: Picture, found: Prediction, folder: Path, place: Path, names: Sequence[str]) -> None:
+    from .overlay import overlay  # matplotlib's font and colours, which those who do not draw need not have
+
+    file = folder / "pictures" / f"{place}.jpg"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    assert picture.pixels is not None
+    overlay(picture.pixels, found, names).save(file, quality=QUALITY)
+    if found.class_map is not None:
+        file = folder / "class_maps" / f"{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(found.class_map).save(file)
