@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   python tools/export.py work_dirs/metala_vit_nano_160_imagenette_30e/best.pth --out metala_vit_nano.onnx
   python tools/export.py metala_vit_tiny --out metala_vit_tiny.xml --img-size 512x384
   python tools/export.py vit_small_patch16_224.augreg_in1k --pretrained --out vit_small.onnx
+  python tools/export.py work_dirs/RUN/best.pth --out small.onnx --int8 --calibration photos
   python tools/export.py metala_vit_tiny:in_chans=1 --features-only 5 11 --out features.onnx
 """
 
@@ -41,6 +42,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--img-size", type=image_size, metavar="N", help="side, or HEIGHTxWIDTH (default: the model's)")
     parser.add_argument("--opset", type=int, default=20, metavar="N", help="of ONNX (default: 20)")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--half", action="store_true", help="weights in float16: half the bytes, computed as before")
+    precision.add_argument("--int8", action="store_true", help="products with weights by 8-bit integers")
+    parser.add_argument("--calibration", metavar="FOLDER", help="images that the ranges of --int8 are fitted to")
     parser.add_argument("--pretrained", action="store_true", help="timm's weights, for a model of timm")
     parser.add_argument(
         "--features-only",
@@ -59,14 +64,16 @@ def main(args: argparse.Namespace) -> dict:
     from metala_vision.profiling.speed.steps import split_arguments
 
     source, arguments = (args.source, {}) if Path(args.source).exists() else split_arguments(args.source, "source")
-    if own := {"img_size", "format", "dynamic", "opset", "file"} & set(arguments):
+    if own := {"img_size", "format", "dynamic", "opset", "file", "precision", "calibration"} & set(arguments):
         raise InputError(
             f"source: got {sorted(own)[0]} in {args.source!r}, which is an option: --{sorted(own)[0].replace('_', '-')}"
         )
     arguments |= {"pretrained": True} if args.pretrained else {}
     if args.features_only is not None:
         arguments |= {"features_only": True} | ({"out_indices": args.features_only} if args.features_only else {})
-    result = metala_vision.export(source, args.out, args.format, args.dynamic, args.img_size, args.opset, **arguments)
+    precision = "float16" if args.half else "int8" if args.int8 else "float32"
+    settings = dict(opset=args.opset, precision=precision, calibration=args.calibration)
+    result = metala_vision.export(source, args.out, args.format, args.dynamic, args.img_size, **settings, **arguments)
     print(f"{result['file']}: {result['bytes'] / 1e6:.1f} MB, {', '.join(result['inputs'] + result['outputs'])}")
     for name, differences in result["differences"].items():
         found = ", ".join(f"{shape} {value:.1e}" for shape, value in differences.items())

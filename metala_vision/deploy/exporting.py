@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metala_vision.errors import InputError
 
+from .calibration import calibration_images
 from .job import Job
 from .onnx_file import write_onnx, write_openvino
 from .runtimes import RUNTIMES, Runtime, runtime
@@ -39,7 +40,8 @@ FORMATS = {
 }
 DYNAMIC = ("batch", "size")
 OPSET = 20
-TOLERANCE = 1e-4  # largest difference over the largest number, float32
+# Largest difference over the largest number. Of int8 it tells a broken file from a rounded one, no more.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.3}
 
 
 def export(
@@ -49,6 +51,8 @@ def export(
     dynamic: Sequence[str] = DYNAMIC,
     img_size: int | tuple[int, int] | None = None,
     opset: int = OPSET,
+    precision: str = "float32",
+    calibration: str | Path | Sequence[Tensor] | None = None,
     **arguments: Any,
 ) -> dict:
     """Writes a model for onnxruntime, OpenVINO and other runtimes of graphs, and runs the file against the model.
@@ -66,11 +70,15 @@ def export(
         img_size: height and width of the images in pixels, or the side of a square; None is the model's own. Where the
             size is left open, others are taken too.
         opset: of ONNX, 20 or later.
+        precision: "float32"; "float16", which stores weights in half as many bytes and computes as before; or "int8",
+            whose products with weights are of 8-bit integers. Scans stay float32 in all.
+        calibration: for "int8", a folder of images (64 of them are taken) or prepared images [1, C, H, W], to which the
+            ranges of activations are fitted. Without them they are found at each run; OpenVINO needs them.
         arguments: of `timm.create_model`, such as `features_only=True`.
 
     Returns:
-        dict(file, format, inputs, outputs, bytes, differences), with the largest difference over the largest number for
-        each runtime and shape of images.
+        dict(file, format, precision, inputs, outputs, bytes, differences), with the largest difference over the largest
+        number for each runtime and shape of images.
 
     Raises:
         InputError: an argument that does not fit, a package that is not installed, a model that cannot be exported, a
@@ -82,6 +90,12 @@ def export(
         raise InputError(f"dynamic: got {unknown[0]!r}, expected some of {DYNAMIC}")
     if opset < OPSET:
         raise InputError(f"opset: got {opset}, expected {OPSET} or later")
+    if precision not in TOLERANCES:
+        raise InputError(f"precision: got {precision!r}, expected one of {tuple(TOLERANCES)}")
+    if calibration is not None and precision != "int8":
+        raise InputError(f"calibration: got images for {precision!r}, which needs none; precision='int8' does")
+    if format == "openvino" and precision == "int8" and calibration is None:
+        raise InputError("calibration: got none, and int8 in OpenVINO needs images; give a folder or prepared images")
     sides = (img_size, img_size) if isinstance(img_size, int) else img_size
     if sides is not None and (len(sides) != 2 or min(sides) < 1):
         raise InputError(f"img_size: got {img_size}, expected pixels of a side, or height and width")
@@ -99,7 +113,9 @@ def export(
     if sides is not None and described:
         described = {**described, "input_size": list(shapes[0][1:])}
     wanted = _tried(model, shapes)
-    job = Job(shapes[0], tuple(dynamic), opset, described, _names(wanted[0]))
+    if isinstance(calibration, str | Path):
+        calibration = calibration_images(calibration, described, shapes[0][2:])
+    job = Job(shapes[0], tuple(dynamic), opset, described, _names(wanted[0]), precision, calibration)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export_") as folder:
@@ -110,16 +126,15 @@ def export(
                 for name in kind.runtimes
                 if not RUNTIMES[name].reason
             }
-            _check(differences)
+            _check(differences, TOLERANCES[precision])
             parts = sorted(Path(folder).iterdir())
             size = sum(part.stat().st_size for part in parts)
             for part in parts:
                 os.replace(part, file.parent / part.name)
     except OSError as error:
         raise InputError(f"file: {file} cannot be written: {error}") from error
-    return dict(
-        file=str(file), format=format, inputs=["image"], outputs=job.outputs, bytes=size, differences=differences
-    )
+    known = dict(file=str(file), format=format, precision=precision, inputs=["image"], outputs=job.outputs)
+    return dict(known, bytes=size, differences=differences)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -205,11 +220,11 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 
 
-def _check(differences: dict[str, dict[str, float]]) -> None:
+def _check(differences: dict[str, dict[str, float]], tolerance: float) -> None:
     for name, by_shape in differences.items():
         for images, difference in by_shape.items():
-            if not difference <= TOLERANCE:
+            if not difference <= tolerance:
                 raise InputError(
                     f"export: {name} gives other numbers for images of {images}: they differ by {difference:.1e} of "
-                    f"the largest, expected at most {TOLERANCE:g}; the file is not kept"
+                    f"the largest, expected at most {tolerance:g}; the file is not kept"
                 )

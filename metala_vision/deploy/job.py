@@ -1,9 +1,10 @@
 """What is to be written of a model, whatever the format."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Job(NamedTuple):
@@ -15,6 +16,8 @@ class Job(NamedTuple):
         opset: of ONNX.
         described: what the file says of its model; empty where nothing is known.
         outputs: their names.
+        precision: "float32", "float16" or "int8", see `precision`.
+        calibration: prepared images for "int8".
     """
 
     example: tuple[int, ...]
@@ -22,6 +25,8 @@ class Job(NamedTuple):
     opset: int
     described: dict
     outputs: list[str]
+    precision: str = "float32"
+    calibration: Sequence[Tensor] | None = None
 
     @property
     def open_axes(self) -> dict[int, str]:

@@ -25,6 +25,7 @@ def write_onnx(model: nn.Module, file: Path, job: Job) -> None:
         InputError: torch's exporter does not take the model or does not write the opset.
     """
     from .onnx_operators import simplify, translations
+    from .precision import halve, quantize
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own, about its own code
@@ -62,16 +63,20 @@ def write_onnx(model: nn.Module, file: Path, job: Job) -> None:
     if job.described:
         graph.model.metadata_props[KEY] = json.dumps(plain(job.described, "description"))
     graph.save(str(file))
+    if job.precision == "float16":
+        halve(file)
+    elif job.precision == "int8":
+        quantize(file, job.calibration)
 
 
 def write_openvino(model: nn.Module, file: Path, job: Job) -> None:
     """Writes a file of OpenVINO with its weights beside it; raises what `write_onnx` raises."""
     import openvino
 
-    graph = file.with_name("graph.onnx")
-    write_onnx(model, graph, job)
+    graph, half = file.with_name("graph.onnx"), job.precision == "float16"
+    write_onnx(model, graph, job._replace(precision="float32") if half else job)
     converted = openvino.convert_model(str(graph))
     if job.described:
         converted.set_rt_info(json.dumps(plain(job.described, "description")), [KEY])
-    openvino.save_model(converted, str(file), compress_to_fp16=False)
+    openvino.save_model(converted, str(file), compress_to_fp16=half)
     graph.unlink()

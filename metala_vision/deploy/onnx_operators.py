@@ -315,6 +315,7 @@ def simplify(model: Any) -> None:
 
     torch's exporter would also look for patterns to rewrite, which takes longer than all else and finds none here.
     """
-    fold_constants(model)
+    # Weights of any size: what is quantized has to be found as weights, and a transposed one is none yet.
+    fold_constants(model, input_size_limit=1 << 31, output_size_limit=1 << 31)
     for change in (CommonSubexpressionEliminationPass(), IdentityEliminationPass(), RemoveUnusedNodesPass()):
         change(model)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metala_vision.data import EvalTransform
+from metala_vision.data.preparation import Preparation
 from metala_vision.errors import InputError
 
 from .found import ClassFound
@@ -36,23 +36,14 @@ class Classifying:
         tile: int | None,
         top_k: int,
     ):
-        _, *sides = described["input_size"]
-        size = img_size if img_size is not None else tuple(sides)
-        self.transform = EvalTransform(
-            size, described.get("crop_pct") or 1.0, described.get("interpolation") or "bicubic"
-        )
-        self.mean, self.std = (torch.tensor(described[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        self.preparation = Preparation(described, img_size)
         self.run, self.names, self.tile = run, names, tile
         self.top_k = min(top_k, len(names))
 
     def prepare(self, pixels: np.ndarray) -> Tensor:
         """[height, width, C] uint8 -> one normalised image for each tile [T, C, H, W]."""
-        found = []
-        for tile in tiles(pixels.shape[0], pixels.shape[1], self.tile):
-            seen = self.transform(pixels[tile.top : tile.bottom, tile.left : tile.right])
-            image = torch.from_numpy(np.ascontiguousarray(seen.reshape(*seen.shape[:2], -1).transpose(2, 0, 1)))
-            found.append((image.float() / 255 - self.mean) / self.std)
-        return torch.stack(found)
+        parts = tiles(pixels.shape[0], pixels.shape[1], self.tile)
+        return torch.stack([self.preparation(pixels[part.top : part.bottom, part.left : part.right]) for part in parts])
 
     def find(self, prepared: Sequence[Tensor], batch: int) -> list[dict[str, Any]]:
         """What was found in each picture, at most `batch` images at a time."""

@@ -1,0 +1,33 @@
+"""Pictures as a model's test prepares them, by what the model says of itself."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .transforms import EvalTransform
+
+
+class Preparation:
+    """A picture -> the normalised image that a model sees.
+
+    Args:
+        described: by the model, see `metala_vision.description`: input_size, crop_pct, interpolation, mean and std.
+        img_size: height and width, or the side of the square; None is the model's own.
+
+    Raises:
+        InputError: a size or an interpolation that is none.
+    """
+
+    def __init__(self, described: dict, img_size: int | Sequence[int] | None = None):
+        size = described["input_size"][1:] if img_size is None else img_size
+        crop, interpolation = described.get("crop_pct") or 1.0, described.get("interpolation") or "bicubic"
+        self.transform = EvalTransform(size, crop, interpolation)
+        self.mean, self.std = (torch.tensor(described[key]).view(-1, 1, 1) for key in ("mean", "std"))
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        """[height, width, C] uint8 -> [C, H, W] float32."""
+        seen = self.transform(pixels)
+        image = torch.from_numpy(np.ascontiguousarray(seen.reshape(*seen.shape[:2], -1).transpose(2, 0, 1)))
+        return (image.float() / 255 - self.mean) / self.std
