@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   python tools/test.py CONFIG work_dirs/*/best.pth --weights raw --out work_dirs/all
   python tools/test.py CONFIG best.pth --img-size 288 --crop-ratio 1.0
   python tools/test.py CONFIG best.pth --resolutions 160 224 320x160
+  python tools/test.py CONFIG best.pth model.onnx int8.onnx
 """
 
 
@@ -34,7 +35,11 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser)
-    parser.add_argument("checkpoints", nargs="*", help="best.pth or last.pth of runs, or state_dicts of the timm model")
+    parser.add_argument(
+        "checkpoints",
+        nargs="*",
+        help="best.pth or last.pth of runs, state_dicts of the timm model, or classifiers of tools/export.py",
+    )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--img-size", type=image_size, metavar="N", help="test at N x N pixels, or HxW, instead of the config's size"

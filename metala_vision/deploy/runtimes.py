@@ -33,6 +33,9 @@ RUNTIMES = {
 }
 
 
+ENDINGS = {".onnx": "onnxruntime", ".xml": "openvino"}  # of files, and what runs them where nothing else is asked for
+
+
 class Runtime:
     """An exported file in a runtime: images [B, C, H, W] -> a list of its outputs, on the CPU.
 

@@ -14,10 +14,12 @@ from mmengine.registry import MODELS
 from rich.console import Console
 from rich.table import Table
 
+from metala_vision.deploy.runtimes import ENDINGS
 from metala_vision.description import read_description, size_name
 from metala_vision.errors import InputError
 from metala_vision.files import to_csv, write_atomic, write_json
 
+from .exported import ExportedBackbone, is_exported, open_exported
 from .metrics.scores import SCORES
 from .metrics.size_plots import plot_sizes
 from .run.agreement import class_order, warn_of_preprocessing
@@ -41,8 +43,8 @@ def evaluate_checkpoints(
 
     Args:
         config: with the model and the test split.
-        checkpoints: files of the same model. Classes that they name in another order than the test set are matched by
-            name.
+        checkpoints: files of the same model, or classifiers that `tools/export.py` has written. Classes that they name
+            in another order than the test set are matched by name.
         out: folder for the results; None is `test` beside the first checkpoint.
         resolutions: sides of square test images, or (height, width); None for the config's own.
         crop_ratio: share of the short side that the central crop keeps; None for the config's own.
@@ -110,8 +112,12 @@ def _check_weights(
     """
     with config_errors():
         model = MODELS.build(config.model)
-    described, changed = {}, {}
+    described: dict[str, dict] = {}
+    changed: dict[str, list[str]] = {}
     for file in checkpoints:
+        if is_exported(file):
+            described[file], changed[file] = open_exported(file, model)[1], []
+            continue
         checkpoint = read_checkpoint(file)
         changed[file] = changed_for_test(config["model"], checkpoint)
         check_model(config, file, checkpoint, "python tools/test.py", file)
@@ -137,8 +143,12 @@ def _test(
     runner.prepare()
     if order is not None:
         runner.task.take_order(order)
-    used = runner.load_checkpoint(checkpoint, weights=weights)["weights"]
-    if size is not None:
+    if is_exported(checkpoint):
+        used = ENDINGS[Path(checkpoint).suffix]
+        runner.task.backbone = ExportedBackbone(open_exported(checkpoint, runner.task)[0])
+    else:
+        used = runner.load_checkpoint(checkpoint, weights=weights)["weights"]
+    if size is not None and not is_exported(checkpoint):
         runner.task.resize(*(size if isinstance(size, tuple) else (size, size)))
     try:
         result = runner.evaluate()
@@ -177,9 +187,12 @@ def render(results: Sequence[dict]) -> str:
 
 def _short_names(checkpoints: Sequence[str]) -> list[str]:
     """A name for each file that no other has: its own, or with the folders that tell them apart."""
-    paths = [Path(path).with_suffix("").absolute().parts for path in checkpoints]
-    if len(set(paths)) < len(paths):
+    whole = [Path(path).absolute() for path in checkpoints]
+    if len(set(whole)) < len(whole):
         raise InputError("checkpoint: the same file is named twice")
+    paths = [path.with_suffix("").parts for path in whole]
+    if len(set(paths)) < len(paths):  # best.pth and best.onnx
+        paths = [path.with_name(path.name.replace(".", "_")).parts for path in whole]
     for depth in range(1, max(map(len, paths)) + 1):
         names = ["_".join(parts[-depth:]).replace("/", "") for parts in paths]
         if len(set(names)) == len(names):

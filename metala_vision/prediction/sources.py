@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from metala_vision.dense import load_dense
 from metala_vision.dense.loading import BUILDERS
 from metala_vision.deploy import model_of, runtime
+from metala_vision.deploy.runtimes import ENDINGS
 from metala_vision.description import description_in
 from metala_vision.errors import InputError
 
-ENDINGS = {".onnx": "onnxruntime", ".xml": "openvino"}
 Run = Callable[[Any], Any]
 
 

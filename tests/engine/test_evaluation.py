@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
@@ -14,6 +15,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from small_runs import DIGITS, SMALL
 from tool_process import run_tool
 
+import metala_vision
 from metala_vision.data import Digits, EvalTransform
 from metala_vision.engine import VisionRunner, load_config
 from metala_vision.engine.browse import browse
@@ -253,6 +255,52 @@ def test_dry_run_of_fewer_images_than_two_batches(tmp_path):
     result = dry_run(VisionRunner.from_cfg(config))
     assert result["images_per_step"] == 8000
     assert result["input"] == [1, 8, 8]
+
+
+@pytest.fixture
+def exported(checkpoints, tmp_path):
+    """The average of the first checkpoint, as a file, at any size."""
+    pytest.importorskip("onnxruntime")
+    _, (_, model) = checkpoints[0]
+    described = dict(task="classification", num_classes=10, label_names=None, input_size=[1, 8, 8])
+    described |= dict(mean=[0.3053], std=[0.3760], interpolation="bicubic")
+
+    def write(**changed: object) -> str:
+        file = tmp_path / "run0" / "best.onnx"
+        metala_vision.export(model, file, img_size=8)
+        written = onnx.load(file)
+        del written.metadata_props[:]
+        onnx.helper.set_model_props(written, {"metala_vision": json.dumps({**described, **changed})})
+        onnx.save(written, file)
+        return str(file)
+
+    return write
+
+
+@pytest.mark.long
+def test_an_exported_file_beside_its_checkpoint(config, checkpoints, exported, tmp_path):
+    """The same accuracy at every size, in folders of their own though the names are alike."""
+    path, file = checkpoints[0][0], exported()
+    found = evaluate_checkpoints(config, [path, file], str(tmp_path / "out"), resolutions=(8, (8, 12)))
+    assert [r["weights"] for r in found] == ["ema", "ema", "onnxruntime", "onnxruntime"]
+    assert [r["top1"] for r in found[2:]] == pytest.approx([r["top1"] for r in found[:2]], abs=0.3)
+    assert (tmp_path / "out" / "best_onnx_8" / "confusion_matrix.png").is_file()
+    assert (tmp_path / "out" / "best_pth_8x12" / "per_class.csv").is_file()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (dict(num_classes=7), "checkpoint: .*best.onnx has 7 classes, expected the config's 10"),
+        (dict(task="features"), "checkpoint: .*best.onnx is of the task 'features', expected a classifier"),
+    ],
+    ids=str,
+)
+def test_exported_files_that_do_not_fit(config, exported, tmp_path, changed, message):
+    with pytest.raises(InputError, match=message):
+        evaluate_checkpoints(config, [exported(**changed)], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.long

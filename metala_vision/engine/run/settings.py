@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
+from metala_vision.deploy.runtimes import ENDINGS
 from metala_vision.description import plain
 from metala_vision.errors import InputError
 
@@ -56,7 +57,7 @@ def config_of_run(file: str | Path) -> Path:
     Raises:
         InputError: no such checkpoint, or no such config beside it.
     """
-    found = config_beside(file, read_checkpoint(file))
+    found = config_beside(file, read_checkpoint(file)) if Path(file).suffix not in ENDINGS else None
     if found is None:
         raise InputError(
             f"config: none was given, and that of the run is not beside {file}; "
