@@ -28,7 +28,7 @@ LIBRARIES = {
     "models": {"timm"},
     "dense": {"timm", "torchvision", "segmentation_models_pytorch"},
     "linearize": {"timm", "sklearn"},
-    "deploy": {"timm", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino"},
+    "deploy": {"timm", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino"},
 }
 SOURCES = [
     path

@@ -3,8 +3,9 @@
 
 The file is run by onnxruntime and OpenVINO, where they are installed, on images of three sizes and batches if those
 are left open, and is not left behind if it gives other numbers than the model. It takes float images [batch, channels,
-height, width], normalised as its metadata says (key "metala_vision": mean, std, size, classes). The last line printed
-is the result as JSON.
+height, width], normalised as its metadata says (key "metala_vision": mean, std, size, classes). The file of a detector
+(retinanet, fcos) gives all boxes with their scores, of which metala_vision.deploy.detections makes detections. The last
+line printed is the result as JSON.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from arguments import add_json, image_size
 
 EXAMPLES = """examples:
   python tools/export.py work_dirs/metala_vit_nano_160_imagenette_30e/best.pth --out metala_vit_nano.onnx
+  python tools/export.py work_dirs/upernet_metala_vit_nano_p8_128_shapes_6e/best.pth --out upernet.onnx
   python tools/export.py metala_vit_tiny --out metala_vit_tiny.xml --img-size 512x384
   python tools/export.py vit_small_patch16_224.augreg_in1k --pretrained --out vit_small.onnx
   python tools/export.py work_dirs/RUN/best.pth --out small.onnx --int8 --calibration photos

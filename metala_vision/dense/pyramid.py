@@ -44,7 +44,7 @@ class PyramidNeck(nn.Module):
         """
         maps = []
         for stride, level in zip(self.strides, self.levels):
-            rows, cols = (-(-side // stride) for side in size)
+            rows, cols = ((side + stride - 1) // stride for side in size)  # graphs of ONNX round -side / stride up
             maps.append(level(x)[:, :, :rows, :cols])
         return maps
 

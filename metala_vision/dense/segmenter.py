@@ -111,8 +111,9 @@ class PlainSegmenter(nn.Module):
 
 def padded(x: Tensor, multiple: int) -> Tensor:
     """[B, C, height, width] with zeros below and at the right, so that `multiple` divides both sides."""
-    bottom, right = (-side % multiple for side in x.shape[-2:])
-    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+    # Without a condition, a remainder, or a negative quotient, which graphs of ONNX round up: so it can be exported.
+    bottom, right = ((side + multiple - 1) // multiple * multiple - side for side in x.shape[-2:])
+    return F.pad(x, (0, right, 0, bottom))
 
 
 @torch.no_grad()

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from metala_vision.errors import InputError
 
 from .calibration import calibration_images
+from .detection_graph import OUTPUTS as DETECTION_OUTPUTS
 from .job import Job
 from .onnx_file import write_onnx, write_openvino
 from .runtimes import RUNTIMES, Runtime, runtime
-from .source import describe, model_of
+from .source import graph_of, model_of
 
 
 class Format(NamedTuple):
@@ -58,8 +59,9 @@ def export(
     """Writes a model for onnxruntime, OpenVINO and other runtimes of graphs, and runs the file against the model.
 
     It takes float images [batch, channels, height, width] as "image", normalised as its description says, and gives
-    "logits", or "map0", "map1", ... of features. There are plain operators of ONNX alone in it, as many for an image of
-    any size, and scans remember the share of the image that they remember in the model.
+    "logits", "map0", "map1", ... of features, or "boxes", "scores" and "levels" of a detector, see `DetectionGraph`.
+    There are plain operators of ONNX alone in it, as many for an image of any size, and scans remember the share of the
+    image that they remember in the model.
 
     Args:
         source: a model in evaluation mode, in float32 and on the CPU, or what `model_of` takes: a checkpoint, a
@@ -107,22 +109,24 @@ def export(
     elif arguments:
         raise InputError(f"arguments: got {', '.join(arguments)} for a model that is made already")
     else:
-        model, described = source, describe(source)
+        model, described = graph_of(source)
     _check_model(model)
     shapes = _shapes(described, dynamic, sides)
     if sides is not None and described:
         described = {**described, "input_size": list(shapes[0][1:])}
-    wanted = _tried(model, shapes)
+    task = described.get("task")
+    images = [_images(shape, task) for shape in shapes]
+    wanted = _tried(model, images)
     if isinstance(calibration, str | Path):
         calibration = calibration_images(calibration, described, shapes[0][2:])
-    job = Job(shapes[0], tuple(dynamic), opset, described, _names(wanted[0]), precision, calibration)
+    job = Job(shapes[0], tuple(dynamic), opset, described, _names(wanted[0], task), precision, calibration)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export_") as folder:
             written = Path(folder) / file.name
             kind.write(model, written, job)
             differences = {
-                name: _differences(runtime(name, written), shapes, wanted)
+                name: _differences(runtime(name, written), images, wanted)
                 for name in kind.runtimes
                 if not RUNTIMES[name].reason
             }
@@ -175,16 +179,22 @@ def _shapes(described: dict, dynamic: Sequence[str], sides: tuple[int, int] | No
     return list(dict.fromkeys((batch, channels, *size) for batch, size in zip(batches, sizes)))
 
 
+def _images(shape: tuple[int, ...], task: str | None) -> Tensor:
+    """Random images as the model expects them: those of a detector are in [0, 1], all others normalised."""
+    random = torch.rand if task == "detection" else torch.randn
+    return random(shape, generator=torch.Generator().manual_seed(0))
+
+
 @torch.no_grad()
-def _tried(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> list[list[Tensor]]:
-    """What the model itself gives for `_images` of these shapes."""
+def _tried(model: nn.Module, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+    """What the model itself gives for these images."""
     found = []
-    for images in shapes:
-        size = "x".join(map(str, images[2:]))
+    for images in batches:
+        size = "x".join(map(str, images.shape[2:]))
         try:
-            outputs = model(_images(images))
+            outputs = model(images)
         except Exception as error:  # a model is anybody's code
-            hint = "; dynamic=('batch',) keeps the size fixed" if images[2:] != shapes[0][2:] else ""
+            hint = "; dynamic=('batch',) keeps the size fixed" if images.shape[2:] != batches[0].shape[2:] else ""
             raise InputError(f"export: the model takes no images of {size} pixels: {error}{hint}") from error
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
         if not isinstance(outputs, list | tuple) or not outputs or not all(isinstance(x, Tensor) for x in outputs):
@@ -195,28 +205,28 @@ def _tried(model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> list[list[Ten
     return found
 
 
-def _images(shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def _names(outputs: Sequence[Tensor], task: str | None) -> list[str]:
+    if task == "detection":
+        return list(DETECTION_OUTPUTS)
+    logits = task == "segmentation" or (outputs[0].ndim == 2 and len(outputs) == 1)
+    return ["logits"] if logits else [f"map{i}" for i in range(len(outputs))]
 
 
-def _names(outputs: Sequence[Tensor]) -> list[str]:
-    return ["logits"] if outputs[0].ndim == 2 and len(outputs) == 1 else [f"map{i}" for i in range(len(outputs))]
-
-
-def _differences(other: Runtime, shapes: Sequence[tuple[int, ...]], wanted: Sequence[list[Tensor]]) -> dict[str, float]:
+def _differences(other: Runtime, batches: Sequence[Tensor], wanted: Sequence[list[Tensor]]) -> dict[str, float]:
     """The largest difference over the largest number, by the shape of the images."""
     found = {}
-    for images, ours in zip(shapes, wanted):
-        theirs = other(_images(images))
+    for images, ours in zip(batches, wanted):
+        theirs = other(images)
         same = len(theirs) == len(ours)
         differences = [_difference(x, y) for x, y in zip(theirs, ours)] if same else [float("inf")]
-        found["x".join(map(str, images))] = max(differences)
+        found["x".join(map(str, images.shape))] = max(differences)
     return found
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
     if found.shape != wanted.shape or not found.isfinite().all():
         return float("inf")
+    found, wanted = found.double(), wanted.double()  # numbers of levels are integers
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+PYRAMID = 512  # pixels
+
 
 class Job(NamedTuple):
     """What a file is to take and to give.
@@ -37,6 +39,9 @@ class Job(NamedTuple):
     def program(self, model: nn.Module) -> torch.export.ExportedProgram:
         """The model as torch.export has it. Raises what torch's exporter raises, which may be anything."""
         _, channels, height, width = self.example
+        if "size" in self.dynamic and self.described.get("task") in ("detection", "segmentation"):
+            # A map of a single step, which a pyramid has of a small image, would be taken for one that always has one.
+            height, width = max(height, PYRAMID), max(width, PYRAMID)
         # The sides of the example differ: equal ones would be taken for one size.
         width += 32 if "size" in self.dynamic and height == width else 0
         image = torch.zeros(self.example[0], channels, height, width)

@@ -1,4 +1,4 @@
-"""What is to be deployed: a checkpoint of a run, a published folder, or a model of timm."""
+"""What is to be deployed: a checkpoint of a run, a published folder, a model of timm, or a module."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,17 @@ from typing import Any
 import timm
 from torch import nn
 
+from metala_vision.dense import load_dense
+from metala_vision.dense.loading import BUILDERS
 from metala_vision.dense.trunk import ANY_SIZE
 from metala_vision.description import read_described
 from metala_vision.errors import InputError, near_matches
 from metala_vision.models import load
 from metala_vision.models.described import described_model
 
-TASKS = ("classification", "linearization")
+from .dense_graph import DENSE, dense_graph, trunk_of
+
+TASKS = ("classification", "linearization", *BUILDERS)
 
 
 def model_of(source: str | Path, **arguments: Any) -> tuple[nn.Module, dict]:
@@ -27,7 +31,8 @@ def model_of(source: str | Path, **arguments: Any) -> tuple[nn.Module, dict]:
     Returns:
         The model, which takes images [B, C, H, W], and a dict with keys of `metala_vision.description`: `task`
         ("features" with `features_only`), `architecture`, `num_classes`, `label_names`, `input_size` in pixels,
-        `crop_pct`, `interpolation`, `mean` and `std`.
+        `crop_pct`, `interpolation`, `mean` and `std`, with those of `dense_graph` for detectors and segmenters. A
+        detector is a `DetectionGraph`.
 
     Raises:
         InputError: none of these, a checkpoint of another task, arguments that the model does not take, weights that
@@ -53,6 +58,14 @@ def model_of(source: str | Path, **arguments: Any) -> tuple[nn.Module, dict]:
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:  # timm and the hub raise them all
         raise InputError(f"source: {source}: {error}") from error
     return model, describe(model, arguments.get("in_chans"))
+
+
+def graph_of(model: nn.Module) -> tuple[nn.Module, dict]:
+    """A module as files have it, and what is known of it; raises what `dense_graph` raises."""
+    if not isinstance(model, DENSE):
+        return model, describe(model)
+    of_trunk = describe(trunk_of(model))
+    return dense_graph(model, {**of_trunk, "label_names": None, "crop_pct": None, "interpolation": None})
 
 
 def describe(model: Any, in_chans: int | None = None) -> dict:
@@ -82,7 +95,12 @@ def describe(model: Any, in_chans: int | None = None) -> dict:
 
 
 def _from_checkpoint(file: Path, arguments: dict) -> tuple[nn.Module, dict]:
-    checkpoint, described = read_described(file, TASKS, "a classifier's or a linearized model's")
+    what = "a classifier's, a linearized model's, a detector's or a segmenter's"
+    checkpoint, described = read_described(file, TASKS, what)
+    if described["task"] in BUILDERS:
+        if arguments:
+            raise InputError(f"arguments: got {', '.join(arguments)} for a {described['kind']}, which takes none")
+        return dense_graph(*load_dense(file))
     weights = checkpoint.get("state_dict_ema") or checkpoint.get("state_dict")
     if not weights:
         raise InputError(f"source: {file} holds no state_dict")

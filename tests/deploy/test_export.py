@@ -274,7 +274,7 @@ def test_what_a_file_gives_is_compared_whole():
     """Catches a NaN behind a first output that is right, and an output that is missing."""
     x, nan = torch.ones(2), torch.full((2,), torch.nan)
     for theirs in ([x, nan], [x], [x, torch.ones(3)]):
-        found = exporting._differences(lambda _, theirs=theirs: theirs, [(1, 3, 2, 2)], [[x, x]])
+        found = exporting._differences(lambda _, theirs=theirs: theirs, [torch.zeros(1, 3, 2, 2)], [[x, x]])
         assert found == {"1x3x2x2": float("inf")}
 
 
