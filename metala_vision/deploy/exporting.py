@@ -112,8 +112,9 @@ def export(
         model, described = graph_of(source)
     _check_model(model)
     shapes = _shapes(described, dynamic, sides)
-    if sides is not None and described:
-        described = {**described, "input_size": list(shapes[0][1:])}
+    if described:
+        described = {**described, "dynamic": list(dynamic)}
+        described |= {} if sides is None else {"input_size": list(shapes[0][1:])}
     task = described.get("task")
     images = [_images(shape, task) for shape in shapes]
     wanted = _tried(model, images)

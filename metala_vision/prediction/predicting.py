@@ -92,7 +92,11 @@ class Predictor:
         self.channels = described["input_size"][0]
         if self.channels not in (1, 3):
             raise InputError(f"source: {source} takes images of {self.channels} channels, expected 1 (grey) or 3 (RGB)")
-        self.batch = batch
+        fixed = {"batch", "size"} - set(described.get("dynamic", ("batch", "size")))  # of an exported file
+        self.batch = 1 if "batch" in fixed else batch
+        if "size" in fixed and img_size is not None:
+            height, width = described["input_size"][1:]
+            raise InputError(f"img_size: got {img_size}, but {source} takes images of {height}x{width} pixels alone")
         if self.task != "classification" and isinstance(img_size, tuple):
             raise InputError(f"img_size: got {img_size}, expected pixels of the shorter side for a {self.task} model")
         self.finder: Any

@@ -27,9 +27,9 @@ class Segmenting:
     def __init__(self, run: Run, described: dict, names: Sequence[str], img_size: int | None, tile: int | None):
         self.run, self.names = run, names
         self.mean, self.std = (torch.tensor(described[key]).view(-1, 1, 1) for key in ("mean", "std"))
-        self.short_side = img_size if img_size is not None else described["short_side"]
-        self.window = tile if tile is not None else described["window"]
-        self.stride = max(1, 3 * tile // 4) if tile is not None else described["stride"]
+        self.short_side = img_size if img_size is not None else described.get("short_side")
+        self.window = tile if tile is not None else described.get("window")
+        self.stride = max(1, 3 * tile // 4) if tile is not None else described.get("stride")
 
     def prepare(self, pixels: np.ndarray) -> Tensor:
         """[height, width, C] uint8 -> a normalised image [C, height, width]."""

@@ -1,6 +1,5 @@
 """What predicts: runs' checkpoints, published folders, exported files and models of timm, each with what it says."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ from torch import Tensor, nn
 
 from metala_vision.dense import load_dense
 from metala_vision.dense.loading import BUILDERS
-from metala_vision.deploy import model_of, runtime
+from metala_vision.deploy import model_of
 from metala_vision.deploy.runtimes import ENDINGS
 from metala_vision.description import description_in
 from metala_vision.errors import InputError
+
+from .exported import open_exported
 
 Run = Callable[[Any], Any]
 
@@ -39,8 +40,8 @@ def open_source(
         arguments: of `timm.create_model`, such as `pretrained=True` for a name.
 
     Returns:
-        What runs it, and its description. A classifier or a segmenter takes images
-        [B, C, H, W] and gives logits; a detector of torch takes a list of images and gives a list of dicts.
+        What runs it, and its description. A classifier or a segmenter takes images [B, C, H, W] and gives logits; a
+        detector takes a list of images and gives a list of dicts.
 
     Raises:
         InputError: none of these, a model without classes, a runtime for what is no exported file.
@@ -49,7 +50,7 @@ def open_source(
     if path.is_file() and path.suffix in ENDINGS:
         if arguments:
             raise InputError(f"arguments: got {', '.join(arguments)} for {source}, which is a file of its own")
-        return _exported(path, runtime_name or ENDINGS[path.suffix], threads)
+        return open_exported(path, runtime_name or ENDINGS[path.suffix], threads, short_side)
     if runtime_name is not None:
         raise InputError(
             f"runtime: got {runtime_name!r} for {source}, expected a file that ends in {' or '.join(ENDINGS)}; "
@@ -84,12 +85,3 @@ def imagenet_names(model: nn.Module) -> list[str] | None:
         return None
     info = ImageNetInfo(subset)
     return [info.index_to_description(i) for i in range(info.num_classes())]
-
-
-def _exported(file: Path, name: str, threads: int | None) -> tuple[Run, dict]:
-    opened = runtime(name, file, threads)
-    if not opened.metadata:
-        raise InputError(f"source: {file} does not say what it is; expected a file of metala_vision.export")
-    described = json.loads(opened.metadata)
-    single = described["task"] != "detection"
-    return lambda images: opened(images)[0] if single else opened(images), described

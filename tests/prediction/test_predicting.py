@@ -128,6 +128,48 @@ def test_an_exported_file(classifier, picture, tmp_path, ending):
         assert probabilities(found) == pytest.approx(probabilities(expected), abs=1e-5)
 
 
+@pytest.mark.long
+def test_an_exported_detector(dense, picture, tmp_path):
+    """Finds what its checkpoint finds, at another size too, and in tiles."""
+    pytest.importorskip("onnxruntime")
+    options = dict(min_size=128, max_size=256, score_thresh=0.0)
+    file = dense("detection", "retinanet", options, input_size=[3, 128, 128])
+    metala_vision.export(file, tmp_path / "m.onnx")
+    for options in ({}, dict(img_size=160), dict(tile=64)):
+        (expected,) = metala_vision.predict(file, picture, min_score=0.0, **options)
+        (found,) = metala_vision.predict(tmp_path / "m.onnx", picture, min_score=0.0, threads=1, **options)
+        assert len(found.objects) == len(expected.objects) > 10
+        for one, other in zip(found.objects, expected.objects):
+            assert one.name == other.name
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+            assert one.box == pytest.approx(other.box, abs=0.05)
+
+
+@pytest.mark.long
+def test_an_exported_segmenter(dense, picture, tmp_path):
+    pytest.importorskip("onnxruntime")
+    file = dense("segmentation", "fpn", short_side=48, window=None, stride=None)
+    metala_vision.export(file, tmp_path / "m.onnx")
+    (expected,) = metala_vision.predict(file, picture)
+    (found,) = metala_vision.predict(tmp_path / "m.onnx", picture, threads=1)
+    assert (found.class_map == expected.class_map).mean() > 0.999
+    metala_vision.export(file, tmp_path / "fixed.onnx", dynamic=("batch",))
+    with pytest.raises(InputError, match="takes images of 64x64 pixels alone; export it with the size open"):
+        metala_vision.predict(tmp_path / "fixed.onnx", picture)
+
+
+@pytest.mark.long
+def test_a_file_of_one_size_and_batch(classifier, picture, tmp_path):
+    pytest.importorskip("onnxruntime")
+    metala_vision.export(classifier, tmp_path / "m.onnx", dynamic=(), img_size=(48, 80))
+    expected = metala_vision.predict(classifier, [picture, picture[:50]], img_size=(48, 80))
+    found = metala_vision.predict(tmp_path / "m.onnx", [picture, picture[:50]], threads=1)
+    for one, other in zip(found, expected, strict=True):
+        assert probabilities(one) == pytest.approx(probabilities(other), abs=1e-5)
+    with pytest.raises(InputError, match="img_size: got 64, but .* takes images of 48x80 pixels alone"):
+        metala_vision.predict(tmp_path / "m.onnx", picture, img_size=64)
+
+
 def test_a_model_of_timm(picture):
     """Any that has classes; those of ImageNet's weights have names."""
     (found,) = metala_vision.predict("deit_tiny_patch16_224", picture, top_k=2, depth=1, img_size=64)
