@@ -7,6 +7,11 @@ runs the products by torch.mm too ("torch"). The table shows medians, the spread
 median), how many times faster each model is than the first one, and the shares of its time that the matrix products
 alone take, as medians over the rounds. Softmax models run the attention kernel that PyTorch chooses. On a GPU times are
 taken between events of the device, and there are no floors, since the products alone would be launched one by one.
+
+With --runtime models are timed as people deploy them too: compiled by PyTorch, or as exported files in onnxruntime and
+OpenVINO, on a CPU. Each model runs in a process of its own in each runtime, since threads of one would disturb those of
+another. All are built and warmed up first; then they take turns, a turn being as many runs as take 0.3 seconds, while
+the others sleep. Lines after the table name the best runtime of each model. What cannot run has a row with the reason.
 """
 
 import argparse
@@ -18,6 +23,8 @@ EXAMPLES = """examples:
   python tools/bench_model.py --models deit_tiny_patch16_224 metala_vit_tiny --cells 224x8 512 1024 2048
   python tools/bench_model.py --models deit_tiny_patch16_224 metala_vit_tiny --cells 224x8 512 --mode train
   python tools/bench_model.py --models metala_vit_small --cells 1024 --dtype float32 bfloat16 --json
+  python tools/bench_model.py --models deit_tiny_patch16_224 metala_vit_tiny --cells 224 512 1024 \\
+      --runtime eager compile onnxruntime openvino --threads 2
 """
 
 
@@ -30,6 +37,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mode", choices=("infer", "train"), default="infer", help="train: step of AdamW included")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"], help="by autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile every model")
+    parser.add_argument(
+        "--runtime",
+        nargs="+",
+        default=["eager"],
+        metavar="NAME",
+        help="out of eager, compile, onnxruntime, openvino (default: eager alone)",
+    )
+    parser.add_argument("--files", metavar="FOLDER", help="keeps exported files for the next run (default: none does)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
     parser.add_argument("--rounds", type=int, default=15, help="at most, per cell")
@@ -42,23 +57,27 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> dict:
     from metala_vision.profiling.environment import environment
     from metala_vision.profiling.speed.bench import bench_models, parse_cell, render
+    from metala_vision.profiling.speed.bench_runtimes import bench_runtimes, render_best
+    from metala_vision.profiling.speed.runtimes import OF_FILES, check_runtimes, version_of
     from metala_vision.profiling.speed.steps import Cell
     from metala_vision.profiling.speed.timing import timed_device
 
     device = timed_device(args.device)
-    cells = [parse_cell(text) for text in args.cells]
-    results = bench_models(
-        args.models,
-        [Cell(size, batch, dtype, args.mode) for size, batch in cells for dtype in args.dtype],
-        compiled=args.compile,
-        threads=args.threads,
-        rounds=args.rounds,
-        seconds=args.seconds,
-        floor=not args.no_floor and device == "cpu",
-        device=device,
-    )
-    report = {"environment": environment(device, args.threads), "compiled": args.compile, "rows": results}
+    runtimes = check_runtimes(args.runtime, [args.mode], device, args.compile)
+    sizes = [parse_cell(text) for text in args.cells]
+    cells = [Cell(size, batch, dtype, args.mode) for size, batch in sizes for dtype in args.dtype]
+    shared = dict(threads=args.threads, rounds=args.rounds, seconds=args.seconds)
+    report = {"environment": environment(device, args.threads), "compiled": args.compile}
+    if runtimes == ["eager"]:
+        floor = not args.no_floor and device == "cpu"
+        report["rows"] = bench_models(args.models, cells, args.compile, floor=floor, device=device, **shared)
+    else:
+        report["environment"] |= {name: version_of(name) for name in runtimes if name in OF_FILES}
+        rows, best = bench_runtimes(args.models, cells, runtimes, floor=not args.no_floor, files=args.files, **shared)
+        report |= {"rows": rows, "best": best}
     print(render(report))
+    if "best" in report:
+        print(render_best(report["best"]))
     return report
 
 

@@ -10,6 +10,9 @@ interruption, or with more models or resolutions, the same command measures only
 Softmax models run the attention kernel that PyTorch chooses. --sdpa forces one by name; math writes the attention map
 out, as in most comparisons. The column `attention` of every row names the kernel that ran.
 bfloat16 and float16 are by autocast; a training step is forward, backward and AdamW's. Any timm model works.
+
+With --runtime models also run compiled by PyTorch, or as exported files in onnxruntime and OpenVINO. Then each takes
+its turns in a process of its own, while the others sleep, as in tools/bench_model.py.
 """
 
 import argparse
@@ -47,6 +50,14 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME",
         help="of softmax models: default, cudnn, flash, efficient, math",
     )
+    parser.add_argument(
+        "--runtime",
+        nargs="+",
+        default=["eager"],
+        metavar="NAME",
+        help="out of eager, compile, onnxruntime, openvino, on a CPU (default: eager alone)",
+    )
+    parser.add_argument("--files", metavar="FOLDER", help="keeps exported files for the next run (default: none does)")
     parser.add_argument("--baseline", metavar="NAME", help="what ratios are against (default: the last of --models)")
     parser.add_argument("--compile", action="store_true", help="torch.compile every model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
@@ -79,6 +90,8 @@ def main(args: argparse.Namespace) -> dict:
             rounds=args.rounds,
             cell_seconds=args.cell_seconds,
             minutes=args.minutes,
+            runtimes=args.runtime,
+            files=args.files,
         ),
         folder=args.out,
         retry_failed=args.retry_failed,

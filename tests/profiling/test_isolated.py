@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from metala_vision.errors import InputError
 from metala_vision.profiling.speed.isolated import Ended, is_out_of_memory, stream
 
 
@@ -76,6 +77,8 @@ def test_a_process_does_not_outlive_who_reads_it():
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
         (RuntimeError("could not create a memory object"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (InputError("images: the file does not take (1, 3, 64, 64): Failed to allocate memory for 8 bytes"), True),
+        (InputError("images: the file does not take (1, 3, 64, 64): std::bad_alloc"), True),
         (ValueError("out of memory"), False),
     ],
     ids=str,

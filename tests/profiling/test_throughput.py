@@ -54,7 +54,7 @@ def test_rows(measured):
     """Catches a cell left out, rates that do not fit the times, memory of something else than the cell."""
     folder, result = measured
     assert result["complete"]
-    assert result["baseline"] == {"model": TINY, "sdpa": "default"}
+    assert result["baseline"] == Candidate(TINY)._asdict()
     rows = {(row["model"], row["sdpa"], row["mode"], row["size"]): row for row in result["rows"]}
     assert set(rows) == {
         (model, sdpa, mode, size)
@@ -259,7 +259,7 @@ def test_compiled_models(tmp_path):
 def test_math_alone(tmp_path):
     """Catches ratios to a fused baseline that nobody measured, and a model without softmax left out."""
     result = measure(Request([NANO, TINY], [32], sdpa=["math"], **QUICK), tmp_path)
-    assert result["baseline"] == {"model": TINY, "sdpa": "math"}
+    assert result["baseline"] == Candidate(TINY, "math")._asdict()
     assert [(row["model"], row["sdpa"]) for row in result["rows"]] == [(NANO, "default"), (TINY, "math")]
     assert result["rows"][0]["paired"]
     assert result["rows"][1]["ratio"] == 1

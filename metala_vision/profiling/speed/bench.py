@@ -55,7 +55,7 @@ def bench_models(
                         candidates[f"torch floor of {name}"] = replay(products)
                 candidates[name] = make_step(compiled_module(model), cell) if compiled else step
             spreads = _measure(candidates, rounds, seconds, device, lambda: progress.advance(task))
-            rows += [_row(name, cell, spreads, names[0]) for name in names]
+            rows += [row_of(name, cell, spreads, names[0]) for name in names]
     return rows
 
 
@@ -72,7 +72,8 @@ def _measure(
     return spreads
 
 
-def _row(name: str, cell: Cell, spreads: dict[str, Spread], first: str) -> dict:
+def row_of(name: str, cell: Cell, spreads: dict[str, Spread], first: str) -> dict:
+    """The row of one of `spreads`, which has floors under names such as "floor of NAME", against the first one's."""
     spread = spreads[name]
     row = {
         "model": name,
@@ -93,13 +94,20 @@ def _row(name: str, cell: Cell, spreads: dict[str, Spread], first: str) -> dict:
 def render(report: dict) -> str:
     """The table as text."""
     first = report["rows"][0]["model"]
+    runtimes = "runtime" in report["rows"][0]
     lines = [", ".join(f"{key} {value}" for key, value in report["environment"].items())]
-    titles = f"{'cell':>10} {'dtype':>9} {'mode':>6}  {'model':28} {'ms':>9} {'spread':>7}"
-    lines.append(f"{titles} {'x ' + first:>23} {'floor':>7} {'torch':>7}")
+    titles = f"{'cell':>10} {'dtype':>9} {'mode':>6}  {'model':28} {'runtime     ' if runtimes else ''}"
+    lines.append(f"{titles}{'ms':>9} {'spread':>7} {'x ' + first:>23} {'floor':>7} {'torch':>7}")
     for row in report["rows"]:
-        share = f"{row['floor_share']:7.0%} {row['torch_floor_share']:7.0%}" if "floor_share" in row else ""
-        lines.append(
-            f"{row['size']:>6}x{row['batch']:<3} {row['dtype']:>9} {row['mode']:>6}  {row['model']:28}"
-            f" {row['milliseconds']:9.1f} {row['spread']:7.0%} {row['times_faster']:23.2f} {share}"
-        )
+        named = f"{row['size']:>6}x{row['batch']:<3} {row['dtype']:>9} {row['mode']:>6}  {row['model']:28}"
+        named += f" {row['runtime']:11}" if runtimes else ""
+        lines.append(f"{named} {_figures(row)}")
     return "\n".join(lines)
+
+
+def _figures(row: dict) -> str:
+    if "reason" in row:
+        return row["reason"]
+    faster = "" if row["times_faster"] is None else f"{row['times_faster']:.2f}"
+    share = f"{row['floor_share']:7.0%} {row['torch_floor_share']:7.0%}" if "floor_share" in row else ""
+    return f"{row['milliseconds']:9.1f} {row['spread']:7.0%} {faster:>23} {share}"

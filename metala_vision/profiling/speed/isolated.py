@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from metala_vision.errors import InputError
+
 PRELOAD = ["metala_vision", "metala_vision.profiling.speed.workers"]
 if sys.platform == "win32":
     _context = multiprocessing.get_context("spawn")
@@ -31,6 +33,75 @@ class Ended(Exception):
         self.memory = memory
 
 
+class Worker:
+    """A function that runs in a process of its own, and the two ends of what is said to it and what it says.
+
+    It is a context, at whose end the process is killed.
+    """
+
+    def __init__(self, function: Callable, arguments: dict, memory_limit: int | None, asked: bool = False):
+        """Starts `function(send, **arguments)`.
+
+        Args:
+            function: of a module that can be imported; `send` takes dicts of plain values.
+            memory_limit: the most bytes of data of the process; beyond it, PyTorch raises its error for a lack of
+                memory.
+            asked: whether `function` has an argument `receive` too, which waits for what `ask` gives it.
+        """
+        if _context.get_start_method() == "forkserver":
+            _context.set_forkserver_preload(PRELOAD)
+        self._pipe, theirs = _context.Pipe()
+        self._process = _context.Process(
+            target=_run, args=(theirs, function, arguments, memory_limit, asked), daemon=True
+        )
+        with _without_main():
+            self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Its number."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Kills the process."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def receive(self, seconds: float) -> dict | None:
+        """The next message, or None once the function has returned.
+
+        Raises:
+            Ended: the function raised, was killed, or was silent for more than `seconds`.
+        """
+        try:
+            if not self._pipe.poll(min(seconds, 86400)):
+                raise Ended(f"nothing came back within {seconds:.0f} s")
+            message = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self._process.join()
+            raise Ended(*_death(self._process.exitcode)) from None
+        if "error" in message:
+            raise Ended(message["error"], message["memory"])
+        if "returned" in message:
+            self._process.join(10)  # it ends by itself, and leaves nothing behind
+            return None
+        return message
+
+    def ask(self, message: dict, seconds: float) -> dict | None:
+        """What comes back for a message; see `receive`."""
+        with contextlib.suppress(ConnectionError):  # the process is dead, and `receive` says of what
+            self._pipe.send(message)
+        return self.receive(seconds)
+
+
 def stream(
     function: Callable, arguments: dict, seconds: float, memory_limit: int | None
 ) -> Generator[dict, None, None]:
@@ -44,31 +115,9 @@ def stream(
     Raises:
         Ended: the function raised, was killed, or was silent for too long.
     """
-    if _context.get_start_method() == "forkserver":
-        _context.set_forkserver_preload(PRELOAD)
-    ours, theirs = _context.Pipe(duplex=False)
-    process = _context.Process(target=_run, args=(theirs, function, arguments, memory_limit), daemon=True)
-    with _without_main():
-        process.start()
-    theirs.close()
-    try:
-        while True:
-            if not ours.poll(min(seconds, 86400)):
-                raise Ended(f"nothing came back within {seconds:.0f} s")
-            try:
-                message = ours.recv()
-            except EOFError:
-                process.join()
-                raise Ended(*_death(process.exitcode)) from None
-            if "error" in message:
-                raise Ended(message["error"], message["memory"])
-            if "returned" in message:
-                return
+    with Worker(function, arguments, memory_limit) as worker:
+        while (message := worker.receive(seconds)) is not None:
             yield message
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
 
 
 @contextlib.contextmanager
@@ -91,18 +140,18 @@ def _death(code: int | None) -> tuple[str, bool]:
     return f"ended with exit code {code}", False
 
 
-def _run(send_to: Connection, function: Callable, arguments: dict, memory_limit: int | None) -> None:
+def _run(pipe: Connection, function: Callable, arguments: dict, memory_limit: int | None, asked: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends this one
     os.dup2(2, 1)  # the parent's standard output is for its result
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         if memory_limit is not None:
             _limit_memory(memory_limit)
-        function(send_to.send, **arguments)
+        function(pipe.send, **arguments | ({"receive": pipe.recv} if asked else {}))
     except Exception as error:
-        send_to.send({"error": one_line(error), "memory": is_out_of_memory(error)})
+        pipe.send({"error": one_line(error), "memory": is_out_of_memory(error)})
     else:
-        send_to.send({"returned": True})
+        pipe.send({"returned": True})
 
 
 def _limit_memory(limit: int) -> None:
@@ -131,5 +180,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory left, of the machine or of a GPU."""
     words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "create a memory")
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
-        isinstance(error, (RuntimeError, OSError)) and any(word in str(error).lower() for word in words)
+        isinstance(error, (RuntimeError, OSError, InputError)) and any(word in str(error).lower() for word in words)
     )

@@ -14,6 +14,7 @@ from metala_vision.profiling.environment import clock_mhz, reset_peak, resident_
 
 from .attention import attention_that_ran, calls_softmax
 from .isolated import one_line
+from .runtimes import OF_FILES, step_of_file, version_of
 from .steps import Cell, channels, compiled, create, make_step, tokens
 from .timing import MIN_ROUNDS, seconds_of
 
@@ -21,10 +22,11 @@ TURN = 0.1  # seconds
 
 
 class Candidate(NamedTuple):
-    """A model, and the softmax attention it runs."""
+    """A model, the softmax attention it runs, and what runs it."""
 
     model: str
     sdpa: str = "default"  # or another name of `attention.SDPA`
+    runtime: str = "eager"  # or another name of `runtimes.RUNTIMES`
 
 
 class Setting(NamedTuple):
@@ -33,6 +35,7 @@ class Setting(NamedTuple):
     device: str = "cpu"
     threads: int = 1
     compiled: bool = False
+    files: str = ""  # folder of exported files, where a candidate's runtime takes them
 
 
 def find_softmax(send: Callable[[dict], None], model: str, size: int) -> None:
@@ -46,15 +49,16 @@ def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, settin
     """Two steps of one candidate, the second only if the first took less than `seconds`, and the memory they took.
 
     Sends the `seconds` of each step, and then `peak_memory`, `baseline_memory` (before the model was made; None where
-    it cannot be read), `parameters`, `tokens` of one image, and the `attention` kernel that PyTorch took. In training
+    it cannot be read), `parameters`, `tokens` of one image, the `attention` kernel that PyTorch took, and the
+    `runtime_version`. In training
     the peak includes the optimizer's moments. For a compiled model it excludes what compiling took, but not the
     compiler itself, which stays in memory.
     """
-    _set_up(setting)
+    set_up(setting)
     baseline, _ = resident_memory()
-    model, run = _build(candidate, cell, setting)
+    model, run = build(candidate, cell, setting)
     on_gpu = setting.device.startswith("cuda")
-    if setting.compiled or on_gpu:
+    if setting.compiled or candidate.runtime == "compile" or on_gpu:
         run()  # compiles the model, or the Triton kernels
     if on_gpu:
         baseline = 0
@@ -72,7 +76,9 @@ def probe(send: Callable[[dict], None], candidate: Candidate, cell: Cell, settin
             "baseline_memory": baseline,
             "parameters": sum(p.numel() for p in model.parameters()),
             "tokens": tokens(model, cell.size),
-            "attention": _attention(model, candidate, cell),  # last, since it needs memory that no step does
+            "runtime_version": version_of(candidate.runtime),
+            # last, since it needs memory that no step does
+            "attention": None if candidate.runtime in OF_FILES else _attention(model, candidate, cell),
         }
     )
 
@@ -102,7 +108,7 @@ def race(
     its `times`, the seconds of a step for each candidate, and the `clock_mhz`. A candidate that fails has None from
     then on, and its index is sent as `failed` with the `reason`.
     """
-    _set_up(setting)
+    set_up(setting)
     runs: list[Callable[[], object] | None] = [None] * len(candidates)
     repeats = [1] * len(candidates)
 
@@ -117,8 +123,8 @@ def race(
                 torch.cuda.empty_cache()
         return None
 
-    def build(index: int) -> None:
-        _, run = _build(candidates[index], cells[index], setting)
+    def begin(index: int) -> None:
+        _, run = build(candidates[index], cells[index], setting)
         runs[index] = run
         run()
 
@@ -127,7 +133,7 @@ def race(
         return None if run is None else seconds_of(run, setting.device, repeats[index])
 
     for index in range(len(candidates)):
-        failing_alone(index, build)
+        failing_alone(index, begin)
     for index in range(len(candidates)):
         warm = failing_alone(index, turn)
         repeats[index] = 1 if warm is None else min(math.ceil(TURN / warm), 100)
@@ -139,12 +145,18 @@ def race(
             break
 
 
-def _set_up(setting: Setting) -> None:
+def set_up(setting: Setting) -> None:
+    """What every process of its own begins with."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler writes an error where there is no GPU
     torch.set_num_threads(setting.threads)
 
 
-def _build(candidate: Candidate, cell: Cell, setting: Setting) -> tuple[torch.nn.Module, Callable[[], object]]:
+def build(candidate: Candidate, cell: Cell, setting: Setting) -> tuple[torch.nn.Module, Callable[[], object]]:
+    """A candidate's model and its step; a runtime of files has the model without weights beside it."""
+    if candidate.runtime in OF_FILES:
+        step = step_of_file(candidate.model, cell, candidate.runtime, setting.threads, setting.files)
+        return create(candidate.model, cell.size, "meta"), step
     model = create(candidate.model, cell.size, setting.device).train(cell.mode == "train")
-    step = make_step(compiled(model, candidate.sdpa) if setting.compiled else model, cell, sdpa=candidate.sdpa)
+    is_compiled = setting.compiled or candidate.runtime == "compile"
+    step = make_step(compiled(model, candidate.sdpa) if is_compiled else model, cell, sdpa=candidate.sdpa)
     return model, step

@@ -13,9 +13,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from metala_vision.figures import save_png
 
-from .rows import lines
+from .rows import lines, runtime_of
 from .store import MEASURED
 
+MARKERS = {"eager": "o", "compile": "^", "onnxruntime": "v", "openvino": "D"}
 LEAST_RANGE = 4.0  # of an axis, the highest value over the lowest
 
 
@@ -27,7 +28,7 @@ def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
     """Images per second, peak memory and speed over the baseline's against resolution, a line for each model.
 
     `rows` are those of one mode and dtype. The axes are logarithmic. A model has one colour; its line is dashed where
-    an attention kernel was asked for, and dotted from one batch to another.
+    an attention kernel was asked for, and dotted from one batch to another. Runtimes differ in their markers.
     """
     figure = Figure(figsize=(15, 5.4), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -47,7 +48,8 @@ def plot_sweep(rows: Sequence[dict], path: str | Path, baseline: str) -> None:
             if column == "ratio" and name == baseline:  # it is the line at 1
                 continue
             named = mine[0]["sdpa"] != "default"
-            style: dict[str, Any] = dict(linestyle="--" if named else "-", marker="s" if named else "o", markersize=4)
+            marker = "s" if named else MARKERS[runtime_of(mine[0])]
+            style: dict[str, Any] = dict(linestyle="--" if named else "-", marker=marker, markersize=4)
             style["color"] = colours(models.index(mine[0]["model"]) % 20)
             measured = [row for row in mine if row[column] is not None]
             parts = [list(some) for _, some in groupby(measured, key=lambda row: row["batch"])]

@@ -8,7 +8,7 @@ from pathlib import Path
 from metala_vision.errors import InputError
 from metala_vision.profiling.speed.timing import Spread
 
-from .rows import label
+from .rows import label, runtime_of
 from .store import FILE, MEASURED
 
 WITHIN = 0.15  # of the first median
@@ -46,6 +46,7 @@ def agreement(rows: Sequence[dict], folder: str | Path) -> dict:
             beyond.append(
                 {
                     **{key: row[key] for key in ("model", "sdpa", "mode", "dtype", "size")},
+                    "runtime": runtime_of(row),
                     "milliseconds": row["milliseconds"],
                     "milliseconds_before": round(1e3 * spread.median, 3),
                     "spread": row["spread"],
@@ -78,4 +79,5 @@ def describe(found: dict, folder: str | Path) -> str:
 
 
 def _place(row: dict) -> tuple:
-    return tuple(row[key] for key in ("model", "sdpa", "mode", "dtype", "series", "size"))
+    place = tuple(row[key] for key in ("model", "sdpa", "mode", "dtype", "series", "size"))
+    return *place, runtime_of(row)

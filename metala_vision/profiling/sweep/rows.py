@@ -12,7 +12,7 @@ from metala_vision.profiling.speed.workers import Candidate
 from .store import MEASURED
 
 COLUMNS = (
-    *("model", "sdpa", "attention", "mode", "dtype", "series", "size", "batch", "status"),
+    *("model", "sdpa", "runtime", "runtime_version", "attention", "mode", "dtype", "series", "size", "batch", "status"),
     *("milliseconds", "spread", "rounds", "images_per_second", "tokens_per_second"),
     *("peak_memory_mb", "baseline_memory_mb", "ratio", "paired"),
     *("parameters", "requested", "clock_mhz", "measured", "reason"),
@@ -34,7 +34,7 @@ def derive(
     baseline's cells are in `beside`, if that is given, and otherwise in `cells`.
     """
     pool = cells if beside is None else beside
-    keys = {_place(row): key for key, row in pool.items() if (row["model"], row["sdpa"]) == baseline}
+    keys = {_place(row): key for key, row in pool.items() if (row["model"], row["sdpa"], runtime_of(row)) == baseline}
     rows = []
     for key, row in cells.items():
         theirs = keys.get(_place(row))
@@ -55,7 +55,7 @@ def _place(row: dict) -> tuple:
 
 
 def _derived(row: dict, baseline: dict | None, beside: tuple[list[float], list[float]] | None) -> dict:
-    flat: dict[str, Any] = {name: row.get(name) for name in COLUMNS}
+    flat: dict[str, Any] = {name: row.get(name) for name in COLUMNS} | {"runtime": runtime_of(row)}
     for kind in ("peak", "baseline"):
         value = row.get(f"{kind}_memory")
         flat[f"{kind}_memory_mb"] = None if value is None else round(value / 1e6, 1)
@@ -90,13 +90,20 @@ def exponents(rows: Sequence[dict], smallest: int = 1024) -> list[dict]:
             slope, _ = statistics.linear_regression(*zip(*points))
             sizes = [r["size"] for r in mine if r["size"] >= smallest]
             fields = {key: mine[0][key] for key in ("model", "sdpa", "mode", "dtype", "series")}
+            fields["runtime"] = runtime_of(mine[0])
             found.append({**fields, "exponent": round(slope, 3), "sizes": sizes, "line": name[2]})
     return found
 
 
+def runtime_of(row: dict) -> str:
+    """What ran a cell; figures from before there was a choice do not say."""
+    return row.get("runtime", "eager")
+
+
 def label(row: dict) -> str:
-    """What a model is called in tables and plots, with the attention kernel if one was asked for."""
-    return row["model"] + ("" if row["sdpa"] == "default" else f", {row['sdpa']}")
+    """What a model is called in tables and plots, with the attention kernel and the runtime if they were asked for."""
+    asked = ("" if row["sdpa"] == "default" else f", {row['sdpa']}", f", {runtime_of(row)}")
+    return row["model"] + "".join(asked).removesuffix(", eager")
 
 
 def brief(row: dict) -> str:

@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from metala_vision.profiling.environment import available_memory
-from metala_vision.profiling.speed import workers
+from metala_vision.profiling.speed import in_turn, workers
+from metala_vision.profiling.speed.files import Files
 from metala_vision.profiling.speed.isolated import Ended, stream
 from metala_vision.profiling.speed.steps import Cell
 from metala_vision.profiling.speed.timing import MIN_ROUNDS
@@ -54,7 +55,8 @@ class Plan(NamedTuple):
 
     def key(self, candidate: Candidate, cell: Cell) -> str:
         """What a cell is called in the file."""
-        return f"{candidate.model} {candidate.sdpa} {cell.mode} {cell.dtype} {cell.size} ({self.series})"
+        runtime = "" if candidate.runtime == "eager" else f" {candidate.runtime}"
+        return f"{candidate.model} {candidate.sdpa}{runtime} {cell.mode} {cell.dtype} {cell.size} ({self.series})"
 
 
 def automatic_batch(size: int, device: str) -> int:
@@ -67,12 +69,14 @@ def run(plan: Plan, store: Store, limits: Limits, report: Callable[[str, dict], 
     """Measures every cell of the plan that the store does not have; `report` gets each as it is done.
 
     Every cell is first run alone in a process of its own, to measure its memory; the batch is halved while there is too
-    little. Then all cells of a group that are fast enough take turns in one process, the baseline among them. A cell
-    that fails gets a row that says so. A cell timed alone is measured again once the limits leave time for its rounds.
+    little. Then all cells of a group that are fast enough take turns, the baseline among them: in one process, or each
+    in one of its own where any of them runs in another runtime than "eager". A cell that fails gets a row that says so.
+    A cell timed alone is measured again once the limits leave time for its rounds.
 
     Returns:
         Whether the plan is complete: it is not if its minutes were over before.
     """
+    exported = Files(plan.setting.files, _patience(limits))
     end = time.monotonic() + 60 * limits.minutes if limits.minutes is not None else float("inf")
     for group in plan.groups():
         keys = {candidate: plan.key(candidate, group) for candidate in plan.candidates}
@@ -81,7 +85,9 @@ def run(plan: Plan, store: Store, limits: Limits, report: Callable[[str, dict], 
             if time.monotonic() > end:
                 return False
             if keys[candidate] not in store.probes:
-                store.probes[keys[candidate]] = _probe(candidate, group, plan.setting, limits)
+                reason = exported.reason_against(candidate, group)
+                failed = {"batch": group.batch, "status": "failed", "reason": reason}
+                store.probes[keys[candidate]] = failed if reason else _probe(candidate, group, plan.setting, limits)
                 store.save()
         if new:
             _measure(plan, store, limits, group, new, baseline)
@@ -156,10 +162,15 @@ def _race(
     """The seconds of each round of those that ran to the end, the clock, and why the others did not."""
     cells = [group._replace(batch=store.probes[plan.key(candidate, group)]["batch"]) for candidate in runners]
     arguments = dict(candidates=runners, cells=cells, setting=plan.setting, rounds=limits.rounds)
-    arguments["seconds"] = limits.cell_seconds * len(runners)
+    arguments["seconds"] = seconds = limits.cell_seconds * len(runners)
     rounds, reasons, clock, died = [], {}, None, ""
+    if all(candidate.runtime == "eager" for candidate in runners):
+        messages = _in_own_process(workers.race, arguments, limits, len(runners))
+    else:
+        entries = [in_turn.Entry(candidate, cell) for candidate, cell in zip(runners, cells)]
+        messages = _steps(in_turn.race(entries, plan.setting, limits.rounds, seconds, _patience(limits)))
     try:
-        for message in _in_own_process(workers.race, arguments, limits, len(runners)):
+        for message in messages:
             if "failed" in message:
                 reasons[runners[message["failed"]]] = message["reason"]
             else:
@@ -173,9 +184,21 @@ def _race(
     return times, clock, reasons
 
 
+def _steps(messages: Iterator[dict]) -> Iterator[dict]:
+    """Messages of `in_turn.race` as `workers.race` sends them."""
+    for message in messages:
+        if "times" in message:
+            message["times"] = [seconds and seconds["step"] for seconds in message["times"]]
+        yield message
+
+
 def _in_own_process(function: Callable, arguments: dict, limits: Limits, candidates: int = 1) -> Iterator[dict]:
     available = available_memory()
     memory = None if available is None or arguments["setting"].device != "cpu" else int(0.9 * available)
-    patience = 60 + 10 * limits.cell_seconds * candidates  # a step that takes longer is none to wait for
-    with contextlib.closing(stream(function, arguments, patience, memory)) as messages:
+    with contextlib.closing(stream(function, arguments, _patience(limits, candidates), memory)) as messages:
         yield from messages
+
+
+def _patience(limits: Limits, candidates: int = 1) -> float:
+    """Seconds of silence after which a process is given up: a step that takes longer is none to wait for."""
+    return 60 + 10 * limits.cell_seconds * candidates

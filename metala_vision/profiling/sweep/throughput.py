@@ -1,6 +1,7 @@
 """Throughput of whole models, measured and written: the function behind tools/throughput.py, and for notebooks."""
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from metala_vision.errors import InputError
 from metala_vision.profiling.environment import can_draw, environment
 from metala_vision.profiling.speed.attention import SDPA
 from metala_vision.profiling.speed.isolated import Ended, stream
+from metala_vision.profiling.speed.runtimes import OF_FILES, check_runtimes
 from metala_vision.profiling.speed.steps import DTYPES, MODES, check_models
 from metala_vision.profiling.speed.timing import timed_device
 from metala_vision.profiling.speed.workers import Candidate, Setting, find_softmax
@@ -35,7 +37,8 @@ class Request(NamedTuple):
     dtypes: list[str] = ["float32"]  # "bfloat16", "float16" by autocast
     batch: str | int = "auto"
     sdpa: list[str] = ["default"]  # or other names in `attention.SDPA`, for models that call softmax attention
-    # None is the last model. The baseline runs "default" attention if that is measured, else the first of `sdpa`.
+    # None is the last model. The baseline runs "default" attention in "eager" if that is measured, else the first of
+    # `sdpa` and `runtimes`.
     baseline: str | None = None
     compiled: bool = False
     device: str = "auto"
@@ -43,6 +46,8 @@ class Request(NamedTuple):
     rounds: int = 10
     cell_seconds: float = 60.0
     minutes: float | None = None
+    runtimes: list[str] = ["eager"]  # or others in `runtimes.RUNTIMES`, on a CPU
+    files: str | None = None  # folder where exported files are kept and looked for; None is a temporary one
 
 
 def measure(
@@ -75,12 +80,12 @@ def measure(
     if against is not None:
         agreement([], against)  # raises if there is no sweep
     _check(request)
-    setting = _setting(request)
-    with Store(folder, environment(setting.device, setting.threads)) as store:
+    with contextlib.ExitStack() as stack:
+        files = request.files or stack.enter_context(tempfile.TemporaryDirectory(prefix="exported_"))
+        setting = _setting(request)._replace(files=files)
+        store = stack.enter_context(Store(folder, environment(setting.device, setting.threads)))
         plan = _plan(request, setting)
-        baseline = Candidate(request.baseline or request.models[-1])
-        if baseline not in plan.candidates:
-            baseline = baseline._replace(sdpa=request.sdpa[0])
+        baseline = _baseline(request, plan)
         complete = _fill(plan, store, request, baseline, retry_failed)
         same = {key: row for key, row in store.cells.items() if row["series"] == plan.series}
         everything = in_order(derive(same, store.races, baseline))
@@ -102,6 +107,11 @@ def measure(
         show(describe(result["against"], against))
     show(f"written: {', '.join(result['files'].values())}")
     return result
+
+
+def _baseline(request: Request, plan: Plan) -> Candidate:
+    mine = [c for c in plan.candidates if c.model == (request.baseline or request.models[-1])]
+    return next((c for c in mine if (c.sdpa, c.runtime) == ("default", "eager")), mine[0])
 
 
 def _fill(plan: Plan, store: Store, request: Request, baseline: Candidate, retry_failed: bool) -> bool:
@@ -145,7 +155,7 @@ def _check(request: Request) -> None:
         raise InputError(f"--cell-seconds: got {request.cell_seconds}, expected more than 0")
     if request.minutes is not None and not request.minutes >= 0:
         raise InputError(f"--minutes: got {request.minutes}, expected at least 0")
-    timed_device(request.device)
+    check_runtimes(request.runtimes, request.modes, timed_device(request.device), request.compiled)
 
 
 def _setting(request: Request) -> Setting:
@@ -157,7 +167,9 @@ def _plan(request: Request, setting: Setting) -> Plan:
     for model in dict.fromkeys(request.models):
         asked = list(dict.fromkeys(request.sdpa))
         chosen = asked if asked == ["default"] or _calls_softmax(model, request.resolutions) else ["default"]
-        candidates += [Candidate(model, sdpa) for sdpa in chosen]
+        for runtime in dict.fromkeys(request.runtimes):
+            # What an exported file computes its attention with is not for PyTorch to choose.
+            candidates += [Candidate(model, s, runtime) for s in (["default"] if runtime in OF_FILES else chosen)]
     batch = None if request.batch == "auto" else int(request.batch)
     sizes = list(dict.fromkeys(request.resolutions))
     modes, dtypes = (list(dict.fromkeys(names)) for names in (request.modes, request.dtypes))
