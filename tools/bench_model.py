@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   python tools/bench_model.py --models deit_tiny_patch16_224 metala_vit_tiny --cells 224x8 512 --mode train
   python tools/bench_model.py --models metala_vit_small --cells 1024 --dtype float32 bfloat16 --json
   python tools/bench_model.py --models deit_tiny_patch16_224 metala_vit_tiny --cells 224 512 1024 \\
-      --runtime eager compile onnxruntime openvino --threads 2
+      --runtime eager compile onnxruntime openvino --dtype float32 int8 --threads 2
 """
 
 
@@ -35,7 +35,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["deit_tiny_patch16_224", "metala_vit_tiny"], metavar="NAME")
     parser.add_argument("--cells", nargs="+", default=["224x8", "512", "1024"], metavar="SIZE[xBATCH]")
     parser.add_argument("--mode", choices=("infer", "train"), default="infer", help="train: step of AdamW included")
-    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"], help="by autocast")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=("float32", "bfloat16", "int8"),
+        default=["float32"],
+        help="bfloat16 is by autocast, int8 of exported files alone (default: float32)",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile every model")
     parser.add_argument(
         "--runtime",
@@ -55,6 +61,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
+    from metala_vision.errors import InputError
     from metala_vision.profiling.environment import environment
     from metala_vision.profiling.speed.bench import bench_models, parse_cell, render
     from metala_vision.profiling.speed.bench_runtimes import bench_runtimes, render_best
@@ -68,6 +75,8 @@ def main(args: argparse.Namespace) -> dict:
     cells = [Cell(size, batch, dtype, args.mode) for size, batch in sizes for dtype in args.dtype]
     shared = dict(threads=args.threads, rounds=args.rounds, seconds=args.seconds)
     report = {"environment": environment(device, args.threads), "compiled": args.compile}
+    if runtimes == ["eager"] and "int8" in args.dtype:
+        raise InputError("--dtype: got int8, which is of exported files alone; add --runtime onnxruntime openvino")
     if runtimes == ["eager"]:
         floor = not args.no_floor and device == "cpu"
         report["rows"] = bench_models(args.models, cells, args.compile, floor=floor, device=device, **shared)

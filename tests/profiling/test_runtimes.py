@@ -98,6 +98,23 @@ def test_a_model_of_one_size_has_a_file_for_each_size(tmp_path):
     assert run()[0].shape == (2, 1000)
 
 
+@installed
+@pytest.mark.long
+def test_products_of_eight_bits(tmp_path):
+    """Catches a float32 file that is timed as int8, and PyTorch's float32 beside it."""
+    import onnx
+
+    sent = []
+    prepare(sent.append, NANO, 64, "openvino", "int8", str(tmp_path))
+    file = exported(NANO, 64, "openvino", "int8", tmp_path)
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(file).graph.node}
+    assert step_of_file(NANO, CELL._replace(dtype="int8"), "openvino", 1, tmp_path)()[0].shape == (1, 1000)
+    folder = Files(tmp_path, 300.0)
+    for of in ("eager", "compile"):
+        reason = folder.reason_against(Candidate(NANO, runtime=of), CELL._replace(dtype="int8"))
+        assert reason == "int8 is of exported files alone"
+
+
 def test_what_has_no_file():
     for of, dtype in (("eager", "float32"), ("onnxruntime", "bfloat16"), ("openvino", "float16")):
         with pytest.raises(InputError, match=f"^runtime: got '{of}' in {dtype}, for which there are no files"):
@@ -281,6 +298,9 @@ def test_the_tool_says_what_is_wrong():
     bad = run_tool("bench_model.py", "--models", NANO, "--cells", "32", "--runtime", "eager", "tflite")
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: --runtime: got 'tflite'")
+    bad = run_tool("bench_model.py", "--models", NANO, "--cells", "32", "--dtype", "int8")
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("error: --dtype: got int8, which is of exported files alone; add --runtime onnx")
 
 
 @installed

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metala_vision.errors import InputError
 
@@ -14,8 +14,7 @@ from .steps import Cell, channels, create, split_arguments
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
 OF_FILES = ("onnxruntime", "openvino")
-PRECISIONS = {"float32": "float32", "bfloat16": "float32"}  # of the file that is run in a dtype
-TOLERANCES = {"float32": 1e-4}  # largest difference of a file from its model, over the largest number
+PRECISIONS = {"float32": "float32", "bfloat16": "float32", "int8": "int8"}  # of the file that is run in a dtype
 
 
 def check_runtimes(names: Iterable[str], modes: Iterable[str], device: str, compiled: bool = False) -> list[str]:
@@ -53,6 +52,8 @@ def reason_against(runtime: str, dtype: str) -> str:
     """Why a runtime is not timed in a dtype, whatever the processor; empty if it is."""
     if runtime in OF_FILES and dtype not in PRECISIONS:
         return f"exported files have no {dtype}"
+    if runtime not in OF_FILES and dtype == "int8":
+        return "int8 is of exported files alone"
     return "onnxruntime has no bfloat16 on a CPU" if (runtime, dtype) == ("onnxruntime", "bfloat16") else ""
 
 
@@ -88,7 +89,11 @@ def exported(model: str, size: int, runtime: str, dtype: str, folder: str | Path
 
     source, any_size = _source(model, size)
     file = of_any if any_size else of_one
-    export(source, file, dynamic=("batch", "size") if any_size else ("batch",), img_size=None if any_size else size)
+    precision = PRECISIONS[dtype]
+    # Speed does not ask how well the ranges fit.
+    images = [_random(source, size) for _ in range(4)] if precision == "int8" else None
+    dynamic, img_size = (("batch", "size"), None) if any_size else (("batch",), size)
+    export(source, file, dynamic=dynamic, img_size=img_size, precision=precision, calibration=images)
     return file
 
 
@@ -103,11 +108,11 @@ def prepare(send: Callable[[dict], None], model: str, size: int, runtime: str, d
         InputError: the runtime gives other numbers: the file is of another version of the model.
     """
     from metala_vision.deploy import runtime as loaded
+    from metala_vision.deploy.exporting import TOLERANCES
 
     file = exported(model, size, runtime, dtype, folder)
     source, any_size = _source(model, size)
-    side = 96 if any_size else size
-    images = torch.randn(1, channels(source), side, side, generator=torch.Generator().manual_seed(0))
+    images = _random(source, 96 if any_size else size)
     with torch.inference_mode():
         wanted = source(images)
     (found,) = loaded(runtime, file)(images)
@@ -124,8 +129,12 @@ def step_of_file(model: str, cell: Cell, runtime: str, threads: int, folder: str
     images = torch.randn(cell.batch, channels(create(model, cell.size, "meta")), cell.size, cell.size)
     # OpenVINO is at its best where it knows the shape; onnxruntime is not faster for it.
     shape = tuple(images.shape) if runtime == "openvino" else None
-    run = loaded(runtime, file, threads, cell.dtype, shape)
+    run = loaded(runtime, file, threads, "float32" if cell.dtype == "int8" else cell.dtype, shape)
     return lambda: run(images)
+
+
+def _random(model: nn.Module, side: int) -> Tensor:
+    return torch.randn(1, channels(model), side, side, generator=torch.Generator().manual_seed(0))
 
 
 def _source(name: str, size: int) -> tuple[nn.Module, bool]:
