@@ -30,6 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mode", choices=("infer", "train"), default="infer", help="train: step of AdamW included")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"], help="by autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile every model")
+    parser.add_argument("--cuda-graphs", action="store_true", help="with --compile: mode reduce-overhead, on a GPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
     parser.add_argument("--rounds", type=int, default=15, help="at most, per cell")
@@ -56,8 +57,10 @@ def main(args: argparse.Namespace) -> dict:
         seconds=args.seconds,
         floor=not args.no_floor and device == "cpu",
         device=device,
+        cuda_graphs=args.cuda_graphs,
     )
-    report = {"environment": environment(device, args.threads), "compiled": args.compile, "rows": results}
+    flags = {"compiled": args.compile, "cuda_graphs": args.cuda_graphs}
+    report = {"environment": environment(device, args.threads), **flags, "rows": results}
     print(render(report))
     return report
 
