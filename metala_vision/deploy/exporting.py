@@ -15,6 +15,7 @@ from .job import Job
 from .onnx_file import write_onnx, write_openvino
 from .runtimes import RUNTIMES, Runtime, runtime
 from .source import describe, model_of
+from .torch_file import write_aoti, write_torch
 
 
 class Format(NamedTuple):
@@ -36,6 +37,8 @@ class Format(NamedTuple):
 FORMATS = {
     "onnx": Format(".onnx", write_onnx, ("onnxruntime", "onnx"), ("onnxruntime", "openvino")),
     "openvino": Format(".xml", write_openvino, ("openvino", "onnx"), ("openvino",)),
+    "torch": Format(".pt2", write_torch, (), ("torch",)),
+    "aoti": Format(".pt2", write_aoti, (), ("aoti",)),
 }
 DYNAMIC = ("batch", "size")
 OPSET = 20
@@ -51,17 +54,20 @@ def export(
     opset: int = OPSET,
     **arguments: Any,
 ) -> dict:
-    """Writes a model for onnxruntime, OpenVINO and other runtimes of graphs, and runs the file against the model.
+    """Writes a model for onnxruntime, OpenVINO, PyTorch and other runtimes, and runs the file against the model.
 
     It takes float images [batch, channels, height, width] as "image", normalised as its description says, and gives
-    "logits", or "map0", "map1", ... of features. There are plain operators of ONNX alone in it, as many for an image of
-    any size, and scans remember the share of the image that they remember in the model.
+    "logits", or "map0", "map1", ... of features. It has as many operators for an image of any size, and scans remember
+    the share of the image that they remember in the model. A file of "onnx" or "openvino" has plain operators of ONNX
+    alone. A program of "torch" calls our kernels: `import metala_vision` before it is loaded by torch.export.load. A
+    package of "aoti" has operators of PyTorch alone, compiled for this kind of processor, and runs without Python.
 
     Args:
         source: a model in evaluation mode, in float32 and on the CPU, or what `model_of` takes: a checkpoint, a
             published folder, a name of timm.
         file: to write. OpenVINO writes the weights beside it, with the ending .bin.
-        format: "onnx" or "openvino"; None goes by the ending of `file`, .onnx or .xml.
+        format: "onnx", "openvino", "torch" or "aoti"; None goes by the ending of `file`, .onnx, .xml, or .pt2 for
+            "torch". "aoti" needs a C++ compiler, and minutes.
         dynamic: what is left open, out of "batch" and "size".
         img_size: height and width of the images in pixels, or the side of a square; None is the model's own. Where the
             size is left open, others are taken too.
@@ -139,7 +145,7 @@ def _format(file: Path, format: str | None) -> str:
     if format is None:
         found = [name for name, kind in FORMATS.items() if file.suffix == kind.ending]
         if not found:
-            endings = " or ".join(kind.ending for kind in FORMATS.values())
+            endings = " or ".join(dict.fromkeys(kind.ending for kind in FORMATS.values()))
             raise InputError(f"file: got {file}, expected one that ends in {endings}")
         return found[0]
     if format not in FORMATS:
