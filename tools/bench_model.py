@@ -51,6 +51,7 @@ def parse_args() -> argparse.Namespace:
         help="out of eager, compile, onnxruntime, openvino (default: eager alone)",
     )
     parser.add_argument("--files", metavar="FOLDER", help="keeps exported files for the next run (default: none does)")
+    parser.add_argument("--cuda-graphs", action="store_true", help="with --compile: mode reduce-overhead, on a GPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
     parser.add_argument("--rounds", type=int, default=15, help="at most, per cell")
@@ -74,12 +75,14 @@ def main(args: argparse.Namespace) -> dict:
     sizes = [parse_cell(text) for text in args.cells]
     cells = [Cell(size, batch, dtype, args.mode) for size, batch in sizes for dtype in args.dtype]
     shared = dict(threads=args.threads, rounds=args.rounds, seconds=args.seconds)
-    report = {"environment": environment(device, args.threads), "compiled": args.compile}
+    flags = {"compiled": args.compile, "cuda_graphs": args.cuda_graphs}
+    report = {"environment": environment(device, args.threads), **flags}
     if runtimes == ["eager"] and "int8" in args.dtype:
         raise InputError("--dtype: got int8, which is of exported files alone; add --runtime onnxruntime openvino")
     if runtimes == ["eager"]:
         floor = not args.no_floor and device == "cpu"
-        report["rows"] = bench_models(args.models, cells, args.compile, floor=floor, device=device, **shared)
+        options = dict(floor=floor, device=device, cuda_graphs=args.cuda_graphs, **shared)
+        report["rows"] = bench_models(args.models, cells, args.compile, **options)
     else:
         report["environment"] |= {name: version_of(name) for name in runtimes if name in OF_FILES}
         rows, best = bench_runtimes(args.models, cells, runtimes, floor=not args.no_floor, files=args.files, **shared)

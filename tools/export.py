@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write a model for onnxruntime, OpenVINO and other runtimes of graphs, for images of any size in any batch.
+"""Write a model for onnxruntime, OpenVINO, PyTorch and other runtimes, for images of any size in any batch.
 
-The file is run by onnxruntime and OpenVINO, where they are installed, on images of three sizes and batches if those
+The file is run by the runtimes that take it, where they are installed, on images of three sizes and batches if those
 are left open, and is not left behind if it gives other numbers than the model. It takes float images [batch, channels,
 height, width], normalised as its metadata says (key "metala_vision": mean, std, size, classes). The file of a detector
 (retinanet, fcos) gives all boxes with their scores, of which metala_vision.deploy.detections makes detections. The last
@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   python tools/export.py metala_vit_tiny --out metala_vit_tiny.xml --img-size 512x384
   python tools/export.py vit_small_patch16_224.augreg_in1k --pretrained --out vit_small.onnx
   python tools/export.py work_dirs/RUN/best.pth --out small.onnx --int8 --calibration photos
+  python tools/export.py metala_vit_tiny --out metala_vit_tiny.pt2 --format aoti
   python tools/export.py metala_vit_tiny:in_chans=1 --features-only 5 11 --out features.onnx
 """
 
@@ -33,8 +34,12 @@ def parse_args() -> argparse.Namespace:
         metavar="SOURCE",
         help="a checkpoint of a run, a folder of tools/publish.py, or a model of timm, with arguments after a colon",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="ends in .onnx, or in .xml for OpenVINO")
-    parser.add_argument("--format", choices=("onnx", "openvino"), help="(default: by the ending of the file)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="ends in .onnx, in .xml for OpenVINO, or in .pt2")
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "openvino", "torch", "aoti"),
+        help="(default: by the ending of the file, torch for .pt2; aoti runs without Python)",
+    )
     parser.add_argument(
         "--dynamic",
         nargs="*",

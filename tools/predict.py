@@ -48,7 +48,9 @@ def parse_args() -> argparse.Namespace:
         "--every", type=int, default=1, metavar="N", help="take each n-th frame of a video (default: 1)"
     )
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="images of a step (default: 16)")
-    parser.add_argument("--runtime", metavar="NAME", help="onnxruntime or openvino, for files (default: by the ending)")
+    parser.add_argument(
+        "--runtime", metavar="NAME", help="of a file: onnxruntime, openvino, torch or aoti (default: by its ending)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="(default: torch's, or the runtime's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     parser.add_argument("--pretrained", action="store_true", help="timm's weights, for a model of timm")

@@ -17,6 +17,7 @@ from .job import Job
 from .onnx_file import write_onnx, write_openvino
 from .runtimes import RUNTIMES, Runtime, runtime
 from .source import graph_of, model_of
+from .torch_file import write_aoti, write_torch
 
 
 class Format(NamedTuple):
@@ -38,6 +39,8 @@ class Format(NamedTuple):
 FORMATS = {
     "onnx": Format(".onnx", write_onnx, ("onnxruntime", "onnx"), ("onnxruntime", "openvino")),
     "openvino": Format(".xml", write_openvino, ("openvino", "onnx"), ("openvino",)),
+    "torch": Format(".pt2", write_torch, (), ("torch",)),
+    "aoti": Format(".pt2", write_aoti, (), ("aoti",)),
 }
 DYNAMIC = ("batch", "size")
 OPSET = 20
@@ -56,18 +59,21 @@ def export(
     calibration: str | Path | Sequence[Tensor] | None = None,
     **arguments: Any,
 ) -> dict:
-    """Writes a model for onnxruntime, OpenVINO and other runtimes of graphs, and runs the file against the model.
+    """Writes a model for onnxruntime, OpenVINO, PyTorch and other runtimes, and runs the file against the model.
 
     It takes float images [batch, channels, height, width] as "image", normalised as its description says, and gives
-    "logits", "map0", "map1", ... of features, or "boxes", "scores" and "levels" of a detector, see `DetectionGraph`.
-    There are plain operators of ONNX alone in it, as many for an image of any size, and scans remember the share of the
-    image that they remember in the model.
+    "logits", "map0", "map1", ... of features, or "boxes", "scores" and "levels" of a detector, see `DetectionGraph`. It
+    has as many operators for an image of any size, and scans remember the share of the image that they remember in the
+    model. A file of "onnx" or "openvino" has plain operators of ONNX alone. A program of "torch" calls our kernels:
+    `import metala_vision` before it is loaded by torch.export.load. A package of "aoti" has operators of PyTorch alone,
+    compiled for this kind of processor, and runs without Python.
 
     Args:
         source: a model in evaluation mode, in float32 and on the CPU, or what `model_of` takes: a checkpoint, a
             published folder, a name of timm.
         file: to write. OpenVINO writes the weights beside it, with the ending .bin.
-        format: "onnx" or "openvino"; None goes by the ending of `file`, .onnx or .xml.
+        format: "onnx", "openvino", "torch" or "aoti"; None goes by the ending of `file`, .onnx, .xml, or .pt2 for
+            "torch". "aoti" needs a C++ compiler, and minutes.
         dynamic: what is left open, out of "batch" and "size".
         img_size: height and width of the images in pixels, or the side of a square; None is the model's own. Where the
             size is left open, others are taken too.
@@ -94,6 +100,8 @@ def export(
         raise InputError(f"opset: got {opset}, expected {OPSET} or later")
     if precision not in TOLERANCES:
         raise InputError(f"precision: got {precision!r}, expected one of {tuple(TOLERANCES)}")
+    if precision != "float32" and "onnx" not in FORMATS[format].needs:
+        raise InputError(f"precision: got {precision!r}, but a file of {format!r} has float32 alone; 'onnx' has others")
     if calibration is not None and precision != "int8":
         raise InputError(f"calibration: got images for {precision!r}, which needs none; precision='int8' does")
     if format == "openvino" and precision == "int8" and calibration is None:
@@ -159,7 +167,7 @@ def _format(file: Path, format: str | None) -> str:
     if format is None:
         found = [name for name, kind in FORMATS.items() if file.suffix == kind.ending]
         if not found:
-            endings = " or ".join(kind.ending for kind in FORMATS.values())
+            endings = " or ".join(dict.fromkeys(kind.ending for kind in FORMATS.values()))
             raise InputError(f"file: got {file}, expected one that ends in {endings}")
         return found[0]
     if format not in FORMATS:

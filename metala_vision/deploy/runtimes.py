@@ -1,4 +1,4 @@
-"""The runtimes that run exported files: onnxruntime and OpenVINO, each with one call for all of them."""
+"""The runtimes that run exported files: onnxruntime, OpenVINO and PyTorch's, each with one call for all of them."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -30,10 +30,12 @@ RUNTIMES = {
     "onnx": Package("onnxscript", "onnx onnxscript onnxruntime"),
     "onnxruntime": Package("onnxruntime", "onnxruntime"),
     "openvino": Package("openvino", "openvino"),
+    "torch": Package("torch", "torch"),
+    "aoti": Package("torch", "torch"),
 }
 
 
-ENDINGS = {".onnx": "onnxruntime", ".xml": "openvino"}  # of files, and what runs them where nothing else is asked for
+ENDINGS = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "torch"}  # of files, and what runs them by default
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # and OpenVINO's names for them
 
 
@@ -55,7 +57,7 @@ class Runtime:
         """
         try:
             found = self._run(images.detach().float().cpu().contiguous().numpy())
-        except Exception as error:  # both runtimes raise kinds of their own
+        except Exception as error:  # runtimes raise kinds of their own
             raise InputError(f"images: the file does not take {tuple(images.shape)}: {_last_line(error)}") from error
         return [torch.from_numpy(output.copy()) for output in found]
 
@@ -70,7 +72,7 @@ def runtime(
     """A file in a runtime.
 
     Args:
-        name: "onnxruntime" or "openvino"; the latter takes files of ONNX too.
+        name: "onnxruntime", "openvino", which takes files of ONNX too, "torch" or "aoti".
         file: as `export` has written it.
         threads: of a run; None is the runtime's own choice.
         precision: "float32", or "bfloat16" for OpenVINO on a processor that computes in it.
@@ -82,25 +84,25 @@ def runtime(
         InputError: the runtime is not known or not installed, does not take the file, or does not compute in this
             precision here.
     """
-    if name not in ("onnxruntime", "openvino"):
-        raise InputError(f"runtime: got {name!r}, expected 'onnxruntime' or 'openvino'")
+    if name not in _OPENERS:
+        raise InputError(f"runtime: got {name!r}, expected one of {tuple(_OPENERS)}")
     if precision not in PRECISIONS:
         raise InputError(f"precision: got {precision!r}, expected one of {tuple(PRECISIONS)}")
-    if name == "onnxruntime" and precision != "float32":
-        raise InputError(f"precision: got {precision!r}, but onnxruntime computes in float32 alone on a CPU")
-    if name == "onnxruntime" and shape is not None:
-        raise InputError("shape: got one for onnxruntime, which is not faster for it; leave it out")
+    if name != "openvino" and precision != "float32":
+        raise InputError(f"precision: got {precision!r}, but {name} computes in float32 alone on a CPU")
+    if name != "openvino" and shape is not None:
+        raise InputError(f"shape: got one for {name}, which is not faster for it; leave it out")
     if RUNTIMES[name].reason:
         raise InputError(f"runtime: {name!r} needs {RUNTIMES[name].reason}")
     if not Path(file).is_file():
         raise InputError(f"file: no file {file}")
     try:
-        if name == "onnxruntime":
-            return _onnxruntime(str(file), threads)
-        return _openvino(str(file), threads, PRECISIONS[precision], shape)
+        if name == "openvino":
+            return _openvino(str(file), threads, PRECISIONS[precision], shape)
+        return _OPENERS[name](str(file), threads)
     except InputError:
         raise
-    except Exception as error:  # both raise kinds of their own
+    except Exception as error:  # they raise kinds of their own
         raise InputError(f"file: {name} does not take {file}: {_last_line(error)}") from error
 
 
@@ -144,3 +146,33 @@ def _openvino(file: str, threads: int | None, hint: str, shape: Sequence[int] | 
         return [found[output] for output in compiled.outputs]
 
     return Runtime(run, metadata)
+
+
+def _torch(file: str, threads: int | None) -> Runtime:
+    described = {KEY: ""}
+    module = torch.export.load(file, extra_files=described).module()
+    return Runtime(_on_threads(module, threads), described[KEY])
+
+
+def _aoti(file: str, threads: int | None) -> Runtime:
+    package = torch._inductor.aoti_load_package(file)
+    return Runtime(_on_threads(package, threads), package.loader.get_metadata().get(KEY, ""))
+
+
+def _on_threads(model: Callable[[Tensor], Any], threads: int | None) -> Callable[[Any], list]:
+    """A run of PyTorch, whose number of threads belongs to the process: it is what it was after each run."""
+
+    def run(images: Any) -> list:
+        former = torch.get_num_threads()
+        torch.set_num_threads(former if threads is None else threads)
+        try:
+            with torch.inference_mode():
+                found = model(torch.from_numpy(images))
+        finally:
+            torch.set_num_threads(former)
+        return [output.numpy() for output in ([found] if isinstance(found, Tensor) else found)]
+
+    return run
+
+
+_OPENERS = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch, "aoti": _aoti}

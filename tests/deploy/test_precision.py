@@ -122,6 +122,7 @@ def test_calibrated_on_a_folder(tmp_path):
     ("options", "message"),
     [
         (dict(precision="int4"), "precision: got 'int4', expected one of .*float16"),
+        (dict(precision="int8", file="m.pt2"), "precision: got 'int8', but a file of 'torch' has float32 alone"),
         (dict(calibration="photos"), "calibration: got images for 'float32', which needs none"),
         (dict(precision="int8", calibration="none"), "calibration: no folder none"),
         (dict(precision="int8", calibration="EMPTY"), "calibration: .* has no images"),

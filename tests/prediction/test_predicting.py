@@ -117,10 +117,10 @@ def test_areas(dense, picture, tile):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+@pytest.mark.parametrize("ending", [".onnx", ".xml", ".pt2"])
 def test_an_exported_file(classifier, picture, tmp_path, ending):
     """Says what the checkpoint says, at other sizes too."""
-    pytest.importorskip("onnxruntime" if ending == ".onnx" else "openvino")
+    pytest.importorskip({".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "torch"}[ending])
     metala_vision.export(classifier, tmp_path / f"m{ending}")
     for img_size in (None, (48, 80)):
         (expected,) = metala_vision.predict(classifier, picture, img_size=img_size)
@@ -200,7 +200,10 @@ def test_what_is_said(folder):
         (dict(top_k=0), "top_k: got 0, expected a whole number of at least 1"),
         (dict(tile=8), "tile: got 8, expected a whole number of at least 32"),
         (dict(min_score=2), "min_score: got 2, expected a number from 0 to 1"),
-        (dict(runtime="onnxruntime"), "runtime: got 'onnxruntime' for .*expected a file that ends in .onnx or .xml"),
+        (
+            dict(runtime="onnxruntime"),
+            "runtime: got 'onnxruntime' for .*expected a file that ends in .onnx or .xml or .pt2",
+        ),
         (dict(pretrained=True), "pretrained: got it for"),
         (dict(every=0), "every: got 0, expected a whole number of at least 1"),
         (dict(images="none.jpg"), "images: got 'none.jpg', which is no file, no folder and no pattern"),

@@ -11,6 +11,7 @@ from tool_process import run_tool
 from metala_vision.errors import InputError
 from metala_vision.kernels.linear import takes_onednn
 from metala_vision.profiling import Spread, interleaved, matrix_products, replay
+from metala_vision.profiling.speed import bench
 from metala_vision.profiling.speed.bench import bench_models, parse_cell, render
 from metala_vision.profiling.speed.steps import Cell, create, make_step
 
@@ -92,6 +93,22 @@ def test_bad_cell(text):
     """Catches a crash in the middle of a run for what the command line could have told."""
     with pytest.raises(InputError, match="^--cells: got "):
         parse_cell(text)
+
+
+def test_cuda_graphs_reach_torch_compile(monkeypatch):
+    """Catches a switch that changes nothing, and one that is not refused where there is nothing to record."""
+    modes = []
+    monkeypatch.setattr(bench, "compiled_module", lambda model, **options: modes.append(options.get("mode")) or model)
+    monkeypatch.setattr(bench, "create", lambda name, size, device: create(name, size))
+    monkeypatch.setattr(bench, "interleaved", lambda candidates, rounds, device: interleaved(candidates, rounds))
+    one = (["metala_vit_nano"], [Cell(32, 1, "float32", "infer")])
+    for cuda_graphs in (False, True):
+        bench_models(*one, compiled=True, rounds=1, floor=False, device="cuda", cuda_graphs=cuda_graphs)
+    assert modes == [None, "reduce-overhead"]
+    with pytest.raises(InputError, match="--cuda-graphs: got the device cpu, expected a CUDA device"):
+        bench_models(*one, compiled=True, cuda_graphs=True)
+    with pytest.raises(InputError, match="--cuda-graphs: got it without --compile"):
+        bench_models(*one, device="cuda", cuda_graphs=True)
 
 
 def test_unknown_model_lists_near_matches():

@@ -31,13 +31,23 @@ def bench_models(
     seconds: float = 60.0,
     floor: bool = True,
     device: str = "cpu",
+    cuda_graphs: bool = False,
 ) -> list[dict]:
     """One row for each model and cell: medians in milliseconds, ratio to the first model, shares of the floors.
 
-    A cell stops after `rounds`, or once `seconds` are over and it has three rounds.
+    A cell stops after `rounds`, or once `seconds` are over and it has three rounds. With `cuda_graphs` compiled models
+    are recorded as CUDA graphs.
+
+    Raises:
+        InputError: CUDA graphs of models that are not compiled, or not on a GPU.
     """
+    if cuda_graphs and not compiled:
+        raise InputError("--cuda-graphs: got it without --compile, which records them; add --compile")
+    if cuda_graphs and not device.startswith("cuda"):
+        raise InputError(f"--cuda-graphs: got the device {device}, expected a CUDA device; leave it out")
     if threads is not None:
         torch.set_num_threads(threads)
+    options = {"mode": "reduce-overhead"} if cuda_graphs else {}
     rows = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(cells) * (rounds + 1))
@@ -53,7 +63,7 @@ def bench_models(
                     if any(product.onednn for product in products):
                         products = [product._replace(onednn=False) for product in products]
                         candidates[f"torch floor of {name}"] = replay(products)
-                candidates[name] = make_step(compiled_module(model), cell) if compiled else step
+                candidates[name] = make_step(compiled_module(model, **options), cell) if compiled else step
             spreads = _measure(candidates, rounds, seconds, device, lambda: progress.advance(task))
             rows += [row_of(name, cell, spreads, names[0]) for name in names]
     return rows
