@@ -175,4 +175,9 @@ def _on_threads(model: Callable[[Tensor], Any], threads: int | None) -> Callable
     return run
 
 
-_OPENERS = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch, "aoti": _aoti}
+_OPENERS: dict[str, Callable[..., Runtime]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "torch": _torch,
+    "aoti": _aoti,
+}
