@@ -41,6 +41,7 @@ FORMATS = {
 DYNAMIC = ("batch", "size")
 OPSET = 20
 TOLERANCE = 1e-4  # largest difference over the largest number, float32
+LEAST = 256  # pixels of the sides of images that a detector is tried with
 
 
 def export(
@@ -99,7 +100,7 @@ def export(
     _check_model(model)
     shapes = _shapes(described, dynamic, sides)
     if sides is not None and described:
-        described = {**described, "input_size": list(shapes[0][1:])}
+        described = {**described, "input_size": [shapes[0][1], *sides]}
     task = described.get("task")
     images = [_images(shape, task) for shape in shapes]
     wanted = _tried(model, images)
@@ -157,6 +158,9 @@ def _shapes(described: dict, dynamic: Sequence[str], sides: tuple[int, int] | No
     """Shapes of images: that of the export, and others that the file is tried with, where it leaves something open."""
     channels, *known = described.get("input_size") or (3, 224, 224)
     height, width = sides or known
+    if described.get("task") == "detection" and "size" in dynamic:
+        # Of smaller images the last map has one step, whose GroupNorm of few channels makes much of the last digit.
+        height, width = max(height, LEAST), max(width, LEAST)
     # None of them is a multiple of the patches of any model, beside the first.
     others = ((height, width), (height * 5 // 8 + 3, width), (height + 19, width * 3 // 2 + 5))
     sizes = others if "size" in dynamic else ((height, width),) * 3
