@@ -1,5 +1,7 @@
 """Detectors and segmenters as files have them, and what the files say of them."""
 
+from typing import Any
+
 from torch import nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -38,12 +40,13 @@ def dense_graph(model: nn.Module, described: dict) -> tuple[nn.Module, dict]:
     if isinstance(model, GeneralizedRCNN):
         kind = "mask_rcnn" if model.roi_heads.has_mask() else "faster_rcnn"
         raise InputError(
-            f"source: a {kind} chooses boxes within the network, where a difference in the last digit changes the "
-            f"choice, so that no file can be held against the model; of detectors these go: retinanet, fcos"
+            f"source: a {kind} chooses boxes within the network, in an order that the last digit of a score decides, "
+            f"so that its file could not be held against it number by number; of detectors these go: retinanet, fcos"
         )
     if isinstance(model, RetinaNet | FCOS):
         graph = DetectionGraph(model)
         return graph, {**described, **graph.described()}
     kind = type(model.decoder).__name__.removesuffix("Decoder").lower()
-    *_, last = (module for module in model.head.modules() if isinstance(module, nn.Conv2d))
+    head: Any = model.head
+    *_, last = (module for module in head.modules() if isinstance(module, nn.Conv2d))
     return model, {**described, "task": "segmentation", "kind": kind, "num_classes": last.out_channels}

@@ -46,6 +46,7 @@ DYNAMIC = ("batch", "size")
 OPSET = 20
 # Largest difference over the largest number. Of int8 it tells a broken file from a rounded one, no more.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.3}
+LEAST = 256  # pixels of the sides of images that a detector is tried with
 
 
 def export(
@@ -122,7 +123,7 @@ def export(
     shapes = _shapes(described, dynamic, sides)
     if described:
         described = {**described, "dynamic": list(dynamic)}
-        described |= {} if sides is None else {"input_size": list(shapes[0][1:])}
+        described |= {} if sides is None else {"input_size": [shapes[0][1], *sides]}
     task = described.get("task")
     images = [_images(shape, task) for shape in shapes]
     wanted = _tried(model, images)
@@ -181,6 +182,9 @@ def _shapes(described: dict, dynamic: Sequence[str], sides: tuple[int, int] | No
     """Shapes of images: that of the export, and others that the file is tried with, where it leaves something open."""
     channels, *known = described.get("input_size") or (3, 224, 224)
     height, width = sides or known
+    if described.get("task") == "detection" and "size" in dynamic:
+        # Of smaller images the last map has one step, whose GroupNorm of few channels makes much of the last digit.
+        height, width = max(height, LEAST), max(width, LEAST)
     # None of them is a multiple of the patches of any model, beside the first.
     others = ((height, width), (height * 5 // 8 + 3, width), (height + 19, width * 3 // 2 + 5))
     sizes = others if "size" in dynamic else ((height, width),) * 3

@@ -19,7 +19,7 @@ from onnxscript.optimizer import fold_constants
 
 from metala_vision.kernels.reference import GATE_TEMPERATURE, NORM_EPS
 
-from .onnx_pooling import adaptive_average
+from .onnx_pooling import adaptive_average, maximum
 from .onnx_scan import GATE_CEILING, Sequence, heads_first, heads_last
 from .onnx_values import (
     FLOAT,
@@ -310,6 +310,7 @@ def translations() -> dict[Callable, Callable]:
         aten._upsample_bicubic2d_aa.default: bicubic,
         aten.adaptive_avg_pool2d.default: adaptive_average,
         aten._adaptive_avg_pool2d.default: adaptive_average,
+        aten.max_pool2d.default: maximum,
     }
 
 
