@@ -115,6 +115,7 @@ def test_detections_by_hand():
         detections(boxes, scores, levels[:3], 0.05, 10, 0.5, 10)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
 def test_detectors(kind, tmp_path):
@@ -128,9 +129,9 @@ def test_detectors(kind, tmp_path):
     assert {node.domain for node in written.graph.node} == {""}
     (image,) = written.graph.input
     assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == ["batch", 3, "height", "width"]
+    described = json.loads(runtime("onnxruntime", result["file"]).metadata)
     for name in NAMES:
         run = runtime(name, result["file"], threads=2)
-        described = json.loads(run.metadata)
         sizes = (described["min_size"], described["max_size"])
         resize = GeneralizedRCNNTransform(*sizes, described["mean"], described["std"], size_divisible=1).eval()
         for size in [(61, 120), (200, 77)]:
@@ -143,6 +144,7 @@ def test_detectors(kind, tmp_path):
             assert_same(found, wanted[0], pixels=0.02)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.long
 @pytest.mark.parametrize("kind", DECODERS)
 def test_segmenters(kind, tmp_path):
