@@ -136,6 +136,11 @@ def _openvino(file: str, threads: int | None, hint: str, shape: Sequence[int] | 
         raise InputError("precision: got 'bfloat16', in which OpenVINO does not compute on this processor")
     model = core.read_model(file)
     metadata = str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else ""
+    if file.endswith(".onnx"):  # whose metadata OpenVINO leaves out
+        import onnx
+
+        known = onnx.load(file, load_external_data=False).metadata_props
+        metadata = next((entry.value for entry in known if entry.key == KEY), "")
     if shape is not None:
         model.reshape(list(shape))
     compiled = core.compile_model(model, "CPU", settings)

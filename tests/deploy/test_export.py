@@ -152,6 +152,8 @@ def test_features_and_a_checkpoint(tmp_path, checkpoint):
     run = runtime("onnxruntime", result["file"])
     described = json.loads(run.metadata)
     assert described["label_names"] == ["cat", "dog"]
+    if "openvino" in NAMES:
+        assert json.loads(runtime("openvino", result["file"]).metadata) == described
     assert described["mean"] == [0.5, 0.4, 0.3]
     assert described["input_size"] == [3, 32, 48]
     x = torch.randn(1, 3, 40, 56)
