@@ -39,16 +39,20 @@ def write_aoti(model: nn.Module, file: Path, job: Job) -> None:
     Raises:
         InputError: torch's exporter does not take the model, or does not compile it.
     """
-    patch = _patch(model)
-    whole = _WholePatches(model, patch) if patch and "size" in job.dynamic else model
     settings = {
         "aot_inductor.metadata": {KEY: _described(job)},
         "cpp.dynamic_threads": True,  # as many as there are where it runs, not where it was written
     }
     with _exporting():
-        with PlainOperators():
-            program = job.program(whole.eval())
+        program = plain_program(model, job)
         torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=settings)
+
+
+def plain_program(model: nn.Module, job: Job) -> torch.export.ExportedProgram:
+    """The model in operators of PyTorch's own. Raises what torch's exporter raises, which may be anything."""
+    patch = _patch(model)
+    with PlainOperators():
+        return job.program(_WholePatches(model, patch).eval() if patch and "size" in job.dynamic else model)
 
 
 class _WholePatches(nn.Module):

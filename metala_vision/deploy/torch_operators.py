@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -130,7 +131,7 @@ def conv2d(
     dilation: Sequence[int] | int = 1,
     groups: int = 1,
 ) -> Tensor:
-    """See torch.conv2d; one of patches is a product.
+    """See torch.conv2d; one of whole patches is a product.
 
     Of a convolution over an image whose sides are symbols of their own AOTInductor takes the result for one with
     another order of axes in memory (torch 2.14).
@@ -138,9 +139,9 @@ def conv2d(
     height, width = weight.shape[2:]
     strides = (stride, stride) if isinstance(stride, int) else tuple(stride)
     plain = padding in (0, (0, 0), "valid") and dilation in (1, (1, 1)) and groups == 1
-    if not plain or strides != (height, width) or height * width == 1:
+    whole = statically_known_true(x.shape[-2] % height == 0) and statically_known_true(x.shape[-1] % width == 0)
+    if not plain or not whole or strides != (height, width) or height * width == 1:
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    x = x[:, :, : x.shape[2] // height * height, : x.shape[3] // width * width]
     return F.linear(unfused.patches(x, height, width), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 

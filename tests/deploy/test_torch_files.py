@@ -15,6 +15,8 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 import metala_vision
 from metala_vision.deploy import runtime
+from metala_vision.deploy.job import Job
+from metala_vision.deploy.torch_file import plain_program
 from metala_vision.deploy.torch_operators import PlainOperators
 from metala_vision.deploy.torch_scan import scan_in_graph
 from metala_vision.errors import InputError
@@ -23,6 +25,7 @@ from metala_vision.kernels.reference import recurrence
 from metala_vision.layers import MIXERS
 
 SMALL = dict(embed_dim=32, depth=1, num_heads=2, img_size=64)
+VIT = dict(depth=1, embed_dim=48, num_heads=3, img_size=64)
 # Sides that are exchanged, that are padded, a single patch, a single row and column, more chunks than a group has.
 SHAPES = [(2, 3, 64, 96), (1, 3, 96, 64), (3, 3, 70, 100), (1, 3, 16, 16), (2, 3, 16, 90), (2, 3, 90, 16)]
 LARGE = (1, 3, 384, 400)
@@ -93,8 +96,7 @@ def test_plain_operators_give_the_numbers_of_ours(options):
 
 @pytest.mark.parametrize("mixer", ["metala", "kernel", "classes"])
 def test_plain_operators_in_linearized_vits(mixer):
-    small = dict(depth=2, embed_dim=48, num_heads=3, img_size=64)
-    model = strong(timm.create_model("linearized_vit", teacher="vit_tiny_patch16_224", mixer=mixer, states=8, **small))
+    model = strong(timm.create_model("linearized_vit", teacher="vit_tiny_patch16_224", mixer=mixer, states=8, **VIT))
     with torch.inference_mode():
         for shape in SHAPES:
             x = torch.randn(shape)
@@ -118,11 +120,38 @@ def test_plain_operators_in_linearized_vits(mixer):
 def test_convolutions_are_what_they_were(options):
     """Catches patches that are padded where a convolution leaves out a rest, and options that are not seen."""
     layer = nn.Conv2d(4, 6, 4, **options)
-    x = torch.randn(2, 4, 18, 23)
     with torch.inference_mode():
-        with PlainOperators():
-            found = layer(x)
-        assert relative_rms(found, layer(x)) <= FLOAT32
+        for sides in [(20, 24), (18, 24), (20, 23)]:
+            x = torch.randn(2, 4, *sides)
+            with PlainOperators():
+                found = layer(x)
+            assert relative_rms(found, layer(x)) <= FLOAT32, sides
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("metala_vit_nano", dict(mixer="gla", **SMALL)),
+        ("metala_vit_nano", dict(scan="cross", mlp_conv=True, pos_embed="learn", **SMALL)),
+        ("linearized_vit", dict(teacher="vit_tiny_patch16_224", mixer="kernel", states=8, **VIT)),
+        ("deit_tiny_patch16_224", dict(dynamic_img_size=True, dynamic_img_pad=True, **VIT)),
+        ("convnext_atto", {}),
+    ],
+    ids=["gla", "cross", "linearized", "softmax", "convolutional"],
+)
+def test_programs_of_other_models(name, options):
+    """Catches a branch that depends on an open size, and a size that is taken for constant; AOTInductor checks none."""
+    model = strong(timm.create_model(name, **options))
+    with torch.no_grad():
+        program = plain_program(model, Job((2, 3, 64, 96), ("batch", "size"), 20, {}, ["logits"]))
+    assert not [node for node in program.graph.nodes if "metala" in str(node.target)]
+    module = program.module()
+    for shape in [(2, 3, 64, 96), (1, 3, 90, 70), (3, 3, 130, 64)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            assert relative_rms(module(x), model(x)) <= FLOAT32, shape
 
 
 @pytest.mark.long
