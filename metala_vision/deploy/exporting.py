@@ -45,7 +45,7 @@ FORMATS = {
 DYNAMIC = ("batch", "size")
 OPSET = 20
 # Largest difference over the largest number. Of int8 it tells a broken file from a rounded one, no more.
-TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.3}
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.7}
 LEAST = 256  # pixels of the sides of images that a detector is tried with
 
 

@@ -115,7 +115,7 @@ def test_calibrated_on_a_folder(tmp_path):
     assert result["precision"] == "int8"
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(result["file"]).graph.node)
     again = metala_vision.export("metala_vit_nano", tmp_path / "m.xml", **options)
-    assert all(difference <= 0.3 for difference in again["differences"]["openvino"].values())
+    assert all(difference <= 0.7 for difference in again["differences"]["openvino"].values())
 
 
 @pytest.mark.parametrize(
