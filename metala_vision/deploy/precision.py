@@ -72,9 +72,11 @@ def quantize(file: Path, images: Sequence[Tensor] | None) -> None:
             return None if image is None else {"image": image.numpy()}
 
     model = onnx.load(file)
-    weights = {weight.name for weight in model.graph.initializer if np.prod(weight.dims) >= LEAST}
-    kinds = ("MatMul", "Gemm") if images is None else ("MatMul", "Gemm", "Conv")
-    chosen = [node.name for node in model.graph.node if node.op_type in kinds and weights & set(node.input)]
+    # Matrices and kernels in their place: a position embedding that is resampled is no weight of a product.
+    dims = {"MatMul": 2, "Gemm": 2} | ({} if images is None else {"Conv": 4})
+    weights = {weight.name: len(weight.dims) for weight in model.graph.initializer if np.prod(weight.dims) >= LEAST}
+    products = [node for node in model.graph.node if node.op_type in dims]
+    chosen = [node.name for node in products if weights.get(node.input[1]) == dims[node.op_type]]
     if not chosen:
         raise InputError("precision: this model has no product with a weight, so there is nothing for int8")
     options: dict[str, Any] = dict(per_channel=True, reduce_range=True, nodes_to_quantize=chosen)

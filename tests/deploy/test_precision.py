@@ -103,6 +103,20 @@ def test_int8(exported, tmp_path, calibrated):
 
 
 @pytest.mark.long
+def test_a_position_embedding_is_no_weight(tmp_path):
+    """It is resampled by products in the graph, which OpenVINO does not compile in int8."""
+    small = dict(depth=1, embed_dim=48, num_heads=3, img_size=64)
+    images = [torch.randn(1, 3, 64, 64) for _ in range(2)]
+    result = metala_vision.export(
+        "deit_tiny_patch16_224", tmp_path / "m.onnx", precision="int8", calibration=images, **small
+    )
+    assert set(result["differences"]) >= {"onnxruntime"}
+    assert not any(
+        "pos_embed" in name and value.dtype == np.int8 for name, value in numbers(onnx.load(result["file"])).items()
+    )
+
+
+@pytest.mark.long
 def test_calibrated_on_a_folder(tmp_path):
     """Through the door: images of any kind, prepared as the model says; OpenVINO takes the file as well."""
     (tmp_path / "photos" / "deep").mkdir(parents=True)
