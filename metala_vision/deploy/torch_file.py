@@ -63,10 +63,12 @@ class _WholePatches(nn.Module):
         self.model, self.patch = model, patch
 
     def forward(self, image: Tensor) -> Any:
-        sides = []
-        for side, length in zip(image.shape[2:], self.patch):
-            sides.append(size_of_its_own((side + length - 1) // length) * length - side)
-        return self.model(F.pad(image, (0, sides[1], 0, sides[0])))
+        height, width = self.patch
+        rows = size_of_its_own((image.shape[2] + height - 1) // height)
+        cols = size_of_its_own((image.shape[3] + width - 1) // width)
+        # AOTInductor asks whether the tokens are one, for the order of axes in memory, and would not be told.
+        torch._check(rows * cols != 1)
+        return self.model(F.pad(image, (0, cols * width - image.shape[3], 0, rows * height - image.shape[2])))
 
 
 def _patch(model: Any) -> tuple[int, int] | None:
