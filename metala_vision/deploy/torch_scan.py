@@ -44,15 +44,14 @@ class Sequence:
         self.chunks = size_of_its_own((tokens + CHUNK - 1) // CHUNK)
         # The last token is repeated, which changes nothing that is kept.
         places = torch.arange(self.chunks * CHUNK, device=device).clamp(max=tokens - 1)
-        self.inverse = torch.arange(tokens, device=device)
+        inverse = torch.arange(tokens, device=device)
+        by_columns = order.startswith("column")
+        if by_columns:
+            inverse = inverse % cols * rows + inverse // cols
         if order.endswith("_reverse"):
-            places, self.inverse = tokens - 1 - places, tokens - 1 - self.inverse
-        if order.startswith("column"):
-            places = places % rows * cols + places // rows
-            place = torch.arange(tokens, device=device)
-            place = place % cols * rows + place // cols
-            self.inverse = tokens - 1 - place if order.endswith("_reverse") else place
-        self.places = places
+            places, inverse = tokens - 1 - places, tokens - 1 - inverse
+        self.places = places % rows * cols + places // rows if by_columns else places
+        self.inverse = inverse
 
     def split(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, M, T, C]."""
