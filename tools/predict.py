@@ -8,6 +8,7 @@ the result as JSON; with --out the folder has predictions.jsonl, predictions.csv
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -65,6 +66,7 @@ def main(args: argparse.Namespace) -> dict:
     from metala_vision.command_line import check_device
     from metala_vision.errors import InputError
     from metala_vision.prediction import Predictor
+    from metala_vision.prediction.pictures import places
     from metala_vision.prediction.writing import write_predictions
 
     for option, value in (("--threads", args.threads), ("--max-pixels", args.max_pixels)):
@@ -87,11 +89,13 @@ def main(args: argparse.Namespace) -> dict:
         **({"pretrained": True} if args.pretrained else {}),
     )
     begun = time.perf_counter()
-    found = predictor.with_pictures(args.images, args.every)
+    chosen = places(args.images)
+    found = predictor.with_pictures(chosen, args.every)
     if args.out is None:
         predictions = (one for _, one in found)
     else:
-        root = args.images[0] if len(args.images) == 1 and Path(args.images[0]).is_dir() else None
+        named = [Path(text) for text in args.images if Path(text).is_dir()]
+        root = os.path.commonpath([os.path.abspath(p) for p in (*named, *(path.parent for path in chosen))])
         predictions = write_predictions(found, args.out, predictor.task, predictor.names, root, not args.no_pictures)
     count, skipped = 0, []
     for one in predictions:

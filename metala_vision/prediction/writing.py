@@ -26,7 +26,7 @@ def write_predictions(
     out: str | Path,
     task: str,
     names: Sequence[str],
-    root: str | Path | None = None,
+    root: str | Path,
     drawn: bool = True,
 ) -> Iterator[Prediction]:
     """Writes predictions as they come, and hands them on.
@@ -37,7 +37,7 @@ def write_predictions(
             whose values are the classes.
         task: of the predictor.
         names: of all classes.
-        root: folder whose tree `pictures/` mirrors; pictures from elsewhere go by their own names.
+        root: folder above all images, whose tree `pictures/` mirrors.
         drawn: whether pictures are written.
 
     Raises:
@@ -56,7 +56,7 @@ def write_predictions(
                 lines.write(to_json(one.record()) + "\n")
                 table.writerows(one.rows())
                 if drawn and picture.pixels is not None:
-                    _draw(picture, one, folder, _place(one.image, root), names)
+                    _draw(picture, one, folder, os.path.relpath(one.image, root), names)
                 lines.flush()
                 rows.flush()
                 yield one
@@ -64,15 +64,7 @@ def write_predictions(
         raise InputError(f"--out: {out} cannot be written: {error}") from error
 
 
-def _place(image: str, root: str | Path | None) -> Path:
-    """Where in the folders of the results a picture goes."""
-    path = Path(os.path.abspath(image))
-    if root is not None and path.is_relative_to(above := os.path.abspath(root)):
-        return path.relative_to(above)
-    return Path(path.name)
-
-
-def _draw(picture: Picture, found: Prediction, folder: Path, place: Path, names: Sequence[str]) -> None:
+def _draw(picture: Picture, found: Prediction, folder: Path, place: str, names: Sequence[str]) -> None:
     from .overlay import overlay  # matplotlib's font and colours, which those who do not draw need not have
 
     file = folder / "pictures" / f"{place}.jpg"

@@ -4,19 +4,13 @@ import sys
 
 import pytest
 import torch
+from small_models import DECODERS
 
 from metala_vision.dense import SEGMENTERS, segmenter, sliding_window
 from metala_vision.errors import InputError
 
 pytest.importorskip("segmentation_models_pytorch")
 SMALL = dict(embed_dim=32, depth=4, num_heads=1)
-DECODERS = dict(
-    unet=dict(decoder_channels=(32, 16, 16, 8, 8)),
-    fpn=dict(pyramid_channels=32, segmentation_channels=32),
-    upernet=dict(decoder_channels=16),
-    segformer=dict(segmentation_channels=16),
-    dpt=dict(intermediate_channels=(16, 16, 16, 16)),
-)
 
 
 def build(kind: str, name: str = "metala_vit_nano", classes: int = 3):

@@ -6,6 +6,7 @@ import json
 import onnx
 import pytest
 import torch
+from small_models import DECODERS, strong
 from tolerances import FLOAT32, relative_rms
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -20,23 +21,7 @@ SMALL = dict(embed_dim=32, depth=2, num_heads=1, img_size=64)
 NAMES = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
 # Sides that are exchanged, that nothing divides, smaller than the strides of the last maps, larger than when traced.
 SIZES = [(2, 96, 160), (1, 160, 96), (3, 70, 101), (1, 17, 33), (1, 530, 611)]
-DECODERS = dict(
-    unet=dict(decoder_channels=(32, 16, 16, 8, 8)),
-    fpn=dict(pyramid_channels=32, segmentation_channels=32),
-    upernet=dict(decoder_channels=16),
-    segformer=dict(segmentation_channels=16),
-    dpt=dict(intermediate_channels=(16, 16, 16, 16)),
-)
 OPTIONS = dict(out_channels=128, min_size=96, max_size=150, topk_candidates=60, detections_per_img=40)
-
-
-def strong(model: nn.Module, size: float) -> nn.Module:
-    """With weights far from their first values, so that scores and boxes of all kinds occur."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(size * torch.randn(p.shape, generator=generator))
-    return model.eval()
 
 
 def build(kind: str, classes: int = 3, **options) -> nn.Module:

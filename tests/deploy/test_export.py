@@ -9,6 +9,7 @@ import onnx
 import pytest
 import timm
 import torch
+from small_models import strong
 from timm.models import save_for_hf
 from tolerances import FLOAT32, relative_rms
 from torch import Tensor, nn
@@ -23,15 +24,6 @@ SMALL = dict(embed_dim=32, depth=2, num_heads=2, img_size=64)
 NAMES = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
 # Sides that are exchanged, that are padded, a single patch, more chunks than one group has.
 SHAPES = [(2, 3, 64, 96), (1, 3, 96, 64), (3, 3, 70, 100), (1, 3, 16, 16), (1, 3, 272, 400)]
-
-
-def strong(model: nn.Module) -> nn.Module:
-    """With weights far from their first values, so that decays of every length occur."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=generator))
-    return model.eval()
 
 
 def assert_equal_at_all_sizes(file: str, model: Callable[[Tensor], Tensor], names: list[str] = NAMES) -> None:

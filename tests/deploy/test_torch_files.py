@@ -8,6 +8,7 @@ import sys
 import pytest
 import timm
 import torch
+from small_models import strong
 from tolerances import FLOAT32, FLOAT64, relative_rms
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,15 +31,6 @@ VIT = dict(depth=1, embed_dim=48, num_heads=3, img_size=64)
 SHAPES = [(2, 3, 64, 96), (1, 3, 96, 64), (3, 3, 70, 100), (1, 3, 16, 16), (2, 3, 16, 90), (2, 3, 90, 16)]
 LARGE = (1, 3, 384, 400)
 PACKAGED = [shape for shape in [*SHAPES, LARGE] if shape[2:] != (16, 16)]
-
-
-def strong(model: nn.Module) -> nn.Module:
-    """With weights far from their first values, so that decays of every length occur."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=generator))
-    return model.eval()
 
 
 @pytest.mark.parametrize("scan", [*((order,) for order in SCAN_ORDERS), SCAN_ORDERS], ids=",".join)

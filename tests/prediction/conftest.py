@@ -7,22 +7,17 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from small_checkpoints import IMAGES, NAMES, TRUNK
+from small_models import strong
 from torch import nn
 
 import metala_vision  # noqa: F401  its models
 from metala_vision.dense import detector, segmenter
 
-TRUNK = dict(embed_dim=32, depth=2, num_heads=2, img_size=64)
-NAMES = ["cat", "dog", "bird"]
-IMAGES = dict(input_size=[3, 64, 64], mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.3])
-
 
 def saved(model: nn.Module, file: Path, **described) -> Path:
     """With weights far from their first values, so that no two classes are equally likely."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    strong(model, 0.05)
     known = dict(num_classes=3, label_names=NAMES, **IMAGES)
     torch.save({"state_dict": model.state_dict(), "description": {**known, **described}}, file)
     return file

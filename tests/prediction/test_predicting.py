@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from small_checkpoints import IMAGES, NAMES
 
 import metala_vision
 from metala_vision.data import EvalTransform
@@ -14,8 +15,6 @@ from metala_vision.deploy import model_of
 from metala_vision.errors import InputError
 from metala_vision.prediction import ClassFound, ObjectFound, Prediction
 from metala_vision.prediction.sources import imagenet_names
-
-from .conftest import IMAGES, NAMES
 
 
 def normalised(pixels: np.ndarray) -> torch.Tensor:

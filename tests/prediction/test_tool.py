@@ -43,6 +43,18 @@ def test_a_folder(load_tool, classifier, folder, tmp_path, capsys):
         assert image.height > 360  # the lines below it
 
 
+def test_pictures_of_one_name(load_tool, classifier, folder, tmp_path):
+    """Catches a picture that is written over another one's."""
+    other = folder / "other"
+    other.mkdir()
+    (other / "plain.png").write_bytes((folder / "deep" / "plain.png").read_bytes())
+    for number, images in enumerate([[str(folder / "*" / "plain.png")], [str(folder / "deep"), str(other)]]):
+        out = tmp_path / f"found{number}"
+        load_tool("predict.py")(str(classifier), *images, "--out", str(out))
+        drawn = sorted(path.relative_to(out / "pictures").as_posix() for path in out.rglob("plain.png.jpg"))
+        assert drawn == ["deep/plain.png.jpg", "other/plain.png.jpg"]
+
+
 def test_a_video(load_tool, classifier, picture, tmp_path):
     """Frames by their numbers and times."""
     writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (120, 90))
