@@ -54,11 +54,18 @@ def read_description(checkpoint: dict) -> dict:
 
 
 def description_in(file: str | Path) -> dict:
-    """The description in a checkpoint file, without reading the weights; empty where there is none."""
+    """The description in a checkpoint file, without reading the weights; empty where there is none.
+
+    Raises:
+        InputError: the file is one of torch.save in form, and cannot be read as one without running what is in it.
+    """
     if not zipfile.is_zipfile(file):  # not a file that a run has written
         return {}
-    with torch.serialization.safe_globals([argparse.Namespace]):  # which is in checkpoints of timm's trainer
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # which is in checkpoints of timm's trainer
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises almost anything on other files
+        raise InputError(f"file: {file} is no checkpoint that can be read") from error
     return read_description(checkpoint) if isinstance(checkpoint, dict) else {}
 
 

@@ -77,6 +77,13 @@ def main(args: argparse.Namespace) -> dict:
     shared = dict(threads=args.threads, rounds=args.rounds, seconds=args.seconds)
     flags = {"compiled": args.compile, "cuda_graphs": args.cuda_graphs}
     report = {"environment": environment(device, args.threads), **flags}
+    for option, value in (("--rounds", args.rounds), ("--threads", args.threads)):
+        if value is not None and value < 1:
+            raise InputError(f"{option}: got {value}, expected at least 1")
+    if args.cuda_graphs and runtimes != ["eager"]:
+        raise InputError("--cuda-graphs: got it beside --runtime, which runs on a CPU; leave one out")
+    if args.files is not None and not set(runtimes) & set(OF_FILES):
+        raise InputError(f"--files: got it without a --runtime that runs files: {' or '.join(OF_FILES)}")
     if runtimes == ["eager"] and "int8" in args.dtype:
         raise InputError("--dtype: got int8, which is of exported files alone; add --runtime onnxruntime openvino")
     if runtimes == ["eager"]:

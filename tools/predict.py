@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   python tools/predict.py model.onnx 'photos/*.jpg' --top-k 1 --out found
   python tools/predict.py work_dirs/detector/last.pth street.jpg --min-score 0.5 --out found
   python tools/predict.py work_dirs/detector/last.pth clip.mp4 --every 10 --out found
-  python tools/predict.py work_dirs/segmenter/last.pth survey.tif --tile 1024 --max-pixels 1000000000 --out found
+  python tools/predict.py work_dirs/segmenter/last.pth survey.tif --tile 1024 --max-pixels 200000000 --out found
   python tools/predict.py vit_small_patch16_224.augreg_in1k --pretrained photos
 """
 
@@ -60,20 +60,15 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    import torch
     from PIL import Image
 
-    from metala_vision.command_line import check_device
     from metala_vision.errors import InputError
     from metala_vision.prediction import Predictor
     from metala_vision.prediction.pictures import places
     from metala_vision.prediction.writing import write_predictions
 
-    for option, value in (("--threads", args.threads), ("--max-pixels", args.max_pixels)):
-        if value is not None and value < 1:
-            raise InputError(f"{option}: got {value}, expected at least 1")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    if args.max_pixels is not None and args.max_pixels < 1:
+        raise InputError(f"--max-pixels: got {args.max_pixels}, expected at least 1")
     if args.max_pixels is not None:
         Image.MAX_IMAGE_PIXELS = args.max_pixels
     predictor = Predictor(
@@ -85,7 +80,7 @@ def main(args: argparse.Namespace) -> dict:
         batch=args.batch,
         runtime=args.runtime,
         threads=args.threads,
-        device=check_device(args.device),
+        device=args.device,
         **({"pretrained": True} if args.pretrained else {}),
     )
     begun = time.perf_counter()
@@ -99,7 +94,7 @@ def main(args: argparse.Namespace) -> dict:
         predictions = write_predictions(found, args.out, predictor.task, predictor.names, root, not args.no_pictures)
     count, skipped = 0, []
     for one in predictions:
-        print(one, flush=True)
+        print(str(one).encode(errors="replace").decode(), flush=True)  # names of files may be any bytes
         count += 1
         if one.error:
             skipped.append({"image": one.image, "error": one.error})

@@ -82,7 +82,8 @@ def export(
         precision: "float32"; "float16", which stores weights in half as many bytes and computes as before; or "int8",
             whose products with weights are of 8-bit integers. Scans stay float32 in all.
         calibration: for "int8", a folder of images (64 of them are taken) or prepared images [1, C, H, W], to which the
-            ranges of activations are fitted. Without them they are found at each run; OpenVINO needs them.
+            ranges of activations are fitted. Without them they are found at each run, and OpenVINO would make float32
+            of such a file.
         arguments: of `timm.create_model`, such as `features_only=True`.
 
     Returns:
@@ -106,7 +107,9 @@ def export(
     if calibration is not None and precision != "int8":
         raise InputError(f"calibration: got images for {precision!r}, which needs none; precision='int8' does")
     if format == "openvino" and precision == "int8" and calibration is None:
-        raise InputError("calibration: got none, and int8 in OpenVINO needs images; give a folder or prepared images")
+        raise InputError(
+            "calibration: got none, and OpenVINO makes float32 of int8 without it; give a folder or prepared images"
+        )
     sides = (img_size, img_size) if isinstance(img_size, int) else img_size
     if sides is not None and (len(sides) != 2 or min(sides) < 1):
         raise InputError(f"img_size: got {img_size}, expected pixels of a side, or height and width")

@@ -1,7 +1,9 @@
 """The runtimes that run exported files: onnxruntime, OpenVINO and PyTorch's, each with one call for all of them."""
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,8 +79,8 @@ def runtime(
         threads: of a run; None is the runtime's own choice.
         precision: "float32", or "bfloat16" for OpenVINO on a processor that computes in it.
         shape: of all images that are to come, [batch, channels, height, width], for OpenVINO, which plans for it and
-            takes no others then; None leaves open what the file does. Models with scans are 15 to 34
-            percent faster so (metala_vit_tiny at 224 and 512). onnxruntime is not, and has no such choice here.
+            takes no others then; None leaves open what the file does. Models with scans are faster
+            so. onnxruntime is not, and has no such choice here.
 
     Raises:
         InputError: the runtime is not known or not installed, does not take the file, or does not compute in this
@@ -104,6 +106,27 @@ def runtime(
         raise
     except Exception as error:  # they raise kinds of their own
         raise InputError(f"file: {name} does not take {file}: {_last_line(error)}") from error
+
+
+def described_runtime(
+    file: str | Path, name: str | None = None, threads: int | None = None
+) -> tuple[Runtime, dict[str, Any]]:
+    """A file in a runtime, and what it says of its model.
+
+    Args:
+        file: as `export` has written it.
+        name: of the runtime; None goes by the file's ending.
+        threads: of a run; None is the runtime's own choice.
+
+    Raises:
+        InputError: what `runtime` raises, or a file that says nothing.
+    """
+    opened = runtime(name or ENDINGS[Path(file).suffix], file, threads)
+    if not opened.metadata:
+        raise InputError(
+            f"file: {file} does not say what it is; expected one of metala_vision.export for a known model"
+        )
+    return opened, json.loads(opened.metadata)
 
 
 def _last_line(error: Exception) -> str:
@@ -164,17 +187,23 @@ def _aoti(file: str, threads: int | None) -> Runtime:
     return Runtime(_on_threads(package, threads), package.loader.get_metadata().get(KEY, ""))
 
 
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """PyTorch with as many threads, or as it is; they belong to the process, and are what they were afterwards."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(former if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
+
+
 def _on_threads(model: Callable[[Tensor], Any], threads: int | None) -> Callable[[Any], list]:
-    """A run of PyTorch, whose number of threads belongs to the process: it is what it was after each run."""
+    """A run of PyTorch."""
 
     def run(images: Any) -> list:
-        former = torch.get_num_threads()
-        torch.set_num_threads(former if threads is None else threads)
-        try:
-            with torch.inference_mode():
-                found = model(torch.from_numpy(images))
-        finally:
-            torch.set_num_threads(former)
+        with torch.inference_mode(), torch_threads(threads):
+            found = model(torch.from_numpy(images))
         return [output.numpy() for output in ([found] if isinstance(found, Tensor) else found)]
 
     return run

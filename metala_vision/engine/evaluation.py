@@ -19,7 +19,7 @@ from metala_vision.description import read_description, size_name
 from metala_vision.errors import InputError
 from metala_vision.files import to_csv, write_atomic, write_json
 
-from .exported import ExportedBackbone, is_exported, open_exported
+from .exported import ExportedBackbone, check_sizes, is_exported, open_exported
 from .metrics.scores import SCORES
 from .metrics.size_plots import plot_sizes
 from .run.agreement import class_order, warn_of_preprocessing
@@ -76,6 +76,9 @@ def evaluate_checkpoints(
         cell.experiment_name = f"test {place}"  # mmengine keeps one message hub for each name
         cells.append((checkpoint, size, cell))
     described, changed = _check_weights(cells[0][2], checkpoints, weights)
+    for file, size, cell in cells:
+        if is_exported(file):
+            check_sizes(file, described[file], [size], cell.test_dataloader.batch_size)
     orders: dict[str, list[int] | None] = {}
     results = []
     for checkpoint, size, cell in cells:

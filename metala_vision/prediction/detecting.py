@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import box_iou
 
 from .found import ObjectFound
 from .sources import Run
@@ -46,25 +46,44 @@ class Detecting:
 
     def _merged(self, size: Sequence[int], parts: Sequence[tuple[Tile, dict]]) -> list[ObjectFound]:
         """The objects of all tiles in pixels of the picture, the surest first."""
-        boxes, scores, labels, masks = [], [], [], []
-        for tile, seen in parts:
-            for i, (score, box) in enumerate(zip(seen["scores"].tolist(), seen["boxes"].cpu())):
-                box = box + torch.tensor([tile.left, tile.top] * 2)
-                centre = ((box[0] + box[2]) / 2).item(), ((box[1] + box[3]) / 2).item()
-                if score < self.min_score or not tile.answers_for(*centre):
-                    continue
-                boxes.append(box)
-                scores.append(score)
-                labels.append(int(seen["labels"][i]))
-                masks.append(self._mask(size, tile, seen["masks"][i]) if "masks" in seen else None)
-        order = np.argsort(scores)[::-1].tolist()
-        if len(parts) > 1 and boxes:
-            kept = batched_nms(torch.stack(boxes), torch.tensor(scores), torch.tensor(labels), SAME)
-            order = kept.tolist()
-        return [ObjectFound(self.names[labels[i] - 1], scores[i], tuple(boxes[i].tolist()), masks[i]) for i in order]
+        chosen = []
+        for number, (tile, seen) in enumerate(parts):
+            boxes = seen["boxes"].cpu() + torch.tensor([tile.left, tile.top] * 2)
+            for i, (score, box) in enumerate(zip(seen["scores"].tolist(), boxes.tolist())):
+                inside = tile.answers_for((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+                if score >= self.min_score and inside:
+                    chosen.append((score, box, int(seen["labels"][i]), number, i))
+        chosen.sort(key=lambda one: -one[0])
+        return [
+            ObjectFound(
+                self.names[label - 1],
+                score,
+                (box[0], box[1], box[2], box[3]),
+                self._mask(size, parts[number][0], parts[number][1]["masks"][i])
+                if "masks" in parts[number][1]
+                else None,
+            )
+            for score, box, label, number, i in _once(chosen)
+        ]
 
     def _mask(self, size: Sequence[int], tile: Tile, mask: Tensor) -> np.ndarray:
         """A mask [1, rows, columns] of probabilities of a tile, as that of the picture."""
         whole = np.zeros(tuple(size), bool)
         whole[tile.top : tile.bottom, tile.left : tile.right] = (mask[0] >= 0.5).cpu().numpy()
         return whole
+
+
+def _once(chosen: Sequence[tuple]) -> list[tuple]:
+    """Objects without those that another tile has found with a higher score; the choice within a tile is the model's.
+
+    Args:
+        chosen: (score, box, label, number of the tile, ...) of each, the highest score first.
+    """
+    if len({one[3] for one in chosen}) < 2:
+        return list(chosen)
+    overlap = box_iou(*[torch.tensor([one[1] for one in chosen])] * 2)
+    kept: list[int] = []
+    for i, (_, _, label, tile, *_) in enumerate(chosen):
+        if not any(overlap[i, j] > SAME and chosen[j][2] == label and chosen[j][3] != tile for j in kept):
+            kept.append(i)
+    return [chosen[i] for i in kept]

@@ -1,6 +1,5 @@
 """Exported files behind the interface of the models that they come from."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,30 +7,28 @@ from typing import Any
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from metala_vision.deploy import Runtime, detections, runtime
+from metala_vision.deploy import Runtime, detections
+from metala_vision.deploy.runtimes import described_runtime
 from metala_vision.errors import InputError
 
 CHOICE = ("score_thresh", "topk_candidates", "nms_thresh", "detections_per_img")
 
 
 def open_exported(
-    file: Path, name: str, threads: int | None, short_side: int | None
+    file: Path, name: str | None, threads: int | None, short_side: int | None
 ) -> tuple[Callable[[Any], Any], dict]:
     """A file in a runtime, and what it says of itself.
 
     Args:
         file: that `metala_vision.export` has written.
-        name: of the runtime.
+        name: of the runtime; None goes by the file's ending.
         threads: of the runtime; None is its own choice.
         short_side: see `ExportedDetector`.
 
     Raises:
         InputError: a file that does not say what it is, or a detector's or segmenter's for images of one size.
     """
-    opened = runtime(name, file, threads)
-    if not opened.metadata:
-        raise InputError(f"source: {file} does not say what it is; expected a file of metala_vision.export")
-    described = json.loads(opened.metadata)
+    opened, described = described_runtime(file, name, threads)
     if described["task"] in ("detection", "segmentation") and "size" not in described["dynamic"]:
         height, width = described["input_size"][1:]
         raise InputError(f"source: {file} takes images of {height}x{width} pixels alone; export it with the size open")

@@ -14,6 +14,7 @@ from metala_vision.data.image_folder import SUFFIXES, read_image
 from metala_vision.errors import InputError
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+SPARE = 2  # frames that some containers state and do not have
 
 
 class Picture(NamedTuple):
@@ -115,7 +116,10 @@ def _frames(path: Path, channels: int, every: int) -> Iterator[Picture]:
                 pixels = cv2.cvtColor(frame, colours).reshape(*frame.shape[:2], channels)
                 yield Picture(f"{path}#{number}", pixels, seconds)
             number += 1
+        stated = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         if number == 0:
             yield Picture(str(path), None, error="no frame of this video can be read")
+        elif stated - number > SPARE:
+            yield Picture(f"{path}#{number}", None, error=f"the video ends here, and states {stated} frames")
     finally:
         video.release()

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from metala_vision.command_line import check_device
+from metala_vision.deploy.runtimes import ENDINGS
 from metala_vision.errors import InputError
 
 from .classifying import Classifying
@@ -51,8 +53,8 @@ class Predictor:
         tile: side of the tiles that large pictures are cut into, in pixels of the picture; None takes them whole.
         batch: images of one step.
         runtime: of an exported file, see `metala_vision.deploy.runtime`; None goes by its ending.
-        threads: of an exported file's runtime; None is its own choice.
-        device: of a model of torch, such as "cuda"; "auto" takes a GPU where there is one.
+        threads: of a run on the CPU; None is the runtime's own choice.
+        device: of a model of torch, such as "cuda"; "auto" takes a GPU where there is one. Files run on the CPU.
         arguments: of `timm.create_model`, such as `pretrained=True`.
 
     Attributes:
@@ -76,14 +78,17 @@ class Predictor:
         device: str = "auto",
         **arguments: Any,
     ):
-        for name, value, least in (("top_k", top_k, 1), ("tile", tile, 32), ("batch", batch, 1)):
+        sides = img_size if isinstance(img_size, tuple) else (img_size,)
+        least_of = (("top_k", top_k, 1), ("tile", tile, 32), ("batch", batch, 1), ("threads", threads, 1))
+        for name, value, least in (*least_of, *(("img_size", side, 1) for side in sides)):
             if value is not None and (type(value) is not int or value < least):
                 raise InputError(f"{name}: got {value!r}, expected a whole number of at least {least}")
         if not 0 <= min_score <= 1:
             raise InputError(f"min_score: got {min_score!r}, expected a number from 0 to 1")
         short_side = img_size if isinstance(img_size, int) else None
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = "cuda" if torch.cuda.is_available() and Path(source).suffix not in ENDINGS else "cpu"
+        check_device(device)
         run, described = open_source(source, runtime, threads, device, short_side, **arguments)
         self.task, count = described["task"], described["num_classes"]
         if self.task not in ("classification", "detection", "segmentation") or not count:

@@ -20,14 +20,16 @@ class Segmenting:
         run: normalised images [1, C, H, W] -> logits [1, num_classes, H, W].
         described: by the model, see `metala_vision.description`.
         names: of the classes.
-        img_size: pixels that the shorter side is resized to; None is the model's own.
-        tile: side of the windows that a picture is run in; None is the model's own.
+        img_size: pixels that the shorter side is resized to; None is the model's own, or with `tile` none at all.
+        tile: side of the windows that the picture is run in, in pixels of what it is resized to; None is the model's
+            own.
     """
 
     def __init__(self, run: Run, described: dict, names: Sequence[str], img_size: int | None, tile: int | None):
         self.run, self.names = run, names
         self.mean, self.std = (torch.tensor(described[key]).view(-1, 1, 1) for key in ("mean", "std"))
-        self.short_side = img_size if img_size is not None else described.get("short_side")
+        own = described.get("short_side") if tile is None else None
+        self.short_side = img_size if img_size is not None else own
         self.window = tile if tile is not None else described.get("window")
         self.stride = max(1, 3 * tile // 4) if tile is not None else described.get("stride")
 

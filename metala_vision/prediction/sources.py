@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metala_vision.dense import load_dense
 from metala_vision.dense.loading import BUILDERS
 from metala_vision.deploy import model_of
-from metala_vision.deploy.runtimes import ENDINGS
+from metala_vision.deploy.runtimes import ENDINGS, torch_threads
 from metala_vision.description import description_in
 from metala_vision.errors import InputError
 
@@ -34,8 +34,8 @@ def open_source(
         source: a checkpoint of a run (its moving average where it has one), a published folder, a file that
             `metala_vision.export` has written, or the name of a model of timm.
         runtime_name: of an exported file, see `metala_vision.deploy.runtime`; None goes by its ending.
-        threads: of an exported file's runtime.
-        device: of a model of torch.
+        threads: of a run; None is the runtime's own choice.
+        device: of a model of torch; files run on "cpu".
         short_side: pixels that a detector resizes the shorter side of an image to; None is the detector's own.
         arguments: of `timm.create_model`, such as `pretrained=True` for a name.
 
@@ -44,13 +44,15 @@ def open_source(
         detector takes a list of images and gives a list of dicts.
 
     Raises:
-        InputError: none of these, a model without classes, a runtime for what is no exported file.
+        InputError: none of these, or a runtime for what is no exported file, or a device for what is one.
     """
     path = Path(source)
     if path.is_file() and path.suffix in ENDINGS:
         if arguments:
             raise InputError(f"arguments: got {', '.join(arguments)} for {source}, which is a file of its own")
-        return open_exported(path, runtime_name or ENDINGS[path.suffix], threads, short_side)
+        if device != "cpu":
+            raise InputError(f"device: got {device!r} for {source}, which runs on the CPU; leave it out")
+        return open_exported(path, runtime_name, threads, short_side)
     if runtime_name is not None:
         raise InputError(
             f"runtime: got {runtime_name!r} for {source}, expected a file that ends in {' or '.join(ENDINGS)}; "
@@ -72,7 +74,7 @@ def open_source(
 
     def run(images: Any) -> Any:
         moved = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_threads(threads):
             return model(moved)
 
     return run, described

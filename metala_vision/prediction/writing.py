@@ -1,9 +1,11 @@
 """Predictions in files: lines of JSON, a table, pictures with what was found, and maps of classes."""
 
+import contextlib
 import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -19,6 +21,7 @@ COLUMNS = {
     "segmentation": ("name", "share"),
 }
 QUALITY = 90  # of JPEG
+LONGEST = 65500  # pixels of a side, of JPEG
 
 
 def write_predictions(
@@ -44,22 +47,32 @@ def write_predictions(
         InputError: the folder cannot be written.
     """
     folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (
-            open(folder / "predictions.jsonl", "w") as lines,
-            open(folder / "predictions.csv", "w", newline="") as rows,
-        ):
+    text: dict[str, Any] = dict(
+        encoding="utf-8", errors="surrogateescape", newline=""
+    )  # names of files may be any bytes
+    with contextlib.ExitStack() as stack:
+        with _written(out):
+            folder.mkdir(parents=True, exist_ok=True)
+            lines, rows = (
+                stack.enter_context(open(folder / f"predictions.{ending}", "w", **text)) for ending in ("jsonl", "csv")
+            )
             table = csv.DictWriter(rows, ["image", "seconds", "height", "width", *COLUMNS[task]])
             table.writeheader()
-            for picture, one in found:
+        for picture, one in found:
+            with _written(out):
                 lines.write(to_json(one.record()) + "\n")
                 table.writerows(one.rows())
                 if drawn and picture.pixels is not None:
                     _draw(picture, one, folder, os.path.relpath(one.image, root), names)
                 lines.flush()
                 rows.flush()
-                yield one
+            yield one
+
+
+@contextlib.contextmanager
+def _written(out: str | Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written: {error}") from error
 
@@ -70,7 +83,9 @@ def _draw(picture: Picture, found: Prediction, folder: Path, place: str, names: 
     file = folder / "pictures" / f"{place}.jpg"
     file.parent.mkdir(parents=True, exist_ok=True)
     assert picture.pixels is not None
-    overlay(picture.pixels, found, names).save(file, quality=QUALITY)
+    image = overlay(picture.pixels, found, names)
+    image.thumbnail((LONGEST, LONGEST))
+    image.save(file, quality=QUALITY)
     if found.class_map is not None:
         file = folder / "class_maps" / f"{place}.png"
         file.parent.mkdir(parents=True, exist_ok=True)

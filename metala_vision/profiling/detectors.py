@@ -13,7 +13,7 @@ import metala_vision  # noqa: F401  (registers the models)
 from metala_vision.dense import DETECTORS, detector
 from metala_vision.errors import InputError
 
-from .environment import available_memory, environment, reset_peak, resident_memory
+from .environment import environment, memory_limit, reset_peak, resident_memory
 from .speed.isolated import Ended, stream
 from .speed.steps import MODES, check_models
 from .speed.timing import MIN_ROUNDS, Spread, interleaved
@@ -182,9 +182,7 @@ def _memory(candidate: DetectorCandidate, common: dict, seconds: float) -> dict:
 
 
 def _in_own_process(function: Callable, arguments: dict, seconds: float) -> Iterator[dict]:
-    available = available_memory()
-    limit = None if available is None else int(0.9 * available)
-    yield from stream(function, arguments, 60 + 10 * seconds, limit)
+    yield from stream(function, arguments, 60 + 10 * seconds, memory_limit())
 
 
 def _step(candidate: DetectorCandidate, cell: DetectorCell) -> tuple[torch.nn.Module, Callable[[], None]]:

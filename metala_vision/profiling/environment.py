@@ -89,6 +89,12 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
+def memory_limit() -> int | None:
+    """Bytes that a process is given for its data, nine tenths of what can be had; None where that is not known."""
+    available = available_memory()
+    return None if available is None else int(0.9 * available)
+
+
 def resident_memory() -> tuple[int | None, int | None]:
     """Resident bytes of this process, now and at the peak (on Linux since `reset_peak`); None where unknown."""
     now, peak = (_field("/proc/self/status", name) for name in ("VmRSS", "VmHWM"))

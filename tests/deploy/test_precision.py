@@ -1,5 +1,6 @@
 """Files of fewer bytes: their numbers stay near the model's, and scans and gates stay in float32."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from metala_vision.deploy.precision import halve, quantize
 from metala_vision.errors import InputError
 
 pytest.importorskip("onnxruntime")
+NAMES = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
 SMALL = dict(embed_dim=64, depth=2, num_heads=2, img_size=64)
 WEIGHTS = 1e-3  # relative: half a unit in the last place of float16 for each of them
 INT8 = 0.08  # seven bits of weights, eight of activations
@@ -98,8 +100,9 @@ def test_int8(exported, tmp_path, calibrated):
         x = torch.randn(shape)
         with torch.no_grad():
             wanted = model(x)
-        (found,) = runtime("onnxruntime", small)(x)
-        assert 0 < relative_rms(found, wanted) <= INT8
+        for name in NAMES:
+            (found,) = runtime(name, small)(x)
+            assert 0 < relative_rms(found, wanted) <= INT8, name
 
 
 @pytest.mark.long
@@ -128,8 +131,10 @@ def test_calibrated_on_a_folder(tmp_path):
     result = metala_vision.export("metala_vit_nano", tmp_path / "m.onnx", **options)
     assert result["precision"] == "int8"
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(result["file"]).graph.node)
-    again = metala_vision.export("metala_vit_nano", tmp_path / "m.xml", **options)
-    assert all(difference <= 0.7 for difference in again["differences"]["openvino"].values())
+    metala_vision.export("metala_vit_nano", tmp_path / "m.xml", **options)
+    assert (tmp_path / "m.bin").stat().st_size < 0.5 * 4 * sum(
+        p.numel() for p in timm.create_model("metala_vit_nano", num_classes=10, **SMALL).parameters()
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +146,7 @@ def test_calibrated_on_a_folder(tmp_path):
         (dict(precision="int8", calibration="none"), "calibration: no folder none"),
         (dict(precision="int8", calibration="EMPTY"), "calibration: .* has no images"),
         (dict(precision="int8", calibration="BROKEN"), "calibration: .*a.png: "),
-        (dict(precision="int8", format="openvino", file="m.xml"), "int8 in OpenVINO needs images"),
+        (dict(precision="int8", format="openvino", file="m.xml"), "OpenVINO makes float32 of int8 without it"),
     ],
     ids=str,
 )

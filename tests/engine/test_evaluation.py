@@ -263,7 +263,7 @@ def exported(checkpoints, tmp_path):
     pytest.importorskip("onnxruntime")
     _, (_, model) = checkpoints[0]
     described = dict(task="classification", num_classes=10, label_names=None, input_size=[1, 8, 8])
-    described |= dict(mean=[0.3053], std=[0.3760], interpolation="bicubic")
+    described |= dict(mean=[0.3053], std=[0.3760], interpolation="bicubic", dynamic=["batch", "size"])
 
     def write(**changed: object) -> str:
         file = tmp_path / "run0" / "best.onnx"
@@ -293,13 +293,18 @@ def test_an_exported_file_beside_its_checkpoint(config, checkpoints, exported, t
     ("changed", "message"),
     [
         (dict(num_classes=7), "checkpoint: .*best.onnx has 7 classes, expected the config's 10"),
+        (
+            dict(dynamic=["batch"]),
+            "checkpoint: .*best.onnx takes images of 8x8 pixels alone, and is tested at 12x12; export",
+        ),
+        (dict(dynamic=["size"]), "checkpoint: .*best.onnx takes one image at a time; set test_dataloader.batch_size=1"),
         (dict(task="features"), "checkpoint: .*best.onnx is of the task 'features', expected a classifier"),
     ],
     ids=str,
 )
 def test_exported_files_that_do_not_fit(config, exported, tmp_path, changed, message):
     with pytest.raises(InputError, match=message):
-        evaluate_checkpoints(config, [exported(**changed)], str(tmp_path / "out"))
+        evaluate_checkpoints(config, [exported(**changed)], str(tmp_path / "out"), resolutions=(8, 12))
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,7 @@
 """Predictions equal the model's own numbers, on pictures of every kind, from every source."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import timm
@@ -14,7 +16,7 @@ from metala_vision.dense import class_map, load_dense
 from metala_vision.deploy import model_of
 from metala_vision.errors import InputError
 from metala_vision.prediction import ClassFound, ObjectFound, Prediction
-from metala_vision.prediction.sources import imagenet_names
+from metala_vision.prediction.sources import imagenet_names, open_source
 
 
 def normalised(pixels: np.ndarray) -> torch.Tensor:
@@ -99,14 +101,16 @@ def test_objects(dense, picture, kind, img_size):
             assert (one.mask == (expected["masks"][i][0] >= 0.5).numpy()).mean() > 0.999
 
 
-@pytest.mark.parametrize("tile", [None, 40])
-def test_areas(dense, picture, tile):
+@pytest.mark.parametrize(("tile", "img_size"), [(None, None), (None, 64), (40, None), (40, 64)], ids=str)
+def test_areas(dense, picture, tile, img_size):
+    """In tiles of the picture itself, unless it is to be resized: catches a large picture that is shrunk first."""
     sizes = dict(short_side=48, window=None, stride=None)
     file = dense("segmentation", "fpn", **sizes)
-    (found,) = metala_vision.predict(file, picture, tile=tile)
+    (found,) = metala_vision.predict(file, picture, tile=tile, img_size=img_size)
     model, _ = load_dense(file)
     with torch.no_grad():
-        expected = class_map(model, normalised(picture), 48, tile, tile and 30)
+        short_side = img_size or (None if tile else 48)
+        expected = class_map(model, normalised(picture), short_side, tile, tile and 30)
     assert found.class_map.shape == (90, 120)
     assert (found.class_map == expected.numpy()).mean() > 0.999
     assert len(found.areas) > 1
@@ -204,6 +208,9 @@ def test_what_is_said(folder):
             "runtime: got 'onnxruntime' for .*expected a file that ends in .onnx or .xml or .pt2",
         ),
         (dict(pretrained=True), "pretrained: got it for"),
+        (dict(threads=-3), "threads: got -3, expected a whole number of at least 1"),
+        (dict(img_size=0), "img_size: got 0, expected a whole number of at least 1"),
+        (dict(device="tpu"), "device: got 'tpu', expected auto, cpu"),
         (dict(every=0), "every: got 0, expected a whole number of at least 1"),
         (dict(images="none.jpg"), "images: got 'none.jpg', which is no file, no folder and no pattern"),
         (dict(images=3), "images: got a int, expected paths"),
@@ -215,6 +222,32 @@ def test_what_does_not_fit(classifier, picture, arguments, message):
     """Before anything is read."""
     with pytest.raises(InputError, match=message):
         metala_vision.predict(classifier, **{"images": picture, **arguments})
+
+
+def test_files_that_are_no_checkpoints(tmp_path, picture):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled.pth")
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as file:
+        file.writestr("a", "b")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    for name in ("pickled.pth", "zip.pth", "text.pth"):
+        with pytest.raises(InputError, match=f"file: .*{name} is no checkpoint that can be read"):
+            metala_vision.predict(tmp_path / name, picture)
+    (tmp_path / "m.onnx").write_text("")
+    with pytest.raises(InputError, match="device: got 'cuda' for .*m.onnx, which runs on the CPU"):
+        open_source(tmp_path / "m.onnx", device="cuda")
+
+
+def test_threads_are_given_back(classifier, picture):
+    """A run on one thread, after which PyTorch has as many as before."""
+    before, seen = torch.get_num_threads(), []
+    predictor = metala_vision.Predictor(classifier, threads=1)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    try:
+        list(predictor(picture))
+    finally:
+        handle.remove()
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == before
 
 
 def test_sources_that_do_not_fit(dense, tmp_path, picture):

@@ -71,3 +71,20 @@ def test_objects_of_a_large_picture():
         assert (one.mask == (pixels[:, :, 0] == round(255 * one.score))).all()
     none = Detecting(squares, ["square"], 64, 1.0).find([finder.prepare(pixels)], batch=3)
     assert none == [dict(objects=[])]
+
+
+def test_two_objects_of_one_tile_are_two():
+    """Catches a choice of its own: how much two objects may overlap is the detector's to say."""
+
+    def overlapping(images: list[torch.Tensor]) -> list[dict]:
+        boxes = torch.tensor([[10.0, 10, 40, 40], [17.0, 10, 47, 40]])  # intersection over union 0.62
+        one = dict(boxes=boxes, labels=torch.tensor([1, 1]), scores=torch.tensor([0.9, 0.8]))
+        none = {key: value[:0] for key, value in one.items()}
+        return [one if image[0, 0, 0] > 0.5 else none for image in images]
+
+    pixels = np.zeros((300, 400, 3), np.uint8)
+    pixels[0, 0] = 255
+    for side in (None, 200):
+        finder = Detecting(overlapping, ["square"], side, 0.1)
+        (found,) = finder.find([finder.prepare(pixels)], batch=4)
+        assert len(found["objects"]) == 2, side

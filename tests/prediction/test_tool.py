@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import cv2
 import numpy as np
@@ -55,6 +56,20 @@ def test_pictures_of_one_name(load_tool, classifier, folder, tmp_path):
         assert drawn == ["deep/plain.png.jpg", "other/plain.png.jpg"]
 
 
+def test_pictures_that_jpeg_or_utf8_cannot_hold(load_tool, classifier, folder, tmp_path, capsys):
+    """Catches one picture that ends the run of all others: of a side beyond JPEG's, of a name that is no text."""
+    Image.new("RGB", (66000, 4), "red").save(folder / "deep" / "long.png")
+    (folder / "deep" / os.fsdecode(b"\xff.png")).write_bytes((folder / "deep" / "plain.png").read_bytes())
+    out = tmp_path / "found"
+    result = load_tool("predict.py")(str(classifier), str(folder), "--out", str(out))
+    assert result["images"] == 7
+    with Image.open(out / "pictures" / "deep" / "long.png.jpg") as image:
+        assert 60000 < image.width <= 65500
+    with open(out / "predictions.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        assert any(row["image"].endswith("\udcff.png") for row in csv.DictReader(file))
+    assert "?.png (90x120)" in capsys.readouterr().out
+
+
 def test_a_video(load_tool, classifier, picture, tmp_path):
     """Frames by their numbers and times."""
     writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (120, 90))
@@ -64,6 +79,10 @@ def test_a_video(load_tool, classifier, picture, tmp_path):
     (tmp_path / "none.mp4").write_text("no video")
     out = tmp_path / "found"
     files = [str(tmp_path / name) for name in ("clip.avi", "none.mp4")]
+    whole = (tmp_path / "clip.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 3])
+    (cut,) = load_tool("predict.py")(str(classifier), str(tmp_path / "cut.avi"))["skipped"]
+    assert "the video ends here, and states 7 frames" in cut["error"]
     result = load_tool("predict.py")(str(classifier), *files, "--every", "3", "--out", str(out), "--no-pictures")
     assert result["images"] == 3
     assert result["skipped"][0]["error"] == "no frame of this video can be read"
@@ -110,7 +129,8 @@ def test_too_large(load_tool, classifier, folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--threads", "0"], "--threads: got 0, expected at least 1"),
+        (["--threads", "0"], "threads: got 0, expected a whole number of at least 1"),
+        (["--max-pixels", "0"], "--max-pixels: got 0, expected at least 1"),
         (["--device", "tpu"], "--device: got 'tpu'"),
         (["--out", "/proc/none"], "--out: /proc/none cannot be written"),
     ],

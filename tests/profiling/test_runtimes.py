@@ -298,6 +298,15 @@ def test_the_tool_says_what_is_wrong():
     bad = run_tool("bench_model.py", "--models", NANO, "--cells", "32", "--runtime", "eager", "tflite")
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: --runtime: got 'tflite'")
+    for arguments, message in [
+        (["--rounds", "0"], "error: --rounds: got 0, expected at least 1"),
+        (["--threads", "0"], "error: --threads: got 0, expected at least 1"),
+        (["--files", "x"], "error: --files: got it without a --runtime that runs files: onnxruntime or openvino"),
+        (["--runtime", "compile", "--cuda-graphs"], "error: --cuda-graphs: got it beside --runtime"),
+    ]:
+        bad = run_tool("bench_model.py", "--models", NANO, "--cells", "32", *arguments)
+        assert bad.returncode == 2
+        assert bad.stderr.startswith(message)
     bad = run_tool("bench_model.py", "--models", NANO, "--cells", "32", "--dtype", "int8")
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: --dtype: got int8, which is of exported files alone; add --runtime onnx")

@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from metala_vision.errors import InputError
 
-from .products import matrix_products, replay
+from .products import floors
 from .steps import Cell, compiled_module, create, make_step
 from .timing import MIN_ROUNDS, Spread, interleaved
 
@@ -58,11 +58,8 @@ def bench_models(
                 model = create(name, cell.size, device).train(cell.mode == "train")
                 step = make_step(model, cell)
                 if floor:
-                    products = matrix_products(make_step(model, cell, torch.no_grad))
-                    candidates[f"floor of {name}"] = replay(products)
-                    if any(product.onednn for product in products):
-                        products = [product._replace(onednn=False) for product in products]
-                        candidates[f"torch floor of {name}"] = replay(products)
+                    alone = floors(make_step(model, cell, torch.no_grad))
+                    candidates |= {f"{kind} of {name}": run for kind, run in alone.items()}
                 candidates[name] = make_step(compiled_module(model, **options), cell) if compiled else step
             spreads = _measure(candidates, rounds, seconds, device, lambda: progress.advance(task))
             rows += [row_of(name, cell, spreads, names[0]) for name in names]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from metala_vision.profiling.environment import available_memory
+from metala_vision.profiling.environment import memory_limit
 
 from .isolated import Ended, stream
 from .runtimes import OF_FILES, prepare, reason_against
@@ -31,10 +31,8 @@ class Files:
         asked = dict(model=candidate.model, size=cell.size, runtime=candidate.runtime, dtype=cell.dtype)
         if {(*asked.values(),), (*(asked | {"size": None}).values(),)} & self._ready:
             return ""
-        available = available_memory()
-        memory = None if available is None else int(0.9 * available)
         try:
-            (found,) = stream(prepare, asked | {"folder": self.folder}, self.patience, memory)
+            (found,) = stream(prepare, asked | {"folder": self.folder}, self.patience, memory_limit())
         except Ended as ended:
             return ended.reason
         self._ready.add((*(asked | ({"size": None} if found["any_size"] else {})).values(),))

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from metala_vision.profiling.environment import available_memory, clock_mhz
+from metala_vision.profiling.environment import clock_mhz, memory_limit
 
 from .isolated import Ended, Worker
-from .products import matrix_products, replay
+from .products import floors
 from .steps import Cell, make_step
 from .timing import MIN_ROUNDS, seconds_of
 from .workers import Candidate, Setting, build, set_up
@@ -41,7 +40,7 @@ def serve(send: Callable[[dict], None], receive: Callable[[], dict], entry: Entr
     """
     set_up(setting)
     model, step = build(entry.candidate, entry.cell, setting)
-    runs = {"step": step} | (_floors(model, entry.cell) if entry.floor else {})
+    runs = {"step": step} | (floors(make_step(model, entry.cell, torch.no_grad)) if entry.floor else {})
     repeats = {}
     for name, run in runs.items():
         run()
@@ -57,14 +56,6 @@ def serve(send: Callable[[dict], None], receive: Callable[[], dict], entry: Entr
             seconds[name] = seconds_of(run, repeats=repeats[name])
         time.sleep(REST)
         send({"seconds": seconds})
-
-
-def _floors(model: nn.Module, cell: Cell) -> dict[str, Callable[[], object]]:
-    products = matrix_products(make_step(model, cell, torch.no_grad))
-    floors: dict[str, Callable[[], object]] = {"floor": replay(products)}
-    if any(product.onednn for product in products):
-        floors["torch floor"] = replay([product._replace(onednn=False) for product in products])
-    return floors
 
 
 def race(
@@ -122,6 +113,4 @@ def race(
 
 
 def _started(entry: Entry, setting: Setting) -> Worker:
-    available = available_memory()
-    limit = None if available is None else int(0.9 * available)
-    return Worker(serve, {"entry": entry, "setting": setting}, limit, asked=True)
+    return Worker(serve, {"entry": entry, "setting": setting}, memory_limit(), asked=True)

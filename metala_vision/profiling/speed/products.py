@@ -90,6 +90,18 @@ def matrix_products(step: Callable[[], object]) -> list[Product]:
     return recorder.products
 
 
+def floors(step: Callable[[], object]) -> dict[str, Callable[[], object]]:
+    """The matrix products of `step` alone: "floor" by its own library, and "torch floor" by torch.mm if that differs.
+
+    `step` is as for `matrix_products`.
+    """
+    products = matrix_products(step)
+    found: dict[str, Callable[[], object]] = {"floor": replay(products)}
+    if any(product.onednn for product in products):
+        found["torch floor"] = replay([product._replace(onednn=False) for product in products])
+    return found
+
+
 def replay(products: list[Product]) -> Callable[[], None]:
     """A function that computes these products and nothing else, on random matrices of the same memory layout.
 

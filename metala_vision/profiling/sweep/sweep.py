@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from metala_vision.profiling.environment import available_memory
+from metala_vision.profiling.environment import memory_limit
 from metala_vision.profiling.speed import in_turn, workers
 from metala_vision.profiling.speed.files import Files
 from metala_vision.profiling.speed.isolated import Ended, stream
@@ -193,8 +193,7 @@ def _steps(messages: Iterator[dict]) -> Iterator[dict]:
 
 
 def _in_own_process(function: Callable, arguments: dict, limits: Limits, candidates: int = 1) -> Iterator[dict]:
-    available = available_memory()
-    memory = None if available is None or arguments["setting"].device != "cpu" else int(0.9 * available)
+    memory = memory_limit() if arguments["setting"].device == "cpu" else None
     with contextlib.closing(stream(function, arguments, _patience(limits, candidates), memory)) as messages:
         yield from messages
 
