@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> dict:
             f"images: none of {count} can be read; the first: {skipped[0]['image']}: {skipped[0]['error']}"
         )
     seconds = time.perf_counter() - begun
-    print(f"{count - len(skipped)} pictures in {seconds:.1f} s, {len(skipped)} that cannot be read")
+    print(f"pictures: {count - len(skipped)} in {seconds:.1f} s; not read: {len(skipped)}")
     return dict(
         task=predictor.task,
         images=count - len(skipped),

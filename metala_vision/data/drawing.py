@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.font_manager import findfont
 from PIL import Image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from .lettering import write_beside
 from .masks import IGNORE
 
-FONT = findfont("DejaVu Sans")  # matplotlib brings it along
 LEAST_SIDE = 480  # pixels of a picture's longer side, so that the text in it can be read
 
 
@@ -76,7 +75,6 @@ def _nearest(labels: np.ndarray, image: torch.Tensor) -> torch.Tensor:
 
 def class_colour(label: int) -> tuple[int, int, int]:
     """Red, green and blue of a class; twenty differ."""
-    """Red, green and blue of a class; twenty differ."""
     red, green, blue, _ = colormaps["tab20"](((label * 2) % 20 + label // 10 % 2) / 20 + 0.025)
     return int(255 * red), int(255 * green), int(255 * blue)
 
@@ -84,7 +82,10 @@ def class_colour(label: int) -> tuple[int, int, int]:
 def drawn(
     image: torch.Tensor, boxes: np.ndarray, labels: list[int], texts: list[str], masks: np.ndarray | None
 ) -> torch.Tensor:
-    """An image, enlarged where it is small, with boxes [K, 4] in its pixels and masks [K, height, width]."""
+    """An image, enlarged where it is small, with boxes [K, 4] in its pixels and masks [K, height, width].
+
+    The first of the boxes find their texts a place first.
+    """
     scale = _scale(image)
     picture = enlarged(rgb(image))
     colours = [class_colour(label) for label in labels]
@@ -92,6 +93,8 @@ def drawn(
         picture = draw_segmentation_masks(picture, _nearest(mask, picture) > 0, alpha=0.35, colors=[colour])
     if len(boxes) == 0:
         return picture
-    return draw_bounding_boxes(
-        picture, torch.from_numpy(boxes) * scale, texts, colours, width=2, font=FONT, font_size=12, fill_labels=True
-    )
+    spans = boxes * scale
+    picture = draw_bounding_boxes(picture, torch.from_numpy(spans), colors=colours, width=2)
+    written = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    write_beside(written, spans, texts, colours)
+    return torch.from_numpy(np.array(written)).permute(2, 0, 1)

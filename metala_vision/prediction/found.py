@@ -68,7 +68,7 @@ class Prediction(NamedTuple):
         if self.areas is not None:
             return f"{where}: {', '.join(f'{name} {share:.1%}' for name, share in self.areas)}"
         found = [f"{one.name} {one.score:.2f} at {','.join(f'{x:.0f}' for x in one.box)}" for one in self.objects or ()]
-        return f"{where}: {len(found)} objects{': ' if found else ''}{'; '.join(found)}"
+        return f"{where}: {len(found)} object{'' if len(found) == 1 else 's'}{': ' if found else ''}{'; '.join(found)}"
 
     def record(self) -> dict[str, Any]:
         """As a line of JSON has it; masks in COCO's run-length code, which needs pycocotools."""

@@ -7,7 +7,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from metala_vision.data.drawing import FONT, class_colour, classes_on, drawn, enlarged, rgb
+from metala_vision.data.drawing import class_colour, classes_on, drawn, enlarged, rgb
+from metala_vision.data.lettering import FONT
 
 from .found import Prediction
 

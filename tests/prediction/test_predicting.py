@@ -188,7 +188,7 @@ def test_what_is_said(folder):
     assert found.record()["classes"][1] == dict(name="dog", probability=0.25)
     assert [row["rank"] for row in found.rows()] == [1, 2]
     found = Prediction("clip.mp4#3", 4, 6, objects=[ObjectFound("cat", 0.5, (1.0, 2.0, 3.0, 4.0))], seconds=0.1)
-    assert str(found) == "clip.mp4#3 (4x6): 1 objects: cat 0.50 at 1,2,3,4"
+    assert str(found) == "clip.mp4#3 (4x6): 1 object: cat 0.50 at 1,2,3,4"
     assert found.record()["objects"] == [dict(name="cat", score=0.5, box=[1.0, 2.0, 3.0, 4.0])]
     assert found.rows()[0]["bottom"] == 4.0
     assert found._replace(objects=[]).rows() == []

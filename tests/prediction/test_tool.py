@@ -29,7 +29,7 @@ def test_a_folder(load_tool, classifier, folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (result["images"], len(result["skipped"])) == (5, 2)
     assert "broken.png: not read" in printed
-    assert "5 pictures in" in printed
+    assert "pictures: 5 in" in printed
     records = lines(out)
     assert sum("error" in record for record in records) == 2
     assert [len(record["classes"]) for record in records if "classes" in record] == [2] * 5
