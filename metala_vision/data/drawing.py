@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from PIL import Image
+from torch.nn import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from .lettering import write_beside
 from .masks import IGNORE
 
 LEAST_SIDE = 480  # pixels of a picture's longer side, so that the text in it can be read
+EDGE = 2  # pixels of a mask's edge
 
 
 def objects_on(image: torch.Tensor, target: dict, classes: Sequence[str]) -> torch.Tensor:
@@ -47,8 +49,9 @@ def classes_on(image: torch.Tensor, labels: np.ndarray, classes: int) -> torch.T
     present = [label for label in range(classes) if label != IGNORE and (shown == label).any()]
     if not present:
         return image
-    masks = torch.stack([shown == label for label in present])
-    return draw_segmentation_masks(image, masks, alpha=0.55, colors=[class_colour(label) for label in present])
+    for label in present:
+        image = _tinted(image, shown == label, class_colour(label), 0.5)
+    return image
 
 
 def rgb(image: torch.Tensor) -> torch.Tensor:
@@ -73,6 +76,13 @@ def _nearest(labels: np.ndarray, image: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.fromarray(labels.astype(np.uint8)).resize((width, height), 0)))
 
 
+def _tinted(image: torch.Tensor, mask: torch.Tensor, colour: tuple[int, int, int], alpha: float) -> torch.Tensor:
+    """An image with a mask over it. Its edge has the unmixed colour, since a tint of a coloured thing says little."""
+    inner = -functional.max_pool2d(-mask[None].float(), 1 + 2 * EDGE, stride=1, padding=EDGE)[0]
+    tinted = draw_segmentation_masks(image, mask, alpha=alpha, colors=[colour])
+    return draw_segmentation_masks(tinted, mask & (inner == 0), alpha=1.0, colors=[colour])
+
+
 def class_colour(label: int) -> tuple[int, int, int]:
     """Red, green and blue of a class; twenty differ."""
     red, green, blue, _ = colormaps["tab20"](((label * 2) % 20 + label // 10 % 2) / 20 + 0.025)
@@ -90,7 +100,7 @@ def drawn(
     picture = enlarged(rgb(image))
     colours = [class_colour(label) for label in labels]
     for mask, colour in zip([] if masks is None else masks, colours):  # together, overlaps would be black
-        picture = draw_segmentation_masks(picture, _nearest(mask, picture) > 0, alpha=0.35, colors=[colour])
+        picture = _tinted(picture, _nearest(mask, picture) > 0, colour, 0.35)
     if len(boxes) == 0:
         return picture
     spans = boxes * scale
