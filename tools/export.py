@@ -15,7 +15,7 @@ from pathlib import Path
 from arguments import add_json, image_size
 
 EXAMPLES = """examples:
-  python tools/export.py work_dirs/metala_vit_nano_160_imagenette_30e/best.pth --out metala_vit_nano.onnx
+  python tools/export.py work_dirs/metala_vit_nano_160_imagenette_30e/last.pth --out metala_vit_nano.onnx
   python tools/export.py work_dirs/upernet_metala_vit_nano_p8_128_shapes_6e/best.pth --out upernet.onnx
   python tools/export.py metala_vit_tiny --out metala_vit_tiny.xml --img-size 512x384
   python tools/export.py vit_small_patch16_224.augreg_in1k --pretrained --out vit_small.onnx

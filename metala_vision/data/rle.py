@@ -78,7 +78,7 @@ def check_installed() -> None:
     if importlib.util.find_spec("pycocotools") is None:
         raise InputError(
             "pycocotools is not installed, which reads COCO's masks and computes mAP; "
-            "pip install 'metala_vision[detection]'"
+            "pip install pycocotools, or metala_vision with the extra 'detection'"
         )
 
 

@@ -164,7 +164,7 @@ def _smp():
     except ImportError as error:
         raise InputError(
             "segmenter: its decoders are those of segmentation_models_pytorch, which is not installed; "
-            "pip install 'metala_vision[segmentation]'"
+            "pip install segmentation-models-pytorch, or metala_vision with the extra 'segmentation'"
         ) from error
     return segmentation_models_pytorch
 

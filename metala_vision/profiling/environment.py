@@ -56,7 +56,7 @@ def can_draw() -> bool:
 def check_pictures() -> None:
     """Raises InputError without matplotlib, before a run begins: pictures come last."""
     if not can_draw():
-        raise InputError('pictures need matplotlib: pip install "metala_vision[train]"')
+        raise InputError("pictures need matplotlib, which is not installed: pip install matplotlib")
 
 
 def clock_mhz(device: str = "cpu") -> float | None:

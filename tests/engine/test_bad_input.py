@@ -136,6 +136,7 @@ def test_a_schedule_that_is_all_warm_up(small_config):
         ({"train_dataloder": 1}, "unknown key 'train_dataloder'.*did you mean train_dataloader"),
         ({"model.backbone.depth.x": 1}, "'depth' is 4, which has no parts"),
         ({"epochs": 3}, "'epochs' is a variable of the config file"),
+        ({"loader.batch_size": 1}, "'loader' is a variable of the config file"),
         (["epochs"], "got 'epochs', expected KEY=VALUE"),
     ],
 )

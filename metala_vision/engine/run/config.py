@@ -96,6 +96,12 @@ def parse_options(strings: Sequence[str]) -> dict:
 def _check_option(config: Config, key: str) -> None:
     """Checks that the parents of a key exist. The key itself may be new: the part that gets it judges it."""
     *parents, last = key.split(".")
+    first = key.split(".")[0]
+    if first in config and first not in KNOWN_KEYS:
+        raise InputError(
+            f"--cfg-options: {key}: {first!r} is a variable of the config file, already used when an override comes; "
+            f"override what it was used for, such as train_cfg.max_epochs or train_dataloader.batch_size"
+        )
     node = config
     for depth, name in enumerate(parents):
         known = list(node) if isinstance(node, dict | Config) else [str(i) for i in range(len(node))]
@@ -107,11 +113,6 @@ def _check_option(config: Config, key: str) -> None:
         node = node[name] if isinstance(node, dict | Config) else node[int(name)]
         if not isinstance(node, dict | Config | list | tuple):
             raise InputError(f"--cfg-options: {key}: {name!r} is {node!r}, which has no parts")
-    if not parents and last in config and last not in KNOWN_KEYS:
-        raise InputError(
-            f"--cfg-options: {key!r} is a variable of the config file, already used when an override comes; "
-            f"override what it was used for, such as train_cfg.max_epochs or train_dataloader.batch_size"
-        )
     if not parents and last not in KNOWN_KEYS:
         raise InputError(f"--cfg-options: unknown key {key!r}{near_matches(key, {*config, *KNOWN_KEYS})}")
 

@@ -76,7 +76,7 @@ def measure(
             measured then.
     """
     if not can_draw():
-        show('no pictures are drawn: matplotlib is not installed (pip install "metala_vision[train]")')
+        show("no pictures are drawn: matplotlib is not installed (pip install matplotlib)")
     if against is not None:
         agreement([], against)  # raises if there is no sweep
     _check(request)
