@@ -34,6 +34,7 @@ class LabelledImages(Dataset):
         check_split(split)
         self.split = split
         self.classes = tuple(classes)
+        check_names(self.classes)
         self.labels = np.asarray(labels, dtype=np.int64)
         if len(self.labels) == 0:
             raise InputError(f"{type(self).__name__}: the {split} split has no images")
@@ -82,6 +83,13 @@ class LabelledImages(Dataset):
             image = image[:, :, None]
         # A copy of its own: what `load` returns may be the dataset's memory, or read-only.
         return dict(image=torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")), label=self.labels[index])
+
+
+def check_names(classes: Sequence[str]) -> None:
+    """Raises InputError for a name of a class that no file and no picture could hold: a folder's may be any bytes."""
+    for name in classes:
+        if not name.isascii() and name.encode(errors="replace").decode() != name:
+            raise InputError(f"classes: {name!r} is no text in UTF-8; rename the folder, or the class")
 
 
 def check_split(split: str) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from metala_vision.errors import InputError
 
-from .base import UnreadableImageError, check_split
+from .base import UnreadableImageError, check_names, check_split
 from .plausibility import Fit, check_fit, in_corner
 from .sampling import SampleKey
 
@@ -90,6 +90,7 @@ class BoxDataset(Dataset):
         check_split(split)
         self.split = split
         self.classes = tuple(classes)
+        check_names(self.classes)
         self.names = tuple(names)
         self.objects = list(objects)
         self.troubles = troubles or Troubles()

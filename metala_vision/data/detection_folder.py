@@ -1,5 +1,6 @@
 """Your own boxes, as annotation tools write them: in COCO's form or VOC's, in any of the usual layouts."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from xml.etree import ElementTree
 
 from mmengine.registry import DATASETS
 
-from metala_vision.errors import InputError
+from metala_vision.errors import InputError, near_matches
 
 from .base import check_holdout, check_split
 from .boxes import BoxDataset
@@ -86,7 +87,9 @@ def detection_folder(
     if (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir():
         if masks:
             raise InputError(f"masks: {folder} has VOC's form, whose boxes have no masks; expected COCO's form")
+        _check_options(options, VOCDetection)
         return _voc(folder, split, transform, classes, holdout, options)
+    _check_options(options, CocoDetection)
     arguments = dict(root=root, split=split, transform=transform, classes=classes, masks=masks, **options)
     for names in (CALLED[split], CALLED["val"] if split == "test" else ()):
         for place in (_found(folder, name) for name in names):
@@ -101,6 +104,14 @@ def detection_folder(
         f"with Annotations (VOC), and for {', '.join(dict.fromkeys(looked))} with the images in {CALLED[split][0]}, "
         f"images/{CALLED[split][0]} or images (COCO). It has {_contents(folder)}"
     )
+
+
+def _check_options(options: dict[str, Any], kind: type[BoxDataset]) -> None:
+    known = inspect.signature(kind.__init__).parameters
+    for name in options:
+        if name not in known:
+            near = near_matches(name, known)
+            raise InputError(f"dataset: {kind.__name__}, which reads this folder, has no {name!r}{near}")
 
 
 def _found(folder: Path, name: str) -> tuple[str, str] | None:

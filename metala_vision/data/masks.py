@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from metala_vision.errors import InputError
 
-from .base import UnreadableImageError, check_holdout, check_split
+from .base import UnreadableImageError, check_holdout, check_names, check_split
 from .boxes import Troubles
 from .image_folder import SUFFIXES, read_image
 from .orientation import Size, opened
@@ -37,7 +37,7 @@ class MaskDataset(Dataset):
         named: False where the classes are mere numbers, which cannot be compared with the names of other classes.
 
     Raises:
-        InputError: an unknown split, no images.
+        InputError: an unknown split, no images, more than 255 classes.
     """
 
     named = True
@@ -46,6 +46,11 @@ class MaskDataset(Dataset):
         check_split(split)
         self.split = split
         self.classes = tuple(classes)
+        check_names(self.classes)
+        if len(self.classes) > IGNORE:
+            raise InputError(
+                f"classes: got {len(self.classes)}, expected at most {IGNORE}: a mask has bytes, {IGNORE} is no class"
+            )
         self.names = tuple(names)
         if not self.names:
             raise InputError(f"{type(self).__name__}: the {split} split has no images")

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metala_vision.errors import InputError
+
 from .transforms import EvalTransform
 
 
@@ -17,11 +19,17 @@ class Preparation:
         img_size: height and width, or the side of the square; None is the model's own.
 
     Raises:
-        InputError: a size or an interpolation that is none.
+        InputError: a size or an interpolation that is none; a model that reads pictures as sequences of pixels, which
+            no resizing makes.
     """
 
     def __init__(self, described: dict, img_size: int | Sequence[int] | None = None):
         size = described["input_size"][1:] if img_size is None else img_size
+        if described["input_size"][1] == 1 and described.get("crop_pct") is None:
+            raise InputError(
+                f"source: the model reads a sequence of {described['input_size'][2]} pixels, which no picture is made "
+                f"into; call the model of metala_vision.deploy.model_of with images [batch, channels, 1, pixels]"
+            )
         crop, interpolation = described.get("crop_pct") or 1.0, described.get("interpolation") or "bicubic"
         self.transform = EvalTransform(size, crop, interpolation)
         self.mean, self.std = (torch.tensor(described[key]).view(-1, 1, 1) for key in ("mean", "std"))

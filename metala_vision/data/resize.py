@@ -3,6 +3,7 @@
 PyTorch's uint8 kernels give Pillow's values within two levels of 255, in 0.4 of its time.
 """
 
+import math
 import warnings
 
 import albumentations as A
@@ -34,12 +35,13 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: int) -> np
     return cv2.merge(list(planes)).reshape(height, width, -1)  # the same in a seventh of the time, or less
 
 
-def middle(image: np.ndarray) -> np.ndarray:
-    """The middle of an image, all that a central crop may see: at most `LONGEST` times as long as it is short.
+def middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of an image, all that a central crop may see of it when the image covers a box of this size.
 
-    Resizing the whole of an image of 1x30000 pixels, a few kilobytes on disk, would take gigabytes.
+    It is at most `LONGEST` times as long as it is short, or twice as often as the box is. Resizing the whole of an
+    image of 1x30000 pixels, a few kilobytes on disk, would take gigabytes.
     """
-    longest = LONGEST * min(image.shape[:2])
+    longest = max(LONGEST, 2 * math.ceil(max(height, width) / min(height, width))) * min(image.shape[:2])
     top, left = (max(0, side - longest) // 2 for side in image.shape[:2])
     return image[top : top + longest, left : left + longest]
 

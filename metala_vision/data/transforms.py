@@ -72,17 +72,17 @@ class EvalTransform(Albumentations):
         if not 0 < crop_ratio <= 1:
             raise InputError(f"crop_ratio: got {crop_ratio!r}, expected a number in (0, 1]")
         self.img_size, self.crop_ratio, self.interpolation = img_size, crop_ratio, interpolation
-        box = tuple(max(side, round(side / crop_ratio)) for side in (height, width))
+        self.box = tuple(max(side, round(side / crop_ratio)) for side in (height, width))
         super().__init__(
             [
-                dict(type="ShortSide", max_size_hw=box, interpolation=_interpolation(interpolation)),
+                dict(type="ShortSide", max_size_hw=self.box, interpolation=_interpolation(interpolation)),
                 dict(type="CenterCrop", height=height, width=width),
             ]
         )
 
     def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
         """One image; nothing is random, so `seed` changes nothing and costs nothing."""
-        return super().__call__(middle(image))
+        return super().__call__(middle(image, *self.box))
 
 
 # What follows crop and flip, by how much it changes an image. Colours come first, while all pixels are the image's own:

@@ -86,6 +86,8 @@ def read_json(path: Path, kind: type[Kind]) -> Kind:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise InputError(f"{path.parent}: no finished run there, {path.name} is missing") from error
+    except OSError as error:
+        raise InputError(f"{path}: no file that can be read: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{path}: no JSON: {error}") from error
     if not isinstance(content, kind):

@@ -33,7 +33,7 @@ def dry_run(runner: VisionRunner) -> dict:
     Without workers it is their sum.
 
     Returns:
-        A dict of plain values: `images_per_step`, `seconds_per_step`, `seconds_per_batch_model` and `_data`,
+        A dict of plain values: `images_per_step`, `seconds_per_batch_model` and `seconds_per_batch_data`,
         `seconds_per_epoch` with its validation, `hours`, `peak_memory_gb` of the fullest process (0 where the system
         does not say), `memory_of` (GPU or process), `others_share` of the cores that other programs took meanwhile.
         Where the training has several image sizes, `sizes` has the images, the seconds and the steps of each size in

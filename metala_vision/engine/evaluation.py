@@ -23,7 +23,7 @@ from .exported import ExportedBackbone, check_sizes, is_exported, open_exported
 from .metrics.scores import SCORES
 from .metrics.size_plots import plot_sizes
 from .run.agreement import class_order, warn_of_preprocessing
-from .run.checkpoint import from_portable, read_checkpoint
+from .run.checkpoint import BEST, HISTORY, LAST, from_portable, read_checkpoint
 from .run.config import config_errors
 from .run.options import apply_test_options
 from .run.runner import VisionRunner
@@ -59,6 +59,7 @@ def evaluate_checkpoints(
         InputError: a file or an option that does not fit, before anything is tested; images that do not fit the memory.
     """
     folder = Path(out) if out is not None else Path(checkpoints[0]).parent / "test"
+    _check_place(folder)
     if len(set(resolutions)) < len(resolutions):
         raise InputError(f"--resolutions: got {' '.join(size_name(s) for s in resolutions if s)}, expected none twice")
     names = _short_names(checkpoints)
@@ -105,6 +106,18 @@ def evaluate_checkpoints(
     return results
 
 
+def _check_place(folder: Path) -> None:
+    """Checks that a test may write into a folder: it leaves files of the names that a run leaves."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out: {folder} is a file; name a folder")
+    of_run = [name for name in (LAST, BEST, HISTORY) if (folder / name).exists()]
+    if of_run:
+        raise InputError(
+            f"--out: {folder} is the folder of a run, with {of_run[0]} in it, whose config and result a test would "
+            f"replace; name another, such as {folder / 'test'}"
+        )
+
+
 def _check_weights(
     config: Config, checkpoints: Sequence[str], weights: str
 ) -> tuple[dict[str, dict], dict[str, list[str]]]:
@@ -119,6 +132,8 @@ def _check_weights(
     changed: dict[str, list[str]] = {}
     for file in checkpoints:
         if is_exported(file):
+            if weights != "auto":
+                raise InputError(f"--weights: got {weights!r}, but {file} is exported and has one kind; leave it out")
             described[file], changed[file] = open_exported(file, model)[1], []
             continue
         checkpoint = read_checkpoint(file)

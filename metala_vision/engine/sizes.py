@@ -69,7 +69,8 @@ def _measured(name: str, files: Sequence[str | Path]) -> dict[Size, dict]:
     for file in files:
         content = read_json(Path(file), object)
         for result in content if isinstance(content, list) else [content]:  # --img-size leaves one result
-            if not isinstance(result, dict) or not {"img_size", "top1", "checkpoint", "images"} <= set(result):
+            wanted = ("img_size", "top1", "checkpoint", "images")
+            if not isinstance(result, dict) or any(result.get(key) is None for key in wanted):
                 raise InputError(f"{name}: {file} has no top1 by img_size, as tools/test.py --resolutions leaves it")
             size = tuple(result["img_size"]) if isinstance(result["img_size"], list) else result["img_size"]
             runs = found.setdefault(size, {})

@@ -280,6 +280,13 @@ def test_what_is_cut_off_a_thin_image_is_not_seen():
     assert np.abs(EvalTransform(28)(smooth).astype(int) - whole).max() < 8
 
 
+@pytest.mark.parametrize("size", [(32, 320), (32, 512), (512, 32), (1, 400), (40, 41)])
+def test_a_picture_of_the_size_of_the_test_is_seen_whole(size):
+    """Catches the ends of long pictures cut off before a crop that would have kept them."""
+    image = picture(size, 3)
+    assert (EvalTransform(size, crop_ratio=1.0)(image) == image).all()
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims to be of this size and has hardly a byte of it."""
     ihdr = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])

@@ -120,6 +120,8 @@ def test_what_cannot_be_found_is_said(tmp_path):
         detection_folder(str(tmp_path), "val")
     with pytest.raises(InputError, match="masks: .* has VOC's form"):
         detection_folder(str(tmp_path), "train", masks=True)
+    with pytest.raises(InputError, match="VOCDetection, which reads this folder, has no 'one_base' .did you mean"):
+        detection_folder(str(tmp_path), "train", one_base=False)
     with pytest.raises(InputError, match=r"holdout: got 0.7"):
         detection_folder(str(tmp_path), "train", holdout=0.7)
 

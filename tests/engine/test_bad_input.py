@@ -1,6 +1,7 @@
 """Bad input that training can meet: a clear error before the first step, and nothing lost."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -235,9 +236,16 @@ def test_folder_errors_reach_the_user(folder_config, images):
         prepare(folder_config())
     (images / "empty_class").rmdir()
     config = folder_config()
+    config.train_dataloader.drop_last, config.train_dataloader.batch_size = True, 1000
+    with pytest.raises(InputError, match="images in 1 processes make no whole batch of 1000.*drop_last=False"):
+        prepare(config)
+    config = folder_config()
     config.train_dataloader.dataset.root = str(images / "nowhere")
     with pytest.raises(InputError, match=r"--data-root \(root\): no folder .*nowhere"):
         prepare(config)
+    os.rename(next(path for path in images.iterdir() if path.is_dir()), os.fsencode(images) + b"/caf\xe9")
+    with pytest.raises(InputError, match="classes: 'caf.udce9' is no text in UTF-8; rename the folder"):
+        prepare(folder_config())
 
 
 def test_share_of_unreadable_is_checked():

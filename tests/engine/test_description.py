@@ -218,7 +218,7 @@ def test_a_start_without_names_or_of_another_number_is_said(learned, small_confi
     torch.save(content["state_dict"], tmp_path / "bare.pth")
     task, said = started(small_config, {"model.init_from": str(tmp_path / "bare.pth"), **renamed(order=ORDER)})
     assert torch.equal(task.backbone.head.weight, content["state_dict"]["head.weight"])
-    assert "bare.pth has no class names: a head of as many classes is taken as it is" in said
+    assert "bare.pth has no class names: if it has as many classes, its head is kept" in said
     for key in ("head.weight", "head.bias"):
         content["state_dict"][key] = content["state_dict"][key][:7]
     content[KEY] |= dict(num_classes=7, label_names=NAMES[:7])

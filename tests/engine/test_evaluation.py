@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import time
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from metala_vision.engine import VisionRunner, load_config
 from metala_vision.engine.browse import browse
 from metala_vision.engine.dry_run import dry_run
 from metala_vision.engine.evaluation import evaluate_checkpoints, render
-from metala_vision.engine.metrics.classification import per_class
+from metala_vision.engine.metrics.classification import ClassificationMetric, per_class
+from metala_vision.engine.metrics.plots import plot_confusion, plot_images
 from metala_vision.errors import InputError
 
 MODEL = dict(model_name="metala_vit_nano", embed_dim=32, depth=2, num_heads=2, patch_size=2)
@@ -123,6 +125,14 @@ def test_errors_come_before_anything_is_tested(config, checkpoints, tmp_path):
     with pytest.raises(InputError, match="the same file is named twice"):
         evaluate_checkpoints(config, [paths[0], paths[0]], str(out))
     assert not out.exists()
+    run = Path(paths[0]).parent
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    with pytest.raises(InputError, match="--out: .*run0 is the folder of a run, with .* in it.*name another, such as"):
+        evaluate_checkpoints(config, paths, str(run))
+    assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
+    out.write_text("")
+    with pytest.raises(InputError, match="--out: .*out is a file; name a folder"):
+        evaluate_checkpoints(config, paths, str(out))
 
 
 def test_results_so_far_are_kept(config, checkpoints, tmp_path, monkeypatch):
@@ -196,6 +206,26 @@ def test_per_class_against_scikit_learn():
             else:
                 assert row[key] == pytest.approx(100 * value, abs=0.006)
     assert (rows[6]["precision"], rows[6]["recall"], rows[6]["f1"]) == (None, None, None)
+
+
+def test_logits_that_are_no_numbers_are_wrong():
+    """Catches their first class taken for class 0, which may make a model that has diverged the best."""
+    metric = ClassificationMetric()
+    logits = torch.eye(3)[[0, 1, 2, 0]]
+    logits[0, 1] = math.nan
+    metric.process({}, [dict(logits=logits, labels=torch.tensor([0, 1, 2, 1]))])
+    found = metric.evaluate(4)
+    assert found["top1"] == 50.0
+    assert math.isnan(found["loss"])
+    assert metric.confusion.tolist() == [[0, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert metric.images == 4
+
+
+def test_class_names_of_any_letters_are_drawn(tmp_path):
+    """Catches formulas, which matplotlib makes of what is between two dollars, and fails at."""
+    classes = ["a$^$b", "café", "$", "_"]
+    plot_confusion(np.eye(4, dtype=int), classes, tmp_path / "confusion.png")
+    plot_images([np.zeros((8, 8, 3), np.uint8)] * 4, classes, tmp_path / "images.png")
 
 
 def test_browse(config, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from small_runs import prepare
 
 from metala_vision.engine import ClassificationMetric, StepSeedHook, held
+from metala_vision.engine.evaluation import evaluate_checkpoints
 from metala_vision.engine.run.checkpoint import from_portable
 from metala_vision.errors import InputError
 
@@ -108,6 +109,15 @@ def test_resume_with_other_rates_is_refused(run_small, tmp_path):
             InputError, match=f"(?s)--resume: .*has other rates than the config: .*{message}.*load_from"
         ):
             run_small(options, resume="auto")
+    for options, message in [
+        ({"optim_wrapper.optimizer.betas": (0.5, 0.6)}, r"optimizer.betas: .* in the run, \[0.5, 0.6\] now"),
+        ({"optim_wrapper.optimizer": dict(type="SGD", lr=0.1)}, "optimizer.type: 'AdamW' in the run, 'SGD' now"),
+    ]:
+        with pytest.raises(InputError, match=f"(?s)--resume: .*has another optimiser:.*{message}.*load_from"):
+            run_small(options, resume="auto")
+    amp = {"optim_wrapper.type": "AutocastOptimWrapper", "optim_wrapper.dtype": "bfloat16"}
+    with pytest.raises(InputError, match="optim_wrapper: got bfloat16, but the run of .* has float32"):
+        run_small(amp, resume="auto")
 
 
 @pytest.mark.long
@@ -201,7 +211,7 @@ def test_best_is_the_least_loss_and_the_greatest_score(run_small, monkeypatch, s
     given = iter(scores)
 
     def metrics(self, results):
-        self.confusion = np.eye(10, dtype=int)
+        self.confusion, self.images = np.eye(10, dtype=int), 10
         return {"top1": 0.0, "loss": 0.0, save_best: next(given, 0.0)}
 
     monkeypatch.setattr(ClassificationMetric, "compute_metrics", metrics)
@@ -226,3 +236,25 @@ def test_resume_from_nowhere(small_config, tmp_path):
     with pytest.raises(InputError, match="--resume: no file .*none.pth; give the last.pth of a run, or --resume auto"):
         small_config(resume=str(tmp_path / "none.pth"))
     assert "load_from" not in small_config(resume="auto"), "auto starts afresh where there is nothing to resume"
+
+
+@pytest.mark.long
+def test_a_run_does_not_end_before_it_was_stopped(run_small):
+    """Catches a result that names fewer epochs than its weights have had."""
+    run_small()
+    with pytest.raises(InputError, match="has had 2 epochs, and train_cfg.max_epochs is 1; give it more"):
+        run_small({"train_cfg.max_epochs": 1}, resume="auto")
+
+
+@pytest.mark.long
+def test_what_a_run_began_with_may_be_gone(run_small, small_config, tmp_path):
+    """Catches a test, or the continuation of a run, that asks for the file or the download that it began with."""
+    first = tmp_path / "first.pth"
+    arguments = {key: value for key, value in small_config().model.backbone.items() if key != "drop_path_rate"}
+    torch.save(timm.create_model(**{**arguments, "model_name": "metala_vit_nano"}).state_dict(), first)
+    options = {"model.backbone.checkpoint_path": str(first), "train_cfg.max_epochs": 1}
+    run_small(options)
+    first.unlink()
+    run_small({**options, "train_cfg.max_epochs": 2}, resume="auto")
+    config = small_config(options, work_dir=str(tmp_path / "other"))
+    assert evaluate_checkpoints(config, [str(tmp_path / "run" / "last.pth")])[0]["images"] == 359

@@ -1,5 +1,6 @@
 """Accuracy over image sizes beside time and memory, by hand-made results."""
 
+import functools
 import json
 
 import pytest
@@ -100,9 +101,13 @@ def test_what_does_not_fit(tested, sweep, tmp_path):
         gather_sizes({"ours": [file]}, {"ours": "b"})
     with pytest.raises(InputError, match="throughput.json is missing"):
         gather_sizes({"ours": [file]}, {"ours": "b"}, tmp_path)
-    (tmp_path / "other.json").write_text(json.dumps([dict(map=0.5)]))
-    with pytest.raises(InputError, match="ours: .*other.json has no top1 by img_size, as tools/test.py --resolutions"):
-        gather_sizes({"ours": [tmp_path / "other.json"]})
+    one = functools.partial(dict, img_size=160, top1=60.0, checkpoint="a", images=100)
+    for content in (dict(map=0.5), one(img_size=None), one(top1=None)):
+        (tmp_path / "other.json").write_text(json.dumps([content]))
+        with pytest.raises(InputError, match="ours: .*other.json has no top1 by img_size, as tools/test.py --resolut"):
+            gather_sizes({"ours": [tmp_path / "other.json"]})
+    with pytest.raises(InputError, match="no file that can be read: Is a directory"):
+        gather_sizes({"ours": [tmp_path]})
 
 
 def test_tool(tested, sweep, tmp_path, load_tool, capsys):

@@ -39,7 +39,7 @@ class CocoMetric(GatheredMetric[BoxDataset]):
         self.pictures, self.min_score = pictures, min_score
 
     def names(self, dataset: BoxDataset) -> tuple[str, ...]:
-        return (*NAMES, *(f"mask_{name}" for name in NAMES))
+        return (*NAMES, *(f"mask_{name}" for name in NAMES if dataset.has_masks))
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """One result per image: the objects found, and the true ones."""

@@ -51,8 +51,8 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Pa
     accuracy = 100 * np.trace(confusion) / max(confusion.sum(), 1)
     panel.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.2f} percent of {confusion.sum()} images")
     if size <= 30:
-        panel.set_xticks(range(size), classes, rotation=90)
-        panel.set_yticks(range(size), classes)
+        panel.set_xticks(range(size), classes, rotation=90, parse_math=False)
+        panel.set_yticks(range(size), classes, parse_math=False)
         for row, column in np.argwhere(confusion):
             colour = "white" if share[row, column] > 0.5 else "black"
             panel.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
@@ -75,5 +75,5 @@ def plot_images(images: Sequence[np.ndarray], titles: Sequence[str], path: str |
         image = image if image.dtype == np.uint8 else np.clip(image, 0, 1)
         top = 255 if image.dtype == np.uint8 else 1
         panel.imshow(image, cmap="gray" if image.shape[2] == 1 else None, vmin=0, vmax=top, interpolation="nearest")
-        panel.set_title(title, fontsize=8)
+        panel.set_title(title, fontsize=8, parse_math=False)
     save_png(figure, path)

@@ -37,19 +37,24 @@ class SegmentationMetric(GatheredMetric[MaskDataset]):
         return ("mIoU", "accuracy")
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """One result per image: the count of its pixels by [true, found] class."""
+        """One result for all images: their number, and the count of their pixels by [true, found] class.
+
+        A count for each image would be gigabytes where there are many classes.
+        """
         classes = len(self.dataset_meta["classes"])
         for sample in data_samples:
             found, true = (sample[key].cpu().numpy() for key in ("found", "mask"))
             counted = true != IGNORE
             pairs = classes * true[counted].astype(np.int64) + found[counted]
-            self.results.append(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))
+            images, confusion = self.results.pop() if self.results else (0, 0)
+            self.results.append((images + 1, confusion + np.bincount(pairs, minlength=classes**2)))
             if sample["index"] < self.pictures:
                 self.kept.append((sample["index"], found))
 
-    def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
-        self.images = len(results)
-        self.confusion = np.sum(results, axis=0)
+    def compute_metrics(self, results: list[tuple[int, np.ndarray]]) -> dict[str, float]:
+        self.images = sum(images for images, _ in results)
+        classes = len(self.dataset_meta["classes"])
+        self.confusion = np.sum([counts for _, counts in results], axis=0).reshape(classes, classes)
         kept = [item for part in all_gather_object(self.kept) for item in part]
         self.shown, self.kept = sorted(kept, key=lambda item: item[0]), []
         overlap = intersection_over_union(self.confusion)

@@ -19,7 +19,7 @@ from metala_vision.models.checkpoints import fill_older
 
 from . import atomic  # noqa: F401  (registers the file backend)
 
-LAST, BEST = "last.pth", "best.pth"
+LAST, BEST, HISTORY = "last.pth", "best.pth", "history.json"  # what a run leaves in its work_dir
 EMA_KEY = "state_dict_ema"  # timm's: create_model(checkpoint_path=...) takes the average where there is one
 WEIGHTS = ("auto", "ema", "raw")
 
@@ -39,7 +39,7 @@ def read_checkpoint(filename: str | Path) -> dict:
             f"checkpoint: {filename} is no checkpoint that can be read: it is no file of torch.save, or holds more "
             f"than tensors, numbers, strings and containers of them, which could run code"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, IndexError) as error:
+    except Exception as error:  # torch raises almost anything on files that are cut short or damaged
         raise InputError(f"checkpoint: {filename} is no checkpoint that can be read: {error}") from error
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):

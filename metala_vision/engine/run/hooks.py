@@ -16,6 +16,7 @@ from metala_vision.engine.metrics.plots import plot_history
 from metala_vision.errors import InputError
 from metala_vision.files import write_json
 
+from .checkpoint import HISTORY
 from .distributed import share_buffers
 from .optim import highest_rate
 
@@ -144,7 +145,7 @@ class HistoryHook(Hook):
         runner.visualizer.add_scalars(scalars, step=runner.iter, file_path=f"{runner.timestamp}.json")
         if is_main_process():
             try:
-                write_json(f"{runner.work_dir}/history.json", records)
+                write_json(f"{runner.work_dir}/{HISTORY}", records)
             except OSError as error:  # the checkpoint, which holds the records too, decides whether the run can go on
                 print_log(f"history.json could not be written: {error}", logger="current", level=logging.WARNING)
 

@@ -14,7 +14,7 @@ from metala_vision.errors import InputError
 from .checkpoint import BEST, LAST, read_checkpoint
 from .image_sizes import set_image_sizes
 from .optim import DTYPES
-from .settings import check_model, trained_settings
+from .settings import check_model, check_optimizer, trained_settings
 
 
 def limit_workers(config: Config) -> None:
@@ -117,6 +117,7 @@ def apply_train_options(
     if source is not None:
         seed, amp = _same_run(config, source, seed, amp)
         config.model.pop("init_from", None)  # the weights are the run's own
+        _forget_start(config)
         config.resume, config.load_from = True, str(source)
     if seed is not None:
         config.randomness = dict(config.get("randomness", {}), seed=seed)
@@ -163,6 +164,10 @@ def _same_run(config: Config, source: Path, seed: int | None, amp: str | None) -
         raise InputError(f"--seed: got {seed}, but the run of {source} has seed {former_seed}; leave it out")
     if amp not in (None, former_amp):
         raise InputError(f"--amp: got {amp}, but the run of {source} has {former_amp or 'float32'}; leave it out")
+    if amp is None and former_amp is None and config.optim_wrapper.get("type") == "AutocastOptimWrapper":
+        dtype = config.optim_wrapper.get("dtype")
+        raise InputError(f"optim_wrapper: got {dtype}, but the run of {source} has float32; leave it out")
+    check_optimizer(config, source, checkpoint)
     former_ema, ema = checkpoint.get("ema"), _ema_of(config)
     if ema is not None and ema != former_ema:
         was = "no moving average" if former_ema is None else f"one with {former_ema}"
@@ -180,6 +185,14 @@ def _same_run(config: Config, source: Path, seed: int | None, amp: str | None) -
     if former_ema is not None:
         _set_ema(config, dict(former_ema))
     return former_seed, former_amp
+
+
+def _forget_start(config: Config) -> None:
+    """Takes out the weights that a backbone was to begin with: a file or a download that need no longer be there."""
+    backbone = config.model.get("backbone") or {}
+    backbone.pop("checkpoint_path", None)
+    if backbone.get("pretrained"):
+        backbone["pretrained"] = False
 
 
 def apply_test_options(
@@ -219,3 +232,4 @@ def apply_test_options(
     # The checkpoint replaces what a run starts from; what only training needs would cost time and memory here.
     for key in ("init_from", "distillation", "mixup"):
         config.model.pop(key, None)
+    _forget_start(config)

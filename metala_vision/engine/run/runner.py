@@ -217,6 +217,12 @@ class VisionRunner(Runner):
         hooks = [hook for hook in self.hooks if isinstance(hook, LastBestCheckpointHook)]
         if not hooks:
             raise InputError("default_hooks.checkpoint: expected a LastBestCheckpointHook, which --resume needs")
+        if len(self.train_dataloader) == 0:
+            images, batch = len(self.train_dataloader.dataset), self.train_dataloader.batch_sampler.batch_size
+            raise InputError(
+                f"train_dataloader: {images} images in {self.world_size} processes make no whole batch of {batch}, and "
+                f"what is left over is dropped; lower its batch_size, or set train_dataloader.drop_last=False"
+            )
         if sizes := training_sizes(self.train_dataloader):
             self.task.check_sizes(sizes)
         if self._val_loop is None:
@@ -286,6 +292,11 @@ class VisionRunner(Runner):
             raise InputError(
                 f"--resume: the run of {filename} took {former[0]} images x {former[1]} processes x {former[2]} "
                 f"accumulated a step, and this one would take {batch} x {processes} x {sums}; make them alike"
+            )
+        if self.epoch > self.max_epochs:
+            raise InputError(
+                f"--resume: the run of {filename} has had {self.epoch} epochs, and train_cfg.max_epochs is "
+                f"{self.max_epochs}; give it more, or test its weights with tools/test.py"
             )
         warn_of_changes(self.cfg, self.resumed_meta, filename)
         wanted["param_schedulers"] = len(self.param_schedulers or ())

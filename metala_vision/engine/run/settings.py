@@ -27,6 +27,10 @@ FREE = re.compile(
 OF_TRAINING = re.compile(
     HOW.pattern + r"|img_size|mixup.*|label_smoothing|train_only_head|\w*drop\w*|teacher.*|stage|calibration"
 )
+RATES = re.compile(r"lr|weight_decay")
+ELSEWHERE = re.compile(
+    r"type|dtype|loss_scale|accumulative_counts|optimizer\..*"
+)  # of an optim_wrapper: compared by others
 PLACE = re.compile(r"dataset\.root|num_workers|persistent_workers|pin_memory|batch_size")  # keys of a loader
 SHOWN = 10  # settings in one message
 
@@ -116,6 +120,31 @@ def check_model(config: Mapping, file: str | Path, checkpoint: dict, command: st
     raise InputError(f"config: {file} was trained with another model:\n{as_lines(list(found.values()))}\n{what}")
 
 
+def check_optimizer(config: Mapping, file: str | Path, checkpoint: dict) -> None:
+    """Checks that a config has the optimiser of the run that is to go on, whose state would be another's or forgotten.
+
+    Its rates and weight decays are compared later, when they are known for each group of parameters.
+
+    Args:
+        config: the config given now.
+        file: file of the checkpoint.
+        checkpoint: what is in it.
+
+    Raises:
+        InputError: it has another one; the message lists the differences.
+    """
+    then = trained_settings(checkpoint).get("optim_wrapper", {}).get("optimizer")
+    if then is None:
+        return
+    found = differences(then, config["optim_wrapper"]["optimizer"], RATES, "optim_wrapper.optimizer")
+    if found:
+        raise InputError(
+            f"--resume: the run of {file} has another optimiser:\n{as_lines(list(found.values()))}\n"
+            f"A run goes on as it began. To go on otherwise begin another one from its weights, with --cfg-options "
+            f"load_from={file} and a new --work-dir"
+        )
+
+
 def changed_for_test(model: Mapping, checkpoint: dict) -> list[str]:
     """What a test changes in the model of a run, such as its `decay_scale`: for each key a text with both values.
 
@@ -128,7 +157,7 @@ def changed_for_test(model: Mapping, checkpoint: dict) -> list[str]:
 
 
 def warn_of_changes(config: Mapping, meta: dict, file: str) -> None:
-    """Warns of settings of model and training data that differ from those of the run that is resumed.
+    """Warns of settings of model, training data and steps that differ from those of the run that is resumed.
 
     Args:
         config: the config given now.
@@ -138,7 +167,7 @@ def warn_of_changes(config: Mapping, meta: dict, file: str) -> None:
     then = trained_settings({"meta": meta})
     found = [
         text
-        for part, ignored in (("model", HOW), ("train_dataloader", PLACE))
+        for part, ignored in (("model", HOW), ("train_dataloader", PLACE), ("optim_wrapper", ELSEWHERE))
         if part in then
         for text in differences(then[part], config[part], ignored, part).values()
     ]

@@ -140,7 +140,7 @@ def start_heads(backbone: TimmModel, file: str, classes: Sequence[str] | None) -
         return
     if names is None or classes is None:
         whose = file if names is None else "the data"
-        _say(f"{whose} has no class names: a head of as many classes is taken as it is, in the order of the data")
+        _say(f"{whose} has no class names: if it has as many classes, its head is kept, in the order of the data")
         return
     try:
         order = match_classes(names, classes, "other classes")
