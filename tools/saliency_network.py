@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -16,6 +15,7 @@ from metala_vision.description import read_described
 from metala_vision.errors import InputError
 from metala_vision.figures import save_png
 from metala_vision.files import write_json
+from metala_vision.models.described import described_model
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHOWN = 5  # photographs in the picture
@@ -137,7 +137,9 @@ def compare(
     Raises:
         InputError: a checkpoint that is none of tools/linearize.py, a folder without images.
     """
-    encoders = {file: _linear(file).to(device) for file in checkpoints}
+    encoders = {file: _linear(file, encoder).to(device) for file in checkpoints}
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
     encoder, decoder = encoder.to(device), decoder.to(device).eval()
     photographs = Photographs(data_root, "train", holdout=0.01)
     places = np.linspace(0, len(photographs) - 1, min(count, len(photographs))).round().astype(int)
@@ -151,6 +153,10 @@ def compare(
             measured: dict[str, list[Tensor]] = {name: [] for name in names[session is None :]}
             for first in range(0, len(places), batch):
                 samples = collate_images([photographs[int(i)] for i in places[first : first + batch]])
+                for error in samples.get("errors", ()):
+                    print(f"left out: {error}")
+                if not len(samples["inputs"]):
+                    continue
                 pixels = samples["inputs"].float() / 255
                 images = ((pixels - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)).to(device)
                 with torch.inference_mode():
@@ -165,9 +171,11 @@ def compare(
                             found = encoders[name].forward_features(images)
                             maps[name] = _map(decoder, found, size)
                         measured[name].append(_likeness(maps[name], maps["the network"], found, wanted).cpu())
-                if first == 0 and size == sizes[0]:
+                if not shown:
                     shown = {"photograph": pixels.permute(0, 2, 3, 1), **{name: m.cpu() for name, m in maps.items()}}
                 progress.update(task, advance=len(images), description=f"{size} pixels")
+            if not any(measured.values()):
+                raise InputError(f"--data-root: none of the {len(places)} photographs of {data_root} can be read")
             for name, parts in measured.items():
                 values = torch.cat(parts, 1)
                 keys = ("correlation", "difference", "patch_cosine", "class_cosine")
@@ -180,11 +188,15 @@ def compare(
     return rows
 
 
-def _linear(file: str) -> nn.Module:
+def _linear(file: str, encoder: nn.Module) -> nn.Module:
+    """A linearized encoder, its moving average where it has one."""
     checkpoint, described = read_described(file, ("linearization",), "a linearization's")
-    model = timm.create_model("linearized_vit", **described["model_args"])
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.eval()
+    model = described_model(described, dict(checkpoint.get("state_dict_ema") or checkpoint["state_dict"])).eval()
+    if (model.embed_dim, model.patch_embed.patch_size) != (encoder.embed_dim, encoder.patch_embed.patch_size):
+        raise InputError(
+            f"--compare: {file} is of {described['model_args'].get('teacher')}, expected an encoder of the network"
+        )
+    return model
 
 
 def _session(network: str) -> Any:

@@ -125,7 +125,7 @@ def read_image(path: str | Path, channels: int, orientation: bool = True, stated
     """
     try:
         with opened(path) as image:
-            return _pixels(image, channels, needed_turn(image, orientation, stated))
+            return pixels_of(image, channels, orientation, stated)
     except WrongSizeError as error:
         raise UnreadableImageError(f"{path}: {error}") from error
     # PIL raises almost anything on broken files: SyntaxError for PNG chunks, ValueError, struct.error, ...
@@ -133,8 +133,14 @@ def read_image(path: str | Path, channels: int, orientation: bool = True, stated
         raise UnreadableImageError(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def _pixels(image: Image.Image, channels: int, turn: Image.Transpose | None) -> np.ndarray:
-    """An image of any mode as [height, width, channels] uint8; 16-bit grey is scaled, which PIL would clip to white."""
+def pixels_of(image: Image.Image, channels: int, orientation: bool = True, stated: Size | None = None) -> np.ndarray:
+    """An image that Pillow has opened, as `read_image` reads a file. 16-bit grey, which Pillow would clip, is scaled.
+
+    Raises:
+        WrongSizeError: it has another size than stated.
+        Exception: whatever Pillow raises on broken files.
+    """
+    turn = needed_turn(image, orientation, stated)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PGM: 16 bits too
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from metala_vision.errors import InputError
 
-from .transforms import EvalTransform
+from .resize import resize
+from .transforms import INTERPOLATION, EvalTransform
 
 
 class Preparation:
@@ -16,6 +17,7 @@ class Preparation:
 
     Args:
         described: by the model, see `metala_vision.description`: input_size, crop_pct, interpolation, mean and std.
+            With a crop_mode of "squash", as timm calls it, sides are resized each for itself before the crop.
         img_size: height and width, or the side of the square; None is the model's own.
 
     Raises:
@@ -32,10 +34,14 @@ class Preparation:
             )
         crop, interpolation = described.get("crop_pct") or 1.0, described.get("interpolation") or "bicubic"
         self.transform = EvalTransform(size, crop, interpolation)
+        self.squashed = described.get("crop_mode") == "squash"
         self.mean, self.std = (torch.tensor(described[key]).view(-1, 1, 1) for key in ("mean", "std"))
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """[height, width, C] uint8 -> [C, H, W] float32."""
+        if self.squashed:
+            height, width = self.transform.box
+            pixels = resize(pixels, height, width, INTERPOLATION[self.transform.interpolation])
         seen = self.transform(pixels)
         image = torch.from_numpy(np.ascontiguousarray(seen.reshape(*seen.shape[:2], -1).transpose(2, 0, 1)))
         return (image.float() / 255 - self.mean) / self.std

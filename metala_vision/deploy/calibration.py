@@ -11,6 +11,28 @@ from metala_vision.errors import InputError
 COUNT = 64
 
 
+def check_calibration(images: Sequence[Tensor], shape: Sequence[int], any_size: bool) -> list[Tensor]:
+    """Prepared images as quantization takes them.
+
+    Args:
+        images: each [1, C, H, W].
+        shape: [B, C, H, W] of the export.
+        any_size: whether height and width are left open.
+
+    Raises:
+        InputError: none, or one of another shape.
+    """
+    wanted = f"[1, {shape[1]}, height, width]" if any_size else str([1, *shape[1:]])
+    if not images:
+        raise InputError(f"calibration: got no images, expected some of {wanted}")
+    for image in images:
+        seen = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        fits = isinstance(image, Tensor) and image.ndim == 4 and seen[:2] == [1, shape[1]]
+        if not fits or not (any_size or seen[2:] == list(shape[2:])):
+            raise InputError(f"calibration: got an image {seen}, expected {wanted}")
+    return [image.detach().float().cpu() for image in images]
+
+
 def calibration_images(folder: str | Path, described: dict, sides: Sequence[int]) -> list[Tensor]:
     """Some images of a folder, at any depth, prepared as the model's test prepares them: each [1, C, H, W].
 

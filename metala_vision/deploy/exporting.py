@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metala_vision.errors import InputError
 
-from .calibration import calibration_images
+from .calibration import calibration_images, check_calibration
 from .detection_graph import OUTPUTS as DETECTION_OUTPUTS
 from .job import Job
 from .onnx_file import write_onnx, write_openvino
@@ -128,6 +128,8 @@ def export(
         described = {**described, "dynamic": list(dynamic)}
         described |= {} if sides is None else {"input_size": [shapes[0][1], *sides]}
     task = described.get("task")
+    if calibration is not None and not isinstance(calibration, str | Path):
+        calibration = check_calibration(calibration, shapes[0], "size" in dynamic)
     images = [_images(shape, task) for shape in shapes]
     wanted = _tried(model, images)
     if isinstance(calibration, str | Path):

@@ -1,10 +1,12 @@
 """What is to be deployed: a checkpoint of a run, a published folder, a model of timm, or a module."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from metala_vision.dense import load_dense
@@ -31,8 +33,8 @@ def model_of(source: str | Path, **arguments: Any) -> tuple[nn.Module, dict]:
     Returns:
         The model, which takes images [B, C, H, W], and a dict with keys of `metala_vision.description`: `task`
         ("features" with `features_only`), `architecture`, `num_classes`, `label_names`, `input_size` in pixels,
-        `crop_pct`, `interpolation`, `mean` and `std`, with those of `dense_graph` for detectors and segmenters. A
-        detector is a `DetectionGraph`.
+        `crop_pct`, `crop_mode`, `interpolation`, `mean` and `std`, with those of `dense_graph` for detectors and
+        segmenters. A detector is a `DetectionGraph`.
 
     Raises:
         InputError: none of these, a checkpoint of another task, arguments that the model does not take, weights that
@@ -75,23 +77,32 @@ def describe(model: Any, in_chans: int | None = None) -> dict:
         model: of timm, or its features.
         in_chans: channels of the images where they are not those of `pretrained_cfg`.
     """
-    inner = getattr(model, "model", model)
+    inner = model.model if isinstance(model, FeatureGetterNet) else model
     cfg: dict = getattr(inner, "pretrained_cfg", None) or {}
     if not cfg:
         return {}
     size = getattr(getattr(inner, "patch_embed", None), "img_size", None)
     channels, *sides = cfg.get("input_size") or (3, 224, 224)
+    channels = in_chans or getattr(inner, "in_chans", None) or channels
     return dict(
         task="classification" if hasattr(model, "get_classifier") else "features",
         architecture=cfg.get("architecture"),
         num_classes=getattr(model, "num_classes", 0),
         label_names=list(cfg["label_names"]) if cfg.get("label_names") else None,
-        input_size=[in_chans or getattr(inner, "in_chans", None) or channels, *(size or sides)],
+        input_size=[channels, *(size or sides)],
         crop_pct=cfg.get("crop_pct"),
+        crop_mode=cfg.get("crop_mode"),
         interpolation=cfg.get("interpolation"),
-        mean=list(cfg.get("mean") or ()),
-        std=list(cfg.get("std") or ()),
+        mean=_of_channels(cfg.get("mean") or (), channels),
+        std=_of_channels(cfg.get("std") or (), channels),
     )
+
+
+def _of_channels(values: Sequence[float], channels: int) -> list[float]:
+    """A number for each channel: of images with others than the model's own, their mean, as timm has it."""
+    if not values or len(values) == channels:
+        return list(values)
+    return [sum(values) / len(values)] * channels
 
 
 def _from_checkpoint(file: Path, arguments: dict) -> tuple[nn.Module, dict]:

@@ -19,10 +19,11 @@ from .comparison import read_json
 from .labelled import Labelled
 from .metrics.feature_plots import plot_features
 from .metrics.size_plots import plot_accuracy_against_time
-from .run.checkpoint import LAST
+from .run.checkpoint import LAST, read_checkpoint
 from .run.config import load_config
 from .run.options import apply_train_options, set_data_root, set_num_classes
 from .run.runner import VisionRunner
+from .run.settings import config_beside
 from .tasks.linearization import STAGES
 from .teacher_and_model import compare_features, compare_times, merged
 
@@ -31,6 +32,13 @@ CALIBRATED, SETTINGS = "calibrated.pth", "settings.json"
 TASK = "task"  # a third stage, by labels
 LENGTHS = {"blocks": 1, "features": 1, TASK: 5}  # epochs
 RATES = {"blocks": 1e-3, "features": 1e-4, TASK: 1e-4}
+# Options that the stages set themselves, and those that the one with labels has no use for.
+OWN = {
+    **dict.fromkeys(("train_cfg.max_epochs", "param_scheduler.1.end"), "--epochs"),
+    "optim_wrapper.optimizer.lr": "--lr",
+    **dict.fromkeys(("model.stage", "model.init_from"), "--stages"),
+}
+UNLABELLED = ("model.teacher", "model.calibration")
 SMALLEST = 8  # side of an image in pixels
 SHOWN = 6  # pictures whose features are drawn
 
@@ -79,6 +87,8 @@ def linearize_in_stages(
         InputError: what does not fit, before anything is trained.
     """
     lengths, steps = _for_each("--epochs", stages, epochs, LENGTHS), _for_each("--lr", stages, rates, RATES)
+    if taken := [key for key in options if key in OWN]:
+        raise InputError(f"--cfg-options: got {taken[0]}, which {OWN[taken[0]]} sets for each stage")
     if any(length < 1 for length in lengths) or any(rate <= 0 for rate in steps):
         raise InputError(f"--epochs, --lr: got {lengths} and {steps}, expected 1 epoch or more and rates above 0")
     if small := [size for size in (*sizes, *timed) if size < SMALLEST]:
@@ -97,6 +107,7 @@ def linearize_in_stages(
     teacher = start.task.teacher.to(next(start.task.backbone.parameters()).device)
     examples = None if labels is None else Labelled(labels, start)
     made, before = {}, out / START / CALIBRATED  # all of them now: what does not fit is to cost no training
+    _check_chain(out, stages)
     for stage, length, rate in zip(stages, lengths, steps):
         which = dict(shared, options=options, epochs=length, rate=rate, before=str(before))
         if stage == TASK and examples is not None:
@@ -141,6 +152,28 @@ def linearize_in_stages(
     write_json(out / "stages.json", found)
     say(f"pictures: {', '.join(map(str, drawn))}")
     return found
+
+
+def _check_chain(out: Path, stages: Sequence[str]) -> None:
+    """Checks that each stage that is there already has begun with the one that is now before it.
+
+    Raises:
+        InputError: it has begun with other weights, or the stage before it is yet to be trained.
+    """
+    before = out / START / CALIBRATED
+    for stage in stages:
+        last = out / stage / LAST
+        if last.is_file():
+            left = config_beside(last, read_checkpoint(last))
+            began = None if left is None else load_config(str(left)).model.get("init_from")
+            if began is not None and Path(began).resolve() != before.resolve():
+                raise InputError(
+                    f"--out: {last.parent} began with {began}, and by --stages {' '.join(stages)} it would begin with "
+                    f"{before}; remove it, or name another folder"
+                )
+            if not before.is_file():
+                raise InputError(f"--out: {last.parent} is there, and {before}, which it began with, is not; remove it")
+        before = last
 
 
 def _for_each(option: str, stages: Sequence[str], given: Sequence[Any] | None, default: dict[str, Any]) -> list:
@@ -236,8 +269,7 @@ def _task_config(
     seed: int | None,
 ) -> Config:
     """Of the stage with labels; it has no teacher, and no images but the labelled ones."""
-    kept = ("model.backbone.", "model.mean", "model.std")
-    own = {key: value for key, value in options.items() if key.startswith(kept) or "_dataloader." in key}
+    own = {key: value for key, value in options.items() if not key.startswith(UNLABELLED)}
     made = load_config(config, {**own, "model.init_from": before, **_length(epochs, rate)})
     set_num_classes(made, len(examples.classes))
     return _completed(made, folder, examples.root, device, seed)

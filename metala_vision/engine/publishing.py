@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,32 @@ def publish(
         raise InputError(f"--weights: got 'ema', but {file} holds no moving average; use raw")
     state = dict(checkpoint[EMA_KEY if used == "ema" else "state_dict"])
     model = _model(described, state, file)
+    height, width = described["input_size"][1:]
+    scores = _scores(file, size_name(height if height == width else (height, width)), used, described["crop_pct"])
+    title = name or file.resolve().parent.name
+    card = _card(title, described, model, trained_settings(checkpoint), checkpoint, scores, license, used)
+    try:
+        with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=".publish_") as folder:
+            _write(Path(folder) / out.name, model, described, card)
+            os.replace(Path(folder) / out.name, out)  # whole or not at all
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be written: {error}") from error
+    return dict(
+        folder=str(out),
+        files=sorted(path.name for path in out.iterdir()),
+        model=described["architecture"],
+        parameters=_parameters(model),
+        weights=used,
+        scores=scores,
+    )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(out: Path, model: nn.Module, described: dict, card: str) -> None:
     data = {key: described[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct") if described[key]}
     names = described["label_names"]
     save_for_hf(
@@ -66,19 +94,7 @@ def publish(
     config = json.loads((out / "config.json").read_text())
     config["model_args"].pop("num_classes", None)  # transformers hands it over itself, and timm knows it from above
     write_json(out / "config.json", config)
-    height, width = described["input_size"][1:]
-    scores = _scores(file, size_name(height if height == width else (height, width)))
-    title = name or file.resolve().parent.name
-    card = _card(title, described, model, trained_settings(checkpoint), checkpoint, scores, license, used)
     write_atomic(out / "README.md", card.encode())
-    return dict(
-        folder=str(out),
-        files=sorted(path.name for path in out.iterdir()),
-        model=described["architecture"],
-        parameters=_parameters(model),
-        weights=used,
-        scores=scores,
-    )
 
 
 def checkpoint_of(run: str | Path) -> Path:
@@ -108,25 +124,42 @@ def _model(described: dict, state: dict, file: Path) -> nn.Module:
         raise InputError(f"RUN: {file}: {error}") from error
 
 
-def _scores(file: Path, trained: str) -> dict[str, dict[str, float]]:
+def _scores(file: Path, trained: str, used: str, crop: float | None) -> dict[str, dict[str, float]]:
     """Scores of this checkpoint by the size of the images, from the results that its run and tests have left beside it.
 
-    A test that changed the model, by another `decay_scale` for example, is left out. `trained` is the size of the run.
+    Left out are tests that changed the model (another `decay_scale`, say), or were of other images, weights or another
+    crop than the run's own test.
+
+    Args:
+        file: the checkpoint.
+        trained: size of the run.
+        used: "ema" or "raw", the weights that are published.
+        crop: share of an image that the run's own test keeps.
     """
+    own = _read(file.parent / "result.json")
+    own = own if isinstance(own, dict) and "epochs" in own else {}
     found: dict[str, dict[str, float]] = {}
-    for path in sorted(file.parent.glob("**/result.json")):
+    for path in sorted(file.parent.glob("**/result.json"), key=lambda path: (len(path.parts), path)):
         results = _read(path)
         for result in results if isinstance(results, list) else [results]:
             if not isinstance(result, dict) or Path(str(result.get("checkpoint"))).name != file.name:
                 continue
             scores = {key: result[key] for key in SCORES if isinstance(result.get(key), int | float) and key != "loss"}
-            own = path.parent == file.parent and "epochs" in result
-            if not scores or not (own or result.get("changed") == []):
+            if not scores or not (result == own or result.get("changed") == []):
+                continue
+            if result.get("weights", used) != used or _images(result) != _images(own or result):
+                continue
+            if result.get("crop_ratio") not in (None, crop):
                 continue
             size = result.get("img_size")
             size = tuple(size) if isinstance(size, list) else size
-            found.setdefault(trained if size is None else size_name(size), {}).update(scores)
+            found.setdefault(trained if size is None else size_name(size), scores)  # the run's own comes first
     return dict(sorted(found.items(), key=lambda item: _area(item[0])))
+
+
+def _images(result: dict) -> tuple[object, object]:
+    """What a result was found on."""
+    return result.get("dataset"), result.get("split")
 
 
 def _read(path: Path) -> object:
@@ -183,7 +216,7 @@ def _card(
         "",
         "## Images of other sizes",
         "",
-        _resolution_rule(described),
+        _resolution_rule(described, model),
         "",
         "## Use",
         "",
@@ -229,14 +262,18 @@ def _table(scores: dict[str, dict[str, float]]) -> list[str]:
     return lines
 
 
-def _resolution_rule(described: dict) -> str:
+def _resolution_rule(described: dict, model: nn.Module) -> str:
     grid = described.get("grid")
     if grid is None or not described["architecture"].startswith(("metala_vit", "linearized")):
         return "As timm's model of this name takes them."
+    positions = ", and the position embedding is resampled" if getattr(model, "pos_embed", None) is not None else ""
+    grid_text = f"The weights were trained on a grid of {grid[0]} x {grid[1]} tokens"
+    if not any(hasattr(module, "nominal_grid") for module in model.modules() if module is not model):
+        return f"Any height and width will do{positions}. {grid_text}."  # nothing in it forgets
     return (
-        f"Any height and width will do. The weights were trained on a grid of {grid[0]} x {grid[1]} tokens, which is "
-        f"saved with them; on another grid the decay of the scans is scaled by the ratio of the tokens, so that they "
-        f'remember the same share of an image. `decay_scale="none"` leaves it as it is.'
+        f"Any height and width will do{positions}. {grid_text}, which is saved with them; on another grid the decay of "
+        f"the scans is scaled by the ratio of the tokens, so that they remember the same share of an image. "
+        f'`decay_scale="none"` leaves it as it is.'
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from timm.layers import Format
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from metala_vision.layers.decay import DECAY_SCALES
@@ -212,6 +212,7 @@ def linearized_vit(pretrained: bool = False, teacher: str = "vit_small_patch16_2
         LinearizedViT,
         "linearized_vit",
         pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
         teacher=teacher,
         **kwargs,

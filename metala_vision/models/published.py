@@ -11,24 +11,40 @@ from torch import nn
 
 from metala_vision.errors import InputError
 
-FREE = ("num_classes", "img_size", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "proj_drop_rate")
+# Arguments that may be given with the tag, or change nothing that is loaded.
+FREE = ("num_classes", "img_size", "in_chans", "drop_rate", "drop_path_rate", "proj_drop_rate")
+HUB = "hf-hub:"  # as timm calls it
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
 
 
 def load(source: str | Path, **arguments: Any) -> nn.Module:
     """A published model, with its weights, in evaluation mode.
 
     Args:
-        source: a folder with config.json and model.safetensors, or "OWNER/NAME" on the hub.
+        source: a folder with config.json and model.safetensors, or "OWNER/NAME" on the hub; "hf-hub:OWNER/NAME" where
+            there is a folder OWNER here too.
         arguments: of `timm.create_model`, beside those of the model: `num_classes=5`, `features_only=True`.
 
     Raises:
-        InputError: a folder without a config.json.
+        InputError: a folder without a config.json or weights, or no folder where there seems to be meant one.
     """
-    place = f"local-dir:{source}" if Path(source).is_dir() else f"hf-hub:{source}"
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise InputError(f"source: {source} has no config.json; expected a folder that tools/publish.py has written")
-    if not Path(source).is_dir() and str(source).count("/") != 1:
-        raise InputError(f"source: got {str(source)!r}, which is no folder; expected one, or OWNER/NAME on the hub")
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
+            raise InputError(
+                f"source: {source} has no config.json; expected a folder that tools/publish.py has written"
+            )
+        if not any((Path(source) / name).is_file() for name in WEIGHTS):
+            raise InputError(
+                f"source: {source} has no {WEIGHTS[0]}; expected a folder that tools/publish.py has written"
+            )
+        place = f"local-dir:{source}"
+    else:
+        name = str(source).removeprefix(HUB)
+        if name.count("/") != 1:
+            raise InputError(f"source: got {str(source)!r}, which is no folder; expected one, or OWNER/NAME on the hub")
+        if name == str(source) and (isinstance(source, Path) or Path(source).parent.is_dir()):
+            raise InputError(f"source: no folder {source}; of a model on the hub write {HUB}OWNER/NAME")
+        place = HUB + name
     return timm.create_model(place, pretrained=True, **arguments).eval()
 
 
@@ -52,6 +68,8 @@ def add_weights(name: str, folder: str | Path) -> None:
     if config["architecture"] != architecture:
         raise InputError(f"name: got {name!r}, but {folder} has weights of {config['architecture']}")
     others = {key: value for key, value in config.get("model_args", {}).items() if key not in FREE}
+    if others.get("global_pool") == getattr(timm.create_model(architecture, device="meta"), "global_pool", None):
+        others.pop("global_pool", None)  # timm writes it into every config.json
     if others:
         raise InputError(
             f"folder: {folder} is of a {architecture} with {others}; use metala_vision.load({str(folder)!r})"

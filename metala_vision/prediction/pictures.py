@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from metala_vision.data import UnreadableImageError
-from metala_vision.data.image_folder import SUFFIXES, read_image
+from metala_vision.data.image_folder import SUFFIXES, pixels_of, read_image
 from metala_vision.errors import InputError
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -85,8 +85,11 @@ def pictures(found: Iterable[Any], channels: int, every: int = 1) -> Iterator[Pi
                 yield _read(place, channels)
         else:
             image = Image.fromarray(place.squeeze(2) if place.shape[2] == 1 else place) if _is_array(place) else place
-            image = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
-            yield Picture(str(number), np.asarray(image).reshape(image.height, image.width, channels))
+            try:
+                picture = Picture(str(number), pixels_of(image, channels))
+            except Exception as error:  # a file that Pillow has opened and not yet read may be broken in any way
+                picture = Picture(str(number), None, error=f"{type(error).__name__}: {error}")
+            yield picture
 
 
 def _is_array(place: Any) -> bool:
@@ -105,12 +108,13 @@ def _read(path: Path, channels: int) -> Picture:
 def _frames(path: Path, channels: int, every: int) -> Iterator[Picture]:
     video = cv2.VideoCapture(str(path))
     try:
-        number = 0
+        number, broken = 0, False
         while video.grab():
             if number % every == 0:
                 seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 decoded, frame = video.retrieve()
                 if not decoded:
+                    broken = True
                     break
                 colours = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGR2GRAY
                 pixels = cv2.cvtColor(frame, colours).reshape(*frame.shape[:2], channels)
@@ -119,7 +123,9 @@ def _frames(path: Path, channels: int, every: int) -> Iterator[Picture]:
         stated = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         if number == 0:
             yield Picture(str(path), None, error="no frame of this video can be read")
-        elif stated - number > SPARE:
-            yield Picture(f"{path}#{number}", None, error=f"the video ends here, and states {stated} frames")
+        elif broken or stated - number > SPARE:
+            states = f", and states {stated} frames" if stated > 0 else ""
+            reason = "this frame and those after it cannot be read" if broken else "the video ends here"
+            yield Picture(f"{path}#{number}", None, error=f"{reason}{states}")
     finally:
         video.release()

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ COLUMNS = {
 }
 QUALITY = 90  # of JPEG
 LONGEST = 65500  # pixels of a side, of JPEG
+MOST_BYTES = 255  # of a file's name, on nearly every file system
 
 
 def write_predictions(
@@ -77,16 +79,26 @@ def _written(out: str | Path) -> Iterator[None]:
         raise InputError(f"--out: {out} cannot be written: {error}") from error
 
 
+def _named(place: str, ending: str) -> Path:
+    """A place with a further ending. A name that would be too long for a file system ends in a hash of the whole."""
+    path = Path(place + ending)
+    name = os.fsencode(path.name)
+    if len(name) <= MOST_BYTES:
+        return path
+    end = f"_{hashlib.sha256(name).hexdigest()[:16]}{ending}".encode()
+    return path.with_name((name[: MOST_BYTES - len(end)] + end).decode(errors="ignore"))
+
+
 def _draw(picture: Picture, found: Prediction, folder: Path, place: str, names: Sequence[str]) -> None:
     from .overlay import overlay  # matplotlib's font and colours, which those who do not draw need not have
 
-    file = folder / "pictures" / f"{place}.jpg"
+    file = folder / "pictures" / _named(place, ".jpg")
     file.parent.mkdir(parents=True, exist_ok=True)
     assert picture.pixels is not None
     image = overlay(picture.pixels, found, names)
     image.thumbnail((LONGEST, LONGEST))
     image.save(file, quality=QUALITY)
     if found.class_map is not None:
-        file = folder / "class_maps" / f"{place}.png"
+        file = folder / "class_maps" / _named(place, ".png")
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(found.class_map).save(file)

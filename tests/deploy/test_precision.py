@@ -147,6 +147,16 @@ def test_calibrated_on_a_folder(tmp_path):
         (dict(precision="int8", calibration="EMPTY"), "calibration: .* has no images"),
         (dict(precision="int8", calibration="BROKEN"), "calibration: .*a.png: "),
         (dict(precision="int8", format="openvino", file="m.xml"), "OpenVINO makes float32 of int8 without it"),
+        (dict(precision="int8", calibration=[]), "calibration: got no images, expected some of .1, 3, height, width"),
+        (
+            dict(precision="int8", calibration=[torch.zeros(3, 64, 64)]),
+            r"got an image .3, 64, 64., expected .1, 3",
+        ),
+        (
+            dict(precision="int8", calibration=[torch.zeros(1, 3, 80, 80)], dynamic=("batch",)),
+            r"got an image .1, 3, 80, 80., expected .1, 3, 64, 64.",
+        ),
+        (dict(precision="int8", calibration=[1]), "got an image int, expected"),
     ],
     ids=str,
 )

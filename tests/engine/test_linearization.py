@@ -182,6 +182,14 @@ def test_the_tool_goes_through_the_stages(load_tool, photographs, weights, own_f
     loaded = timm.create_model(f"local-dir:{tmp_path / 'published'}", pretrained=True)
     assert loaded.keep_softmax == (0,)
     assert "cosine" in (tmp_path / "published" / "README.md").read_text()
+    (tmp_path / "out" / "blocks").rename(tmp_path / "gone")
+    with pytest.raises(InputError, match="--out: .*features is there, and .*blocks.*last.pth, which it began wi"):
+        load_tool("linearize.py")(*arguments)
+    (tmp_path / "gone").rename(tmp_path / "out" / "blocks")
+    fewer = ["features" if word == "blocks" else word for word in arguments if word != "features"]
+    fewer = [word for i, word in enumerate(fewer) if i != fewer.index("--epochs") + 1]
+    with pytest.raises(InputError, match="--out: .*features began with .*blocks.*last.pth, and by --stages features t"):
+        load_tool("linearize.py")(*fewer)
     for other, named in (("model.backbone.states=5", "backbone"), ("model.calibration=7", "calibration")):
         with pytest.raises(InputError, match=f"--out: .* has states for {named} = .*; give another folder"):
             load_tool("linearize.py")(*arguments, other)
@@ -203,12 +211,16 @@ def test_the_tool_goes_through_the_stages(load_tool, photographs, weights, own_f
         (["--sizes", "224"], "--labels: expected a folder of labelled images for --sizes"),
         (["--data-root", "nowhere"], "no folder nowhere"),
         (["--config", "none.py"], "config: no file none.py"),
+        (["--cfg-options", "train_cfg.max_epochs=7"], "--cfg-options: got train_cfg.max_epochs, which --epochs sets"),
+        (["--cfg-options", "optim_wrapper.optimizer.lr=1"], "--cfg-options: got optim_wrapper.*lr, which --lr sets"),
     ],
     ids=str,
 )
 def test_what_the_tool_refuses(options, message, load_tool, photographs, weights, tmp_path):
     arguments = ["--teacher", "vit_tiny_patch16_224", "--checkpoint", str(weights), "--data-root", str(photographs)]
     small = [f"model.backbone.{key}={value}" for key, value in MODEL.items()]
+    if options[0] == "--cfg-options":
+        small, options = [*small, *options[1:]], []
     with pytest.raises(InputError, match=message):
         load_tool("linearize.py")(*arguments, "--out", str(tmp_path / "out"), *options, "--cfg-options", *small)
 

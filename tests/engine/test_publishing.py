@@ -1,5 +1,6 @@
 """Weights for timm and the hub: what is written, who loads it, and what the card says."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import timm
 import torch
 
 import metala_vision
+from metala_vision.engine import publishing
 from metala_vision.engine.publishing import publish
 from metala_vision.errors import InputError
 from metala_vision.files import write_json
@@ -59,7 +61,7 @@ def test_timm_loads_what_is_published(published):
     assert timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=3).num_classes == 3
 
 
-def test_by_its_place_and_by_a_tag(published):
+def test_by_its_place_and_by_a_tag(published, monkeypatch):
     """With the names of its classes, and as a trunk; a tag is one of timm's pretrained ones then."""
     _, out, _, _ = published
     plain = publish_of_a_name(out)
@@ -88,6 +90,18 @@ def test_by_its_place_and_by_a_tag(published):
             metala_vision.add_weights(wrong, plain)
     with pytest.raises(InputError, match="has no config.json and model.safetensors"):
         metala_vision.add_weights(name, out.parent)
+    config = json.loads((plain / "config.json").read_text())
+    config["model_args"]["global_pool"] = "max"
+    (plain / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="is of a metala_vit_nano with .'global_pool': 'max'.; use metala_vision.load"):
+        metala_vision.add_weights("metala_vit_nano.of_the_largest", plain)
+    (plain / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="has no model.safetensors"):
+        metala_vision.load(plain)
+    monkeypatch.chdir(out.parent)
+    (out.parent / "mistyped_parent").mkdir()
+    with pytest.raises(InputError, match="source: no folder mistyped_parent/name; of a model on the hub write hf-hub:"):
+        metala_vision.load("mistyped_parent/name")
 
 
 def publish_of_a_name(out):
@@ -112,7 +126,7 @@ def test_the_card_says_what_people_ask(published):
 
 def test_tests_that_changed_the_model_are_left_out(published, tmp_path):
     """Catches a table that mixes sizes tested with and without the scale of the decay."""
-    run, _, _, _ = published
+    run, _, _, result = published
     name = "best.pth" if (run / "best.pth").exists() else "last.pth"
     tests = [
         dict(checkpoint=str(run / name), img_size=16, top1=50.0, changed=[]),
@@ -120,7 +134,12 @@ def test_tests_that_changed_the_model_are_left_out(published, tmp_path):
         dict(checkpoint=str(run / name), img_size=32, top1=30.0, changed=["model.backbone.decay_scale: ..."]),
         dict(checkpoint=str(run / name), img_size=64, top1=20.0),
         dict(checkpoint=str(run / "other.pth"), img_size=24, top1=10.0, changed=[]),
+        dict(checkpoint=str(run / name), img_size=8, top1=1.0, changed=[]),
+        dict(checkpoint=str(run / name), img_size=40, top1=2.0, changed=[], weights="raw"),
+        dict(checkpoint=str(run / name), img_size=48, top1=3.0, changed=[], crop_ratio=0.5),
+        dict(checkpoint=str(run / name), img_size=56, top1=4.0, changed=[], dataset="Other"),
     ]
+    tests = [dict(dataset="Digits", split="test") | test for test in tests]
     (run / "sizes").mkdir()
     (run / "sizes" / "result.json").write_text(json.dumps(tests))
     (run / "broken").mkdir()
@@ -128,6 +147,9 @@ def test_tests_that_changed_the_model_are_left_out(published, tmp_path):
     scores = publish(run, tmp_path / "again")["scores"]
     assert list(scores) == ["8", "16x8", "16"]
     assert scores["16"] == {"top1": 50.0}
+    assert scores["8"] == {"top1": result["top1"], "top5": result["top5"]}
+    assert list(publish(run, tmp_path / "raw", weights="raw")["scores"]) == ["8", "16x8", "16", "40"]
+    # Of other weights, the run's own test says nothing.
 
 
 def test_a_test_says_what_it_changed(run_small, load_tool, tmp_path):
@@ -153,10 +175,19 @@ def test_others_load_it(code, published, tmp_path):
     assert torch.allclose(torch.load(tmp_path / "y.pt"), loaded(x), atol=1e-6)
 
 
-def test_what_cannot_be_published(published, tmp_path):
+def test_what_cannot_be_published(published, tmp_path, monkeypatch):
     run, out, _, _ = published
     with pytest.raises(InputError, match="holds something already"):
         publish(run, out)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(publishing, "write_atomic", full)
+    with pytest.raises(InputError, match="--out: .*new cannot be written: .*No space left"):
+        publish(run, tmp_path / "new")
+    assert not [path for path in tmp_path.iterdir() if "new" in path.name or "publish" in path.name]
+    monkeypatch.undo()
     with pytest.raises(InputError, match="RUN: no folder and no file"):
         publish(tmp_path / "none", tmp_path / "new")
     with pytest.raises(InputError, match="has neither best.pth nor last.pth"):

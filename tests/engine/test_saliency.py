@@ -83,7 +83,7 @@ def test_maps_of_checkpoints_are_held_against_the_networks(load_tool, network, t
     for i in range(5):
         coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((60, 50), Image.Resampling.BILINEAR).save(tmp_path / f"{i}.png")
-    described = dict(task="linearization", label_names=None)
+    described = dict(task="linearization", architecture="linearized_vit", label_names=None)
     models = {}
     for name, kept in (("same", (0, 1)), ("linear", ())):
         settings = dict(mixer="classes", keep_softmax=kept, states=4)
@@ -101,6 +101,15 @@ def test_maps_of_checkpoints_are_held_against_the_networks(load_tool, network, t
         assert row["difference"] == pytest.approx(0, abs=1e-4)
     assert all(-1 <= row["correlation"] < 0.9999 and row["difference"] > 1e-4 for row in rows[1::2]), rows
     assert (tmp_path / "maps.png").stat().st_size > 10_000
+    (tmp_path / "1.png").write_text("no picture")
+    one_by_one = [*options[:4], "--sizes", "28", "--batch", "1"]
+    (row, _) = load_tool("saliency_maps.py")(str(file), "--compare", *files, *one_by_one)["rows"]
+    assert row["images"] == 3
+    described["model_args"]["teacher"] = "vit_small_patch16_224"
+    other = linearize(timm.create_model("vit_small_patch16_224", **SMALL), mixer="classes", states=4)
+    torch.save({"state_dict": other.state_dict(), "description": described}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="other.pth is of vit_small_patch16_224, expected an encoder of the network"):
+        load_tool("saliency_maps.py")(str(file), "--compare", str(tmp_path / "other.pth"), *options)
     with pytest.raises(InputError, match="--data-root: expected a folder"):
         load_tool("saliency_maps.py")(str(file), "--compare", *files)
 

@@ -1,5 +1,6 @@
 """Predictions equal the model's own numbers, on pictures of every kind, from every source."""
 
+import io
 import zipfile
 
 import numpy as np
@@ -12,6 +13,7 @@ from small_checkpoints import IMAGES, NAMES
 import metala_vision
 from metala_vision.data import EvalTransform
 from metala_vision.data.image_folder import read_image
+from metala_vision.data.preparation import Preparation
 from metala_vision.dense import class_map, load_dense
 from metala_vision.deploy import model_of
 from metala_vision.errors import InputError
@@ -64,6 +66,49 @@ def test_pictures_in_memory_and_by_pattern(classifier, folder, picture):
         assert probabilities(one) == pytest.approx(probabilities(plain), abs=1e-6)
     (read,) = predictor([folder / "deep" / "grey.png"])
     assert probabilities(found[3]) == pytest.approx(probabilities(read), abs=1e-6)
+
+
+def test_pictures_in_memory_are_read_as_files_are(classifier, picture, tmp_path):
+    """Catches 16 bits clipped to white, transparent pixels that are black, and a broken picture that ends all."""
+    deep = Image.fromarray(picture[:, :, 0].astype(np.uint16) * 256 + 255)
+    alpha = np.where(np.arange(120) < 60, 0, 255) + np.zeros((90, 1))
+    clear = Image.fromarray(np.dstack([picture, alpha]).astype(np.uint8))
+    predictor = metala_vision.Predictor(classifier, top_k=3)
+    for name, image in (("deep.png", deep), ("clear.png", clear)):
+        image.save(tmp_path / name)
+        by_path, opened, in_memory = predictor([tmp_path / name, Image.open(tmp_path / name), image])
+        assert probabilities(opened) == pytest.approx(probabilities(by_path), abs=1e-6)
+        assert probabilities(in_memory) == pytest.approx(probabilities(by_path), abs=1e-6)
+    whole = (tmp_path / "clear.png").read_bytes()
+    broken = Image.open(io.BytesIO(whole[: len(whole) // 2]))
+    found = list(predictor([picture, broken, Image.new("F", (8, 8)), picture]))
+    assert [bool(one.error) for one in found] == [False, True, True, False]
+    assert "truncated" in found[1].error
+    assert "32-bit pixels" in found[2].error
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_as_timm_prepares_images(channels, picture):
+    """Catches weights whose images are squashed and not cropped, and models of grey images with the mean of colours."""
+    cfg = dict(crop_mode="squash", crop_pct=0.8, mean=(0.1, 0.2, 0.6), std=(0.2, 0.3, 0.4), interpolation="bicubic")
+    options = dict(img_size=64, embed_dim=32, depth=1, num_heads=2, pretrained_cfg_overlay=cfg)
+    model, described = model_of("vit_tiny_patch16_224", in_chans=channels, **options)
+    assert described["input_size"] == [channels, 64, 64]
+    assert described["mean"] == pytest.approx([0.1, 0.2, 0.6] if channels == 3 else [0.3])
+    image = Image.fromarray(picture).convert("RGB" if channels == 3 else "L")
+    seen = {**cfg, "mean": described["mean"], "std": described["std"]}
+    named = timm.data.create_transform((channels, 64, 64), **seen)
+    mine = Preparation(described)(read_array(image, channels))
+    assert mine.shape == (channels, 64, 64)
+    assert (mine - named(image)).abs().max() < 0.1  # levels of 255: resizing differs by two
+    (found,) = metala_vision.predict("vit_tiny_patch16_224", image, in_chans=channels, num_classes=1000, **options)
+    assert len(found.classes) == 5
+    with pytest.raises(InputError, match="source: the model reads a sequence of 64 pixels"):
+        Preparation({**described, "input_size": [3, 1, 64], "crop_pct": None})
+
+
+def read_array(image: Image.Image, channels: int) -> np.ndarray:
+    return np.asarray(image).reshape(image.height, image.width, channels)
 
 
 def test_tiles_of_a_classifier(classifier, picture):

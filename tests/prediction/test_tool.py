@@ -70,6 +70,49 @@ def test_pictures_that_jpeg_or_utf8_cannot_hold(load_tool, classifier, folder, t
     assert "?.png (90x120)" in capsys.readouterr().out
 
 
+def test_names_as_long_as_may_be(load_tool, dense, folder, tmp_path):
+    """Catches a legal name that becomes too long by the ending of a picture, and ends the run of all others."""
+    for letter in ("a", "\u00e9"):
+        name = letter * ((255 - 4) // len(letter.encode())) + ".png"
+        (folder / "deep" / name).write_bytes((folder / "deep" / "plain.png").read_bytes())
+    out = tmp_path / "found"
+    result = load_tool("predict.py")(str(dense("segmentation", "unet")), str(folder), "--out", str(out))
+    assert result["images"] == 7
+    for place in ("pictures", "class_maps"):
+        names = [path.name for path in (out / place / "deep").iterdir()]
+        assert len(names) == len(set(names)) == 7
+        assert 240 < max(len(name.encode()) for name in names) <= 255
+
+
+def test_a_frame_that_cannot_be_decoded(load_tool, classifier, tmp_path, monkeypatch, picture):
+    """Catches a video that ends in silence where its container does not state how many frames there are."""
+
+    class Broken:
+        def __init__(self, path):
+            self.frame = -1
+
+        def grab(self):
+            self.frame += 1
+            return self.frame < 10
+
+        def retrieve(self):
+            return self.frame < 4, picture
+
+        def get(self, key):
+            return 0.0
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Broken)
+    (tmp_path / "clip.mkv").write_text("")
+    found = load_tool("predict.py")(str(classifier), str(tmp_path / "clip.mkv"))
+    assert found["images"] == 4
+    assert found["skipped"] == [
+        dict(image=f"{tmp_path / 'clip.mkv'}#4", error="this frame and those after it cannot be read")
+    ]
+
+
 def test_a_video(load_tool, classifier, picture, tmp_path):
     """Frames by their numbers and times."""
     writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (120, 90))
