@@ -41,6 +41,21 @@ def image_size(text: str) -> int | tuple[int, int]:
     return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
+def check_out(file: str | Path) -> None:
+    """Raises InputError for a file that cannot be written, before the hours that lead to what is to stand in it."""
+    import os
+
+    from metala_vision.errors import InputError
+
+    path = Path(file)
+    if path.is_dir():
+        raise InputError(f"--out: {path} is a folder, expected a file to write")
+    if not path.parent.is_dir():
+        raise InputError(f"--out: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"--out: {path} cannot be written")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Whether the result alone is printed, for other programs to read."""
     parser.add_argument("--json", action="store_true", help="print nothing but the result on stdout; logs go to stderr")

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from arguments import add_json
+from arguments import add_json, check_out
 
 EXAMPLES = """examples:
   python tools/bench_detector.py --backbones deit_tiny_patch16_224 metala_vit_tiny --sizes 1333x800 2048x1024
@@ -66,6 +66,8 @@ def main(args: argparse.Namespace) -> dict:
     from metala_vision.files import write_json
     from metala_vision.profiling.detectors import DetectorCandidate, DetectorCell, bench_detectors, render
 
+    if args.out:
+        check_out(args.out)
     if args.configs:
         candidates = [DetectorCandidate(**from_config(path)) for path in args.configs]
     else:

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from arguments import add_json
+from arguments import add_json, check_out
 
 EXAMPLES = """examples:
   python tools/compare_runs.py --run ours work_dirs/metala_seed* --run vit work_dirs/vit_seed*
@@ -39,6 +39,8 @@ def main(args: argparse.Namespace) -> dict:
     from metala_vision.files import write_json
     from metala_vision.profiling.environment import environment
 
+    if args.out is not None:
+        check_out(args.out)
     names = [name for name, *_ in args.run]
     if len(set(names)) < len(names):
         raise InputError(f"--run: got {', '.join(names)}, expected no name twice")

@@ -8,6 +8,7 @@ failed. The exit code is 0 if every cell is ok, 1 if not, and 2 for input that d
 """
 
 import argparse
+import signal
 import sys
 
 from arguments import add_json
@@ -56,6 +57,7 @@ if __name__ == "__main__":
     # Not above: torch takes seconds to import, and --help should not.
     from metala_vision.command_line import run_tool
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its processes are ended and its rows written
     found: dict = {}
     code = run_tool(lambda: found.setdefault("report", main(arguments)), quiet=arguments.json)
     parts = found.get("report", {}).get("parts", {})

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from arguments import add_imports, add_json
+from arguments import add_imports, add_json, check_out
 
 EXAMPLES = """examples:
   python tools/mixer_conditions.py                                # all mixers, some minutes
@@ -39,15 +39,14 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     from metala_vision.command_line import import_modules
-    from metala_vision.errors import InputError
     from metala_vision.files import write_json
     from metala_vision.layers.mixers import MIXERS
     from metala_vision.profiling.attention.conditions import Task, conditions, render
     from metala_vision.profiling.environment import environment
 
     import_modules(args.imports)
-    if args.out and not args.out.parent.is_dir():
-        raise InputError(f"--out: there is no folder {args.out.parent}")
+    if args.out:
+        check_out(args.out)
     task = Task(args.key_dim, args.side, args.maps, args.steps, args.sharpness, seed=args.seed)
     rows = conditions(args.mixers or list(MIXERS), task)
     print(render(rows))

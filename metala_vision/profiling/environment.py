@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 import importlib.util
 import platform
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -13,7 +15,6 @@ from timm.layers import use_fused_attn
 import metala_vision
 from metala_vision import kernels, layers, models
 from metala_vision.errors import InputError
-from metala_vision.kernels import native
 
 
 def environment(device: str = "cpu", threads: int | None = None) -> dict:
@@ -29,14 +30,25 @@ def environment(device: str = "cpu", threads: int | None = None) -> dict:
         "timm": timm.__version__,
         "metala_vision": metala_vision.__version__,
         "sources": _sources(),
-        "kernel": "triton" if device.startswith("cuda") else "c" if native.available() else "chunked",
+        "kernel": {"cpu": "c"}.get(chosen := kernels.available_backends(torch.device(device))[0], chosen),
         "fused_attention": bool(use_fused_attn()),
     }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
         found |= {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 1e9, 1)}
         found["cuda"] = torch.version.cuda or torch.version.hip
+        found["cudnn"] = torch.backends.cudnn.version()
+        driver: Any = getattr(torch._C, "_cuda_getDriverVersion", None)
+        found["driver"] = driver() if driver is not None and torch.version.cuda else None
+        found["triton"] = _version("triton")
     return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _sources() -> str:

@@ -32,8 +32,11 @@ def bench_pipelines(folder: str, images: int = 200, rounds: int = 5, img_size: i
         `environment`.
 
     Raises:
-        InputError: too few JPEG files.
+        InputError: a number below 1, too few JPEG files.
     """
+    for option, value in (("--images", images), ("--rounds", rounds), ("--img-size", img_size)):
+        if value < 1:
+            raise InputError(f"{option}: got {value}, expected at least 1")
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:images]
     if len(files) < images:
         raise InputError(f"--folder: {folder} has {len(files)} JPEG files, expected at least {images}; see --images")

@@ -13,7 +13,7 @@ from metala_vision.errors import InputError
 
 from .gpu_report import page
 from .speed.workers import Candidate
-from .sweep.rows import derive, exponents
+from .sweep.rows import derive, exponents, label
 from .sweep.store import MEASURED
 
 OURS = "metala_vit_"
@@ -232,7 +232,7 @@ def _throughput(path: Path, root: Path) -> str:
                 parts += [f"![speed, memory and ratio]({folder}/throughput_{mode}_{dtype}.png)\n"]
     fits = exponents(derive(cells, content["races"], Candidate(SOFTMAX["tiny"])))
     rows = [
-        [f"`{fit['model']}`{'' if fit['sdpa'] == 'default' else ', ' + fit['sdpa']}", fit["mode"], fit["dtype"]]
+        [f"`{fit['model']}`{fit['line'].removeprefix(fit['model'])}", fit["mode"], fit["dtype"]]
         + [f"{fit['exponent']:.2f}", f"{fit['sizes'][0]} to {fit['sizes'][-1]}"]
         for fit in fits
     ]
@@ -244,15 +244,15 @@ def _throughput(path: Path, root: Path) -> str:
 def _speeds(cells: dict[str, dict], races: dict) -> str:
     """Images per second with the ratio, and peak memory, of one mode and dtype: a row for each model."""
     sizes = sorted({cell["size"] for cell in cells.values()})
-    models = dict.fromkeys((cell["model"], cell["sdpa"]) for cell in cells.values())
+    models = dict.fromkeys((cell["model"], label(cell)) for cell in cells.values())
     baselines = {model: _baseline(model, {name for name, _ in models}) for model, _ in models}
     derived = {name: derive(cells, races, Candidate(name)) for name in set(baselines.values())}
     tables = []
     for title, write in (("images/s", _speed), ("MB", _memory)):
         rows = []
-        for model, sdpa in models:
-            mine = {r["size"]: r for r in derived[baselines[model]] if (r["model"], r["sdpa"]) == (model, sdpa)}
-            name = f"`{model}`" + ("" if sdpa == "default" else f", {sdpa}")
+        for model, line in models:
+            mine = {r["size"]: r for r in derived[baselines[model]] if label(r) == line}
+            name = f"`{model}`" + line.removeprefix(model)
             rows.append([name, *(write(mine[size]) if size in mine else "" for size in sizes)])
         rows.sort(key=lambda row: OURS not in row[0])
         batches = {cell["size"]: cell["requested"] for cell in cells.values()}
@@ -277,4 +277,6 @@ def _speed(row: dict) -> str:
 
 
 def _memory(row: dict) -> str:
-    return f"{row['peak_memory_mb']:.0f}" if row["status"] in MEASURED else row["status"]
+    if row["status"] not in MEASURED:
+        return row["status"]
+    return "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"

@@ -98,15 +98,17 @@ def test_bad_cell(text):
 def test_cuda_graphs_reach_torch_compile(monkeypatch):
     """Catches a switch that changes nothing, and one that is not refused where there is nothing to record."""
     modes = []
-    monkeypatch.setattr(bench, "compiled_module", lambda model, **options: modes.append(options.get("mode")) or model)
+    monkeypatch.setattr(bench, "compiled", lambda model, **options: modes.append(options) or model)
     monkeypatch.setattr(bench, "create", lambda name, size, device: create(name, size))
-    monkeypatch.setattr(bench, "interleaved", lambda candidates, rounds, device: interleaved(candidates, rounds))
+    monkeypatch.setattr(
+        bench, "interleaved", lambda candidates, rounds, warmup, device: interleaved(candidates, rounds)
+    )
     one = (["metala_vit_nano"], [Cell(32, 1, "float32", "infer")])
     for cuda_graphs in (False, True):
-        bench_models(*one, compiled=True, rounds=1, floor=False, device="cuda", cuda_graphs=cuda_graphs)
-    assert modes == [None, "reduce-overhead"]
+        bench_models(*one, compile=True, rounds=1, floor=False, device="cuda", cuda_graphs=cuda_graphs)
+    assert modes == [dict(dynamic=False), dict(dynamic=False, mode="reduce-overhead")]
     with pytest.raises(InputError, match="--cuda-graphs: got the device cpu, expected a CUDA device"):
-        bench_models(*one, compiled=True, cuda_graphs=True)
+        bench_models(*one, compile=True, cuda_graphs=True)
     with pytest.raises(InputError, match="--cuda-graphs: got it without --compile"):
         bench_models(*one, device="cuda", cuda_graphs=True)
 

@@ -1,7 +1,7 @@
 """Times of kernels on a GPU: candidates in turn, each from a cold cache, between two events of the device."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -11,9 +11,15 @@ FLUSH = 2**28  # bytes written before each run: more than any second-level cache
 
 
 def milliseconds(
-    candidates: dict[str, Callable[[], object]], device: str, rounds: int, warmup: int = 3
+    candidates: dict[str, Callable[[], object]],
+    device: str,
+    rounds: int,
+    warmup: int = 3,
+    from_idle: Collection[str] = (),
 ) -> dict[str, Spread]:
     """The milliseconds of each round of each candidate, which run in turn.
+
+    The device has nothing to do when one of `from_idle` begins, so that its time has the host's launches in it.
 
     On a GPU a large buffer is written before each run. While the device does so the host can launch what follows, so
     that the time between the events is the device's own, unless the launches take longer than that write.
@@ -32,6 +38,8 @@ def milliseconds(
             else:
                 flush.zero_()
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                if name in from_idle:
+                    torch.cuda.synchronize()
                 begin.record()
                 run()
                 end.record()

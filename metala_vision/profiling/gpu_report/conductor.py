@@ -1,6 +1,7 @@
 """Starts the parts of a report one after the other, ends what hangs, and writes the report after each of them."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from metala_vision.files import owned, to_json, write_atomic, write_json
 from metala_vision.profiling.environment import environment
 
 from . import rows
-from .parts import PARTS, Part
+from .parts import KEPT, PARTS, Part
 from .summary import render
 
 ROOT = Path(metala_vision.__file__).resolve().parents[1]
@@ -30,8 +31,10 @@ GRACE = 5.0  # seconds that a process has beyond its share, to finish a cell
 RESERVE = 10.0  # seconds of the whole that no part gets
 BESIDE = max(1, min(4, (os.cpu_count() or 1) // 4))  # processes that run beside a part
 LOG_BYTES = 400_000  # kept of each part's log: its end
-SAME = ("device", "gpu", "torch", "timm", "cuda", "sources")  # what all cells of a report share
-REPEATED = ("failed", "died", "too slow", "not reached")  # cells that another run of the same report tries again
+# What all cells of a report share.
+SAME = ("device", "gpu", "torch", "timm", "cuda", "cudnn", "driver", "triton", "sources", "report")
+# Cells that another run of the same report tries again.
+REPEATED = ("failed", "died", "too slow", "not reached", "incomplete")
 
 
 class Options(NamedTuple):
@@ -65,16 +68,19 @@ def report(options: Options, show: Callable[[str], None] = lambda text: None, kn
     device = "cpu" if options.rehearse else "cuda"
     folder = Path(options.out) if options.out else ROOT / "results" / f"gpu_{_card(device)}"
     with owned(folder, "--out", "another report is being written"), tempfile.TemporaryDirectory() as scratch:
-        content = _former(folder / FILE, environment(device), options)
+        content = _former(folder / FILE, environment(device) | {"report": _digest()}, options)
         chosen = [part for part in known if not options.parts or part.name in options.parts]
         end = time.monotonic() + 60 * options.minutes - RESERVE
         for number, part in enumerate(chosen):
             later = sum(other.seconds for other in chosen[number:])
             share = max(0.0, (end - time.monotonic()) * part.seconds / later)
             former = {} if options.parts else content["parts"].get(part.name, {})
-            result, log = _run_part(part, share, device, options, Path(scratch), former, _ceilings(content))
-            content["parts"][part.name] = result
-            _write(folder, content, part, log)
+            running = _Running(part, Path(scratch), former)
+            try:
+                running.run(share, device, options.rehearse, _ceilings(content))
+            finally:  # what it has is written, also when the report is ended in its midst
+                result = content["parts"][part.name] = running.result()
+                _write(folder, content, part, running.text())
             counts = ", ".join(f"{count} {status}" for status, count in _count(result["cells"]).items())
             left = max(0.0, end - time.monotonic())
             show(f"{part.title}: {counts or result['status']} in {result['seconds']:.0f} s; {left:.0f} s are left")
@@ -126,39 +132,67 @@ def _ceilings(content: dict) -> dict:
     return {key: value for cell in cells for key, value in cell.items() if key.endswith("_s")}
 
 
-def _run_part(
-    part: Part, seconds: float, device: str, options: Options, scratch: Path, former: dict, ceilings: dict
-) -> tuple[dict, str]:
-    """The row of one part, and its log. A process that dies is followed by another for the cells that are left."""
-    kept = [cell for cell in former.get("cells", []) if cell["status"] not in REPEATED]
-    path, log = scratch / f"{part.name}.jsonl", scratch / f"{part.name}.log"
-    for cell in kept:
-        rows.append(path, {"kept": cell["cell"]})
-    command = [sys.executable, "-m", f"{__package__}.worker", part.source, "--rows", str(path), "--device", device]
-    command += ["--scratch", str(scratch), "--ceilings", to_json(ceilings), *["--rehearse"] * options.rehearse]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    if options.rehearse:
-        environment["TRITON_INTERPRET"] = "1" if part.interpreted else "0"
-    start, reason = time.monotonic(), ""
-    with _beside(part, command, environment, seconds):
-        while True:
-            left = seconds - (time.monotonic() - start)
-            before = len(rows.values(path, "begun"))
-            code = _run([*command, "--seconds", f"{left:.1f}"], environment, log, left + GRACE)
-            reason = _reason(code, log)
-            for key in _without_row(path, "begun"):
-                rows.append(path, {"cell": key, "status": "too slow" if code is None else "died", "reason": reason})
-            if code in (0, None) or left < GRACE or len(rows.values(path, "begun")) == before:
-                break
-    cells = kept + [row for row in rows.read(path) if "cell" in row]
-    cells += [{"cell": key, "status": "not reached"} for key in _without_row(path, "planned")]
-    good = all(cell["status"] in ("ok", "not here") for cell in cells)
-    status = "failed" if not cells else "ok" if good else "incomplete"
-    result = {"title": part.title, "status": status, "seconds": round(time.monotonic() - start, 1), "cells": cells}
-    if status != "ok" and reason:
-        result["reason"] = reason
-    text = log.read_text(errors="replace")[-LOG_BYTES:] if log.exists() else ""
-    return result, text
+class _Running:
+    """One part: its processes, and what they have found so far.
+
+    Args:
+        part: which one.
+        scratch: folder for rows and logs.
+        former: the part's result in a report that goes on; cells that need not be repeated are kept.
+    """
+
+    def __init__(self, part: Part, scratch: Path, former: dict):
+        self.part, self.scratch = part, scratch
+        self.rows, self.log = scratch / f"{part.name}.jsonl", scratch / f"{part.name}.log"
+        self.kept = [cell for cell in former.get("cells", []) if cell["status"] not in REPEATED]
+        self.start, self.reason = time.monotonic(), ""
+        for cell in self.kept:
+            rows.append(self.rows, {"kept": cell["cell"]})
+        write_json(scratch / KEPT, {cell["cell"]: cell for cell in self.kept})
+
+    def run(self, seconds: float, device: str, rehearse: bool, ceilings: dict) -> None:
+        """Runs its cells. A process that dies is followed by another for the cells that are left."""
+        command = [sys.executable, "-m", f"{__package__}.worker", self.part.source, "--rows", str(self.rows)]
+        command += ["--device", device, "--scratch", str(self.scratch), "--ceilings", to_json(ceilings)]
+        command += ["--rehearse"] * rehearse
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        if rehearse:
+            environment["TRITON_INTERPRET"] = "1" if self.part.interpreted else "0"
+        with _beside(self.part, command, environment, seconds):
+            while True:
+                left = seconds - (time.monotonic() - self.start)
+                before = len(rows.values(self.rows, "begun"))
+                code = _run([*command, "--seconds", f"{left:.1f}"], environment, self.log, left + GRACE)
+                self.reason = _reason(code, self.log)
+                status = "too slow" if code is None else "died"
+                for key in _without_row(self.rows, "begun"):
+                    rows.append(self.rows, {"cell": key, "status": status, "reason": self.reason})
+                if code in (0, None) or left < GRACE or len(rows.values(self.rows, "begun")) == before:
+                    break
+
+    def result(self) -> dict:
+        """The row of the part."""
+        found = rows.read(self.rows) if self.rows.exists() else []
+        cells = self.kept + [row for row in found if "cell" in row]
+        cells += [{"cell": key, "status": "not reached"} for key in _without_row(self.rows, "planned")]
+        good = all(cell["status"] in ("ok", "not here") for cell in cells)
+        status = "failed" if not cells else "ok" if good else "incomplete"
+        seconds = round(time.monotonic() - self.start, 1)
+        result = {"title": self.part.title, "status": status, "seconds": seconds, "cells": cells}
+        return result | ({"reason": self.reason} if status != "ok" and self.reason else {})
+
+    def text(self) -> str:
+        """The end of its log."""
+        return self.log.read_text(errors="replace")[-LOG_BYTES:] if self.log.exists() else ""
+
+
+def _digest() -> str:
+    """Of the sources of the report itself and of the tests that it runs."""
+    digest = hashlib.sha256()
+    for folder in (Path(__file__).parent, ROOT / "tests" / "gpu"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from metala_vision.profiling.speed.isolated import one_line
 
 from .ceilings import assembler_version, assemblers
-from .parts import Cell, Job
+from .parts import KEPT, Cell, Job
 
 ROOT = Path(__file__).resolve().parents[3]
 TESTS = "tests/gpu/test_gpu.py"
@@ -72,7 +72,7 @@ def tests(job: Job, name: str, version_of: Path | None, assembler: Path | None, 
     _save(job, name, cases)
     outcomes = [case["outcome"] for case in cases.values()]
     row: dict[str, Any] = {outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "skipped")}
-    row["not_run"] = _collected(command, environment) // every - len(cases) if None in codes else 0
+    row["not_run"] = _collected(command, environment) // every - len(cases) if set(codes) - {0, 1} else 0
     row["failures"] = [f"{test}: {x['reason']}" for test, x in cases.items() if x["outcome"] == "failed"][:LISTED]
     row |= {"assembler": assembler_version(version_of) if version_of else None, "processes": shards}
     if died := sorted({code for code in codes if code not in (0, 1, None)}):
@@ -105,10 +105,15 @@ def _save(job: Job, name: str, cases: dict) -> None:
 
 def _against_first(job: Job, name: str, cases: dict) -> dict:
     """How the results agree with those of the first assembler, where both have run."""
-    path = job.scratch / "cases_default.json"
-    if name == "default" or not path.exists():
+    path, kept = job.scratch / "cases_default.json", job.scratch / KEPT
+    if name == "default":
         return {}
-    first = json.loads(path.read_text())
+    if path.exists():
+        first = json.loads(path.read_text())
+    else:  # from an earlier run of the report, or none
+        first = (json.loads(kept.read_text()) if kept.exists() else {}).get("tests", {}).get("cases", {})
+    if not first:
+        return {}
     both = [test for test in cases if "digest" in cases[test] and "digest" in first.get(test, {})]
     differ = [test for test in both if cases[test]["digest"] != first[test]["digest"]]
     return {"compared": len(both), "equal_bits": len(both) - len(differ), "other_bits": differ[:LISTED]}

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+KEPT = "kept.json"  # in a part's scratch folder: rows of an earlier run of the report, by the keys of their cells
+
 
 class Job(NamedTuple):
     """What the cells of a part are told."""

@@ -7,7 +7,10 @@ import argparse
 import gc
 import importlib
 import json
+import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -35,6 +38,7 @@ def main() -> int:
     parser.add_argument("--share", type=json.loads, default=[0, 1], help="[i, n]: every n-th cell, beginning with i")
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if args.rehearse:
         torch.set_num_threads(1)  # so small a problem gains nothing by more, and they would wait for each other
     job = Job(args.device, args.rehearse, deadline, args.scratch, args.ceilings)
@@ -54,6 +58,15 @@ def main() -> int:
         if job.device == "cuda" and not still_answers():
             return BROKEN
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process, and all that it has started, once its parent is no more: a cell that hangs keeps the GPU."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
 
 
 def row_of(cell: Cell) -> dict:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -9,8 +10,9 @@ from rich.progress import Progress
 
 from metala_vision.errors import InputError
 
+from .isolated import is_out_of_memory, one_line
 from .products import floors
-from .steps import Cell, compiled_module, create, make_step
+from .steps import Cell, compiled, create, make_step
 from .timing import MIN_ROUNDS, Spread, interleaved
 
 
@@ -25,7 +27,7 @@ def parse_cell(text: str) -> tuple[int, int]:
 def bench_models(
     names: list[str],
     cells: list[Cell],
-    compiled: bool = False,
+    compile: bool = False,
     threads: int | None = None,
     rounds: int = 15,
     seconds: float = 60.0,
@@ -36,44 +38,69 @@ def bench_models(
     """One row for each model and cell: medians in milliseconds, ratio to the first model, shares of the floors.
 
     A cell stops after `rounds`, or once `seconds` are over and it has three rounds. With `cuda_graphs` compiled models
-    are recorded as CUDA graphs.
+    are recorded as CUDA graphs. A model that does not run at a size has a row with the `reason`.
 
     Raises:
         InputError: CUDA graphs of models that are not compiled, or not on a GPU.
     """
-    if cuda_graphs and not compiled:
+    if cuda_graphs and not compile:
         raise InputError("--cuda-graphs: got it without --compile, which records them; add --compile")
     if cuda_graphs and not device.startswith("cuda"):
         raise InputError(f"--cuda-graphs: got the device {device}, expected a CUDA device; leave it out")
     if threads is not None:
         torch.set_num_threads(threads)
-    options = {"mode": "reduce-overhead"} if cuda_graphs else {}
+    # Each cell has one shape; by default torch compiles for open sizes what it has seen in another cell before.
+    options: dict[str, Any] = {"dynamic": False} | ({"mode": "reduce-overhead"} if cuda_graphs else {})
+    warmup = 3 if cuda_graphs else 1  # a graph is recorded in the second run
     rows = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(cells) * (rounds + 1))
+        each = rounds + warmup
+        task = progress.add_task("", total=len(cells) * each)
         for number, cell in enumerate(cells):
-            progress.update(task, description=f"{cell.size}x{cell.batch} {cell.dtype}", completed=number * (rounds + 1))
+            progress.update(task, description=f"{cell.size}x{cell.batch} {cell.dtype}", completed=number * each)
             candidates: dict[str, Callable[[], object]] = {}
+            reasons = {}
             for name in names:
                 model = create(name, cell.size, device).train(cell.mode == "train")
-                step = make_step(model, cell)
-                if floor:
-                    alone = floors(make_step(model, cell, torch.no_grad))
-                    candidates |= {f"{kind} of {name}": run for kind, run in alone.items()}
-                candidates[name] = make_step(compiled_module(model, **options), cell) if compiled else step
-            spreads = _measure(candidates, rounds, seconds, device, lambda: progress.advance(task))
-            rows += [row_of(name, cell, spreads, names[0]) for name in names]
+                try:
+                    alone = floors(make_step(model, cell, torch.no_grad)) if floor else {}
+                    step = make_step(compiled(model, **options) if compile else model, cell)
+                    step()
+                except Exception as error:  # of one model at one size: what has been measured stays
+                    reasons[name] = "out of memory" if is_out_of_memory(error) else one_line(error)
+                    continue
+                candidates |= {f"{kind} of {name}": run for kind, run in alone.items()}
+                candidates[name] = step
+            spreads = {}
+            if candidates:
+                spreads = _measure(candidates, rounds, seconds, device, warmup, lambda: progress.advance(task))
+            rows += [_row(name, cell, spreads, names[0], reasons) for name in names]
     return rows
 
 
+def _row(name: str, cell: Cell, spreads: dict[str, Spread], first: str, reasons: dict[str, str]) -> dict:
+    if name in reasons:
+        return {"model": name, **cell._asdict(), "reason": reasons[name]}
+    if first in spreads:
+        return row_of(name, cell, spreads, first)
+    return row_of(name, cell, spreads, name) | {"times_faster": None}
+
+
 def _measure(
-    candidates: dict[str, Callable[[], object]], rounds: int, seconds: float, device: str, advance: Callable[[], None]
+    candidates: dict[str, Callable[[], object]],
+    rounds: int,
+    seconds: float,
+    device: str,
+    warmup: int,
+    advance: Callable[[], None],
 ) -> dict[str, Spread]:
     start = time.perf_counter()
     spreads: dict[str, Spread] = {}
-    for spreads in interleaved(candidates, rounds, device=device):
+    for spreads in interleaved(candidates, rounds, warmup, device):
         advance()
         done = min(len(spread.seconds) for spread in spreads.values())
+        if done == 0:  # it compiles while it warms up
+            start = time.perf_counter()
         if done >= MIN_ROUNDS and time.perf_counter() - start > seconds:
             break
     return spreads

@@ -90,17 +90,20 @@ def channels(model: nn.Module) -> int:
 
 
 class _Compiled(nn.Module):
-    def __init__(self, model: nn.Module, forward: Callable):
+    def __init__(self, model: nn.Module, forward: Callable, options: dict[str, Any]):
         super().__init__()
         self.model = model
-        self._run = torch.compile(forward)
+        self.in_chans = channels(model)
+        self._run = torch.compile(forward, **options)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._run(x)
 
 
-def compiled(model: nn.Module, sdpa: str = "default") -> nn.Module:
+def compiled(model: nn.Module, sdpa: str = "default", **options: Any) -> nn.Module:
     """torch.compile of a model with its softmax attention, apart from every other compiled model in this process.
+
+    `options` are those of torch.compile.
 
     Dynamo keeps compiled code by code object. It does not look at the attention that was asked for, and after eight
     versions it compiles no more and says nothing: models of one class would share code, or run uncompiled.
@@ -113,7 +116,7 @@ def compiled(model: nn.Module, sdpa: str = "default") -> nn.Module:
             return model(x)
 
     own = forward.__code__.replace(co_name=f"forward_{id(model)}")
-    return _Compiled(model, types.FunctionType(own, globals(), own.co_name, None, forward.__closure__))
+    return _Compiled(model, types.FunctionType(own, globals(), own.co_name, None, forward.__closure__), options)
 
 
 def compiled_module(model: nn.Module, **options: Any) -> nn.Module:

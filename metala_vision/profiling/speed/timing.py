@@ -23,7 +23,8 @@ def timed_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"--device: got {device!r}, expected auto, cpu, cuda or cuda:1; others are not timed here")
-    return check_device(device)
+    checked = check_device(device)
+    return "cpu" if checked.startswith("cpu") else checked
 
 
 def seconds_of(run: Callable[[], object], device: str = "cpu", repeats: int = 1) -> float:

@@ -42,7 +42,8 @@ def _figures(row: dict) -> str:
     tokens = "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:9.0f}"
     ratio = "" if row["ratio"] is None else f"{row['ratio']:7.2f}{' ' if row['paired'] else '~'}"
     speed = f"{row['milliseconds']:10.1f} {spread} {row['images_per_second']:9.3f} {tokens:>9}"
-    return f"{speed} {row['peak_memory_mb']:8.0f} {ratio:>8}"
+    memory = "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"
+    return f"{speed} {memory:>8} {ratio:>8}"
 
 
 def save(

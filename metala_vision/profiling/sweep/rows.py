@@ -111,9 +111,8 @@ def brief(row: dict) -> str:
     if row["status"] not in MEASURED:
         return f"{row['status']}: {row['reason']}"
     seconds = statistics.median(row["seconds"])
-    return f"{1e3 * seconds:.1f} ms, {row['peak_memory'] / 1e6:.0f} MB" + (
-        ", alone" if row["status"] == "alone" else ""
-    )
+    memory = "" if row["peak_memory"] is None else f", {row['peak_memory'] / 1e6:.0f} MB"
+    return f"{1e3 * seconds:.1f} ms{memory}" + (", alone" if row["status"] == "alone" else "")
 
 
 def lines(rows: Sequence[dict]) -> dict[tuple, list[dict]]:

@@ -10,10 +10,12 @@ from metala_vision.profiling.environment import memory_limit
 from metala_vision.profiling.speed import in_turn, workers
 from metala_vision.profiling.speed.files import Files
 from metala_vision.profiling.speed.isolated import Ended, stream
+from metala_vision.profiling.speed.runtimes import version_of
 from metala_vision.profiling.speed.steps import Cell
 from metala_vision.profiling.speed.timing import MIN_ROUNDS
 from metala_vision.profiling.speed.workers import Candidate, Setting
 
+from .rows import runtime_of
 from .store import Store
 
 
@@ -84,7 +86,8 @@ def run(plan: Plan, store: Store, limits: Limits, report: Callable[[str, dict], 
         for candidate in new:
             if time.monotonic() > end:
                 return False
-            if keys[candidate] not in store.probes:
+            probe = store.probes.get(keys[candidate])
+            if probe is None or _is_outdated(probe, candidate.runtime):
                 reason = exported.reason_against(candidate, group)
                 failed = {"batch": group.batch, "status": "failed", "reason": reason}
                 store.probes[keys[candidate]] = failed if reason else _probe(candidate, group, plan.setting, limits)
@@ -97,10 +100,20 @@ def run(plan: Plan, store: Store, limits: Limits, report: Callable[[str, dict], 
 
 
 def _is_settled(row: dict | None, limits: Limits) -> bool:
-    """Whether a row stays. One timed alone does not if there is time for rounds now, unless it failed beside others."""
-    return row is not None and not (
-        row["status"] == "alone" and "reason" not in row and _is_fast(row["seconds"], limits)
+    """Whether a row stays.
+
+    One timed alone does not if there is time for rounds now, unless it failed beside others, and none does that another
+    version of its runtime has made.
+    """
+    return (
+        row is not None
+        and not _is_outdated(row)
+        and not (row["status"] == "alone" and "reason" not in row and _is_fast(row["seconds"], limits))
     )
+
+
+def _is_outdated(row: dict, runtime: str | None = None) -> bool:
+    return row.get("runtime_version") not in (None, version_of(runtime or runtime_of(row)))
 
 
 def _is_fast(seconds: list[float], limits: Limits) -> bool:
