@@ -94,9 +94,8 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype, width: in
         return "chunked"
     if reason and dtype != torch.float64 and reason not in _announced:
         _announced.add(reason)
-        _logger.warning(
-            "%s: the chunked PyTorch form runs instead of the kernel (on a CPU 5 to 11 times slower)", reason
-        )
+        slower = " (5 to 11 times slower)" if device.type == "cpu" else ""
+        _logger.warning("%s: the chunked PyTorch form runs instead of the kernel%s", reason, slower)
     chosen = "chunked" if reason else kernel
     if chosen not in _announced:
         _announced.add(chosen)

@@ -2,9 +2,12 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from .reference import SCAN_ORDERS
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_attention(
@@ -15,8 +18,8 @@ def check_attention(
     for name, x in tensors.items():
         if x.dim() != 4:
             raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected 4 dimensions [B, N, H, channels]")
-        if not x.is_floating_point():
-            raise ValueError(f"{name}: got {x.dtype}, expected a floating point dtype")
+        if x.dtype not in DTYPES:
+            raise ValueError(f"{name}: got {x.dtype}, expected one of {', '.join(map(str, DTYPES))}")
         check_device(name, x, v)
         if name in ("log_decay", "k") and x.shape != q.shape:
             raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {tuple(q.shape)}, the shape of q")

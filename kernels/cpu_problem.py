@@ -68,5 +68,7 @@ def divide(problem: Problem, threads: int) -> None:
     """Cuts V into blocks while there are more threads than tasks; every block computes the gates of its head anew."""
     problem.threads, problem.share = threads, 1
     at_once = min(problem.orders, 2)
+    if problem.batch * problem.heads * problem.value == 0:
+        return
     while problem.batch * problem.heads * at_once < threads and problem.value % (2 * VALUE_BLOCK) == 0:
         problem.share, problem.heads, problem.value = 2 * problem.share, 2 * problem.heads, problem.value // 2

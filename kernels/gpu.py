@@ -207,7 +207,7 @@ def choose_segments(sequences: int, chunks: int, units: int) -> int:
     It is one where the sequences alone occupy the device, since cutting costs a second pass over k, v and the gates.
     Otherwise there are about two programs for each unit, each of at least four chunks.
     """
-    if 2 * sequences > units:
+    if 2 * sequences > units or sequences == 0:
         return 1
     return max(1, min(triton.cdiv(2 * units, sequences), chunks // 4))
 

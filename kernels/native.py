@@ -143,16 +143,17 @@ def _load(cache: Path | None = None) -> ctypes.CDLL:
         make_private(cache)
         if found := _kept(cache / name):
             return found
-        _compile(compiler, flags, sources, cache / name)
-        return _opened(cache / name)
+        if found := _kept(_of_one_thread(cache / name)):
+            _logger.warning("%s has no OpenMP: the C kernels run on one thread", compiler[0])
+            return found
+        return _opened(_compile(compiler, flags, sources, cache / name))
     except OSError as error:
         where = "" if cache is None else f" in {cache}"
         _logger.warning("kernels cannot be kept%s (%s): compiled for this process alone", where, error)
     try:
         # A loaded library outlives its file. On NFS the file cannot be removed until then, which is no reason to fail.
         with tempfile.TemporaryDirectory(prefix="metala_vision-", ignore_cleanup_errors=True) as private:
-            _compile(compiler, flags, sources, Path(private) / name)
-            return _opened(Path(private) / name)
+            return _opened(_compile(compiler, flags, sources, Path(private) / name))
     except OSError as error:
         raise NativeError(f"the C kernels do not load: {error}") from error
 
@@ -208,8 +209,13 @@ def _opened(path: Path, checksum: str | None = None) -> ctypes.CDLL:
 
 def _compiler() -> tuple[str, ...]:
     """The command: $CC, which may have arguments, or the first of the usual names."""
-    candidates = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "cc", "clang"]
-    for name, *arguments in map(shlex.split, candidates):
+    own = os.environ.get("CC", "").strip()
+    candidates = [own] if own else ["gcc", "cc", "clang"]
+    try:
+        commands = [shlex.split(candidate) for candidate in candidates]
+    except ValueError as error:
+        raise NativeError(f"CC: got {own!r}, which is no command: {error}") from error
+    for name, *arguments in commands:
         if path := shutil.which(name):
             return path, *arguments  # not resolved: a program behind a link may act by the link's name
     raise NativeError(f"no C compiler: looked for {', '.join(candidates)}")
@@ -219,17 +225,29 @@ def _checksum(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[str], path: Path) -> None:
-    """Compiles into `path`, whole or not at all. OSError if the folder cannot be written."""
+def _of_one_thread(path: Path) -> Path:
+    """Where a library without OpenMP is kept."""
+    return path.with_name(f"{path.stem}-single{path.suffix}")
+
+
+def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[str], path: Path) -> Path:
+    """Compiles into `path`, or into the name of one thread where there is no OpenMP; whole or not at all.
+
+    Whatever else a compiler fails for, such as too little memory, may be over the next time: nothing is kept then.
+
+    Raises:
+        NativeError: the compiler fails.
+        OSError: the folder cannot be written.
+    """
     descriptor, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
     os.close(descriptor)
     try:
         error = _run([*compiler, *flags, *OPENMP, *sources, "-o", temporary])
         if error:
-            without = _run([*compiler, *flags, *sources, "-o", temporary])
-            if without:
-                raise NativeError(f"{compiler[0]} failed: {error}")
-            _logger.warning("%s has no OpenMP (%s): the C kernels run on one thread", compiler[0], error)
+            if "omp" not in error.lower() or _run([*compiler, *flags, *sources, "-o", temporary]):
+                raise NativeError(f"{compiler[0]} failed: {_first(error)}")
+            _logger.warning("%s has no OpenMP (%s): the C kernels run on one thread", compiler[0], _first(error))
+            path = _of_one_thread(path)
         os.chmod(temporary, 0o700)  # a linker makes the file anew, by the umask
         digest = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()
         os.replace(temporary, path)
@@ -237,15 +255,20 @@ def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[st
         Path(temporary).unlink(missing_ok=True)
         raise
     write_private(_checksum(path), digest.encode())
+    return path
 
 
 def _run(command: list[str]) -> str:
-    """The first error that a failing compiler prints, or an empty string if it succeeds."""
+    """What a failing compiler prints, or an empty string if it succeeds."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS_TO_COMPILE)
     except subprocess.TimeoutExpired:
         return f"no result after {SECONDS_TO_COMPILE} s"
     if result.returncode == 0:
         return ""
-    lines = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
-    return lines[0] if lines else f"exit code {result.returncode}"
+    return result.stderr.strip() or f"exit code {result.returncode}"
+
+
+def _first(printed: str) -> str:
+    """The first error in what a compiler has printed."""
+    return next((line for line in printed.splitlines() if "error" in line), printed.splitlines()[0])

@@ -62,7 +62,9 @@ class PatchEmbed(timm.layers.PatchEmbed):
         if type(x) is not Tensor or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return False  # first, since a tracer's stand-in for a parameter has no truth value
         trains = torch.is_grad_enabled() and (x.requires_grad or self.proj.weight.requires_grad)
-        return not trains and x.device.type == "cpu" and is_plain(self.proj, nn.Conv2d)
+        if trains or x.device.type != "cpu" or not is_plain(self.proj, nn.Conv2d):
+            return False
+        return x.dim() == 4 and x.shape[1] == self.proj.in_channels  # else the convolution says what is wrong
 
     @torch.jit.unused
     def _in_bands(self, x: Tensor) -> Tensor:

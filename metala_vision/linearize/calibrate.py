@@ -37,25 +37,28 @@ def calibrate(model: LinearizedViT, teacher: VisionTransformer, batches: Iterabl
         for i in linear
     ]
     generator = torch.Generator().manual_seed(seed)
-    keys: dict[int, list[Tensor]] = {i: [] for i in linear}
+    # Of each block the keys of the highest numbers drawn: a fair choice of all, however many images there are.
+    keys: dict[int, Tensor] = {}
+    drawn: dict[int, Tensor] = {i: torch.empty(0) for i in linear}
     try:
         for images in batches:
             teacher.forward_features(images)
             for i in linear:
                 attn = blocks[i].attn
                 k = attn.project(seen[i].pop())[1][:, :, attn.num_prefix_tokens :].transpose(0, 1).flatten(1, 2)
-                chosen = torch.randperm(k.shape[1], generator=generator)[: KEYS * model.states]
-                keys[i].append(k[:, chosen.to(k.device)].float().cpu())
+                numbers = torch.cat([drawn[i], torch.rand(k.shape[1], generator=generator)])
+                k = torch.cat([*([keys[i]] if i in keys else ()), k.float().cpu()], 1)
+                chosen = numbers.argsort(descending=True)[: KEYS * model.states]
+                keys[i], drawn[i] = k[:, chosen], numbers[chosen]
     finally:
         for handle in handles:
             handle.remove()
-    if not all(keys.values()):
+    if linear and not keys:
         raise ValueError("batches: got none, expected images")
     for i in linear:
-        form, k = blocks[i].attn.form, torch.cat(keys.pop(i), 1)
+        form, k = blocks[i].attn.form, keys.pop(i)
         if k.shape[1] < model.states:
             raise ValueError(f"batches: got {k.shape[1]} patches, expected {model.states} or more, one for each state")
-        k = k[:, torch.randperm(k.shape[1], generator=generator)[: KEYS * model.states]]
         found = [KMeans(model.states, n_init=1, max_iter=20, random_state=seed).fit(head.numpy()) for head in k]
         centres = torch.stack([torch.from_numpy(classes.cluster_centers_) for classes in found])
         spread = torch.tensor([classes.inertia_ / k.shape[1] for classes in found])

@@ -112,9 +112,21 @@ class LinearizedViT(HasNominalGrid, VisionTransformer):
                 for i, block in enumerate(donor.blocks)
             )
         )
-        self.register_buffer("nominal_grid", torch.tensor(embed.grid_size, device=embed.proj.weight.device))
-        self._set_nominal_grid(embed.grid_size)
+        self.register_buffer("nominal_grid", torch.tensor(self._own_grid(), device=embed.proj.weight.device))
+        self._set_nominal_grid(self._own_grid())
         self._set_grid_of_blocks()
+
+    @torch.jit.ignore
+    def _own_grid(self) -> tuple[int, int]:
+        """Of the patches of images of the nominal size, which are padded to whole ones."""
+        rows, cols = self.patch_embed.dynamic_feat_size(self.patch_embed.img_size)
+        return rows, cols
+
+    @torch.jit.ignore
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Initialises every parameter and buffer, also after `to_empty()`."""
+        super().init_weights(mode, needs_reset)
+        self._set_nominal_grid(self._own_grid())
 
     def set_input_size(
         self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
@@ -122,13 +134,13 @@ class LinearizedViT(HasNominalGrid, VisionTransformer):
         """Changes the nominal size of the images, or of the patches, and resamples what depends on it."""
         super().set_input_size(img_size, patch_size)
         self._set_grid_of_blocks()
-        self._set_nominal_grid(self.patch_embed.grid_size)
+        self._set_nominal_grid(self._own_grid())
 
     @torch.jit.ignore
     def _set_grid_of_blocks(self) -> None:
         for block in self.blocks:
             if block.is_linear:
-                block.attn.grid = self.patch_embed.grid_size
+                block.attn.grid = self._own_grid()
 
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Image [B, in_chans, height, width] -> tokens [B, P + N, C] and the grid of the patches."""

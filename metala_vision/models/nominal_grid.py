@@ -22,6 +22,18 @@ class HasNominalGrid(nn.Module):
         """Sets the grid that the weights are trained on; (0, 0) means that it is not known."""
         if not self.nominal_grid.is_meta:
             self.nominal_grid.copy_(torch.tensor(grid))
+        self._tell_blocks(grid)
+
+    @torch.jit.ignore
+    def train(self, mode: bool = True) -> nn.Module:
+        """As every module's, also by `eval`; a grid that was copied into the buffer, by DDP say, counts from now on."""
+        if type(self.nominal_grid) is Tensor and not self.nominal_grid.is_meta:
+            rows, cols = self.nominal_grid.tolist()
+            self._tell_blocks((rows, cols))
+        return super().train(mode)
+
+    @torch.jit.ignore
+    def _tell_blocks(self, grid: tuple[int, int]) -> None:
         blocks: Any = self.blocks
         for part in blocks.modules():
             if hasattr(part, "nominal_grid"):  # softmax attention, for one, forgets nothing

@@ -105,5 +105,5 @@ def test_a_stride_that_leaves_gaps():
 
 def test_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(InputError, match=r"pip install 'metala_vision\[segmentation\]'"):
+    with pytest.raises(InputError, match=r"pip install segmentation-models-pytorch"):
         build("fpn")

@@ -102,6 +102,18 @@ def triton_run(monkeypatch):
     return run
 
 
+@pytest.mark.parametrize("segments", [None, 2])
+def test_an_empty_batch(segments, monkeypatch):
+    """Catches a division by the number of sequences, of which the last batch of a shard may have none."""
+    if segments is not None:
+        monkeypatch.setattr(gpu, "choose_segments", lambda *sizes: segments)
+    q, log_decay, v = torch.zeros(0, 33, 2, 16), torch.zeros(0, 33, 2, 16), torch.zeros(0, 33, 2, 32)
+    out = gpu.forward(q, log_decay, v, None, (3, 11), ("row", "column"), 0.25)
+    assert out.shape == v.shape
+    found = gpu.backward(out, q, log_decay, v, None, (3, 11), ("row", "column"), 0.25)
+    assert [tuple(x.shape) for x in found[:3]] == [(0, 33, 2, 16), (0, 33, 2, 16), (0, 33, 2, 32)]
+
+
 def assert_close(actual: tuple, expected: tuple, dtype: torch.dtype) -> None:
     errors = {"out": relative_rms(actual[0], expected[0])}
     errors |= {name: relative_rms(actual[1][name], gradient) for name, gradient in expected[1].items()}

@@ -237,3 +237,6 @@ def test_empty_batch(backend):
     out, gradients = run(make(33, batch=0), torch.randn(0, 33, 2, 16), backend=backend)
     assert out.shape == (0, 33, 2, 16)
     assert gradients["log_decay"].shape == (0, 33, 2, 8)
+    for sizes in (dict(batch=0), dict(heads=0)):  # with nothing to cut into blocks this took for ever
+        inputs = make(4, 8, 0, **{"batch": 1, **sizes})
+        assert gated_linear_attention(**inputs, grid=(2, 2), backend=backend).numel() == 0

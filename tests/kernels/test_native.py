@@ -222,7 +222,8 @@ def test_compiler_that_fails(monkeypatch, caplog, tmp_path, kind):
     monkeypatch.setenv("CC", str(failing.path))
     monkeypatch.setattr(native, "SECONDS_TO_COMPILE", 0.3)
     check_falls_back(caplog, reason)
-    assert failing.calls == 2  # with OpenMP and without, or for the cache and for the process alone
+    # For the cache and for the process alone; what is no want of OpenMP is not tried without it.
+    assert failing.calls == (1 if "compiler failed" in reason else 2)
     assert not [path for path in cached() if path.suffix == ".tmp"]
     assert not list((tmp_path / "temporary").iterdir())
 
@@ -244,6 +245,20 @@ def test_compiler_without_openmp(monkeypatch, caplog, tmp_path):
     (warning,) = warnings_of(caplog)
     assert re.search("has no OpenMP .*unsupported option -fopenmp.*one thread", warning)
     assert without.calls == 2
+    native._load()  # as another process does
+    assert without.calls == 2
+    assert "has no OpenMP: the C kernels run on one thread" in warnings_of(caplog)[1]
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(("command", "reason"), [('gcc "', "CC: got 'gcc \"', which is no command"), (" ", "")])
+def test_compilers_that_are_no_command(monkeypatch, caplog, command, reason):
+    """Catches a traceback in every call for a variable that cannot be parsed."""
+    monkeypatch.setenv("CC", command)
+    if reason:
+        check_falls_back(caplog, reason)
+    else:
+        assert native._compiler()
 
 
 @pytest.mark.usefixtures("fresh")

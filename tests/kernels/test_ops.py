@@ -48,10 +48,10 @@ BAD = {
     "log_decay-3d": (dict(log_decay=shaped(6, 2, 8)), "log_decay: got shape (6, 2, 8), expected 4 dimensions"),
     "v-5d": (dict(v=shaped(1, 1, 6, 2, 4)), "v: got shape (1, 1, 6, 2, 4), expected 4 dimensions"),
     "k-2d": (dict(k=shaped(6, 8)), "k: got shape (6, 8), expected 4 dimensions"),
-    "q-int": (dict(q=shaped(1, 6, 2, 8, dtype=torch.int64)), "q: got torch.int64, expected a floating point"),
+    "q-int": (dict(q=shaped(1, 6, 2, 8, dtype=torch.int64)), "q: got torch.int64, expected one of torch.float16"),
     "log_decay-bool": (dict(log_decay=shaped(1, 6, 2, 8, dtype=torch.bool)), "log_decay: got torch.bool, expected"),
     "v-complex": (dict(v=shaped(1, 6, 2, 4, dtype=torch.complex64)), "v: got torch.complex64, expected"),
-    "k-int": (dict(k=shaped(1, 6, 2, 8, dtype=torch.int32)), "k: got torch.int32, expected a floating point"),
+    "k-int": (dict(k=shaped(1, 6, 2, 8, dtype=torch.int32)), "k: got torch.int32, expected one of torch.float16"),
     "q-device": (dict(q=torch.zeros(1, 6, 2, 8, device="meta")), "q: got device meta, expected cpu"),
     "log_decay-device": (
         dict(log_decay=torch.zeros(1, 6, 2, 8, device="meta")),

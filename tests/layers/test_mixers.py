@@ -11,6 +11,7 @@ from metala_vision.layers.mixers import MIXERS, InLine, MetaLA
 from metala_vision.layers.mixers.inline import injective_attention
 from metala_vision.layers.mixers.registry import build_mixer
 from metala_vision.layers.mixers.rotary import rotated
+from metala_vision.layers.mixers.zeros import MOST
 from metala_vision.models.init import init_module
 
 EXACT = 1e-9  # a whole mixer in float64
@@ -103,6 +104,19 @@ def test_causal_mixer_does_not_look_ahead(name):
     before, after = mixer(x, (1, 20)), mixer(changed, (1, 20))
     assert relative_rms(after[:, :12], before[:, :12]) <= EXACT
     assert relative_rms(after[:, 12:], before[:, 12:].detach()) > 1e-2
+
+
+def test_a_causal_zeros_mixer_bounds_its_logits():
+    """Catches earlier outputs that vanish beside a later logit far above theirs, by which they are scaled."""
+    mixer = build_mixer("zeros", 64, 2, causal=True, local_conv=False)
+    named_apply(init_module, mixer)
+    x = torch.randn(1, 6, 64)
+    before = mixer(x[:, :5], (1, 5))
+    for size in (1.0, 30.0, 1000.0):
+        last = torch.cat([x[:, :5], size * x[:, 5:]], 1)
+        assert relative_rms(mixer(last, (1, 6))[:, :5], before) <= 1e-4, size
+    parts = mixer._logits(100 * torch.randn(1, 20, 2, 32), (1, 20))
+    assert parts.abs().max() == MOST
 
 
 def beside_float64(name: str, initial: bool, causal: bool, grid: tuple[int, int]):

@@ -1,5 +1,7 @@
 """A linear model from a softmax one: states that are made from the teacher's keys."""
 
+import sys
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -55,6 +57,36 @@ def test_a_seed_gives_the_same_states():
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert not teacher.blocks[0].attn._forward_pre_hooks
+
+
+def test_of_many_images_as_many_keys_are_kept(monkeypatch):
+    """Catches keys of every batch in memory, and a choice that leaves out the last batches."""
+    seen = []
+
+    class Found:
+        inertia_ = 1.0
+
+        def __init__(self, count, **options):
+            self.count = count
+
+        def fit(self, keys):
+            seen.append(keys)
+            self.cluster_centers_ = keys[: self.count]
+            return self
+
+    monkeypatch.setattr("sklearn.cluster.KMeans", Found)
+    monkeypatch.setattr(sys.modules["metala_vision.linearize.calibrate"], "KEYS", 3)  # a function has its name
+    teacher = teacher_with_clusters()
+    batches = [torch.full((2, 3, 48, 48), float(i)) + 0.1 * images(2) for i in range(40)]
+    calibrate(linearize(teacher, "classes", states=8), teacher, batches)
+    assert {len(keys) for keys in seen} == {24}
+    with torch.no_grad():
+        tokens = [teacher.blocks[0].norm1(teacher._pos_embed(teacher.patch_embed(x))) for x in batches]
+        attn, width = teacher.blocks[0].attn, teacher.embed_dim
+        keys = [attn.qkv(x)[..., width : width + width // attn.num_heads] for x in tokens]
+    where = [min(range(40), key=lambda i: (keys[i] - torch.from_numpy(key)).square().sum(-1).min()) for key in seen[0]]
+    assert len(set(where)) > 8
+    assert max(where) > 25
 
 
 def test_too_few_images():

@@ -128,6 +128,30 @@ def test_the_grid_of_the_training_travels(tmp_path):
     assert model.blocks[0].attn.grid == (8, 6)
 
 
+def test_sides_that_are_no_whole_patches():
+    """Catches a grid of the training that no image of the training has: they are padded."""
+    model = LinearizedViT.of(teacher_of(img_size=(36, 44)), states=6).eval()
+    assert model.nominal_grid.tolist() == [5, 6]
+    assert {block.attn.form.nominal_grid for block in model.blocks} == {(5, 6)}
+    assert {block.attn.grid for block in model.blocks} == {model._embed(torch.randn(1, 3, 36, 44))[1]}
+    model.set_input_size(img_size=(44, 36))
+    assert model.nominal_grid.tolist() == [6, 5]
+
+
+@pytest.mark.parametrize("mixer", FORMS)
+def test_init_weights_after_to_empty(mixer):
+    """Catches a grid of the training, or a weight, that is left as the memory was."""
+    arguments = dict(teacher="vit_tiny_patch16_224", mixer=mixer, states=4, img_size=32, depth=1)
+    model = timm.create_model("linearized_vit", **arguments).to("meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for x in model.state_dict().values():
+            x.fill_(float("nan") if x.is_floating_point() else 7)
+    model.init_weights()
+    assert model.nominal_grid.tolist() == [2, 2]
+    assert not model.blocks[0].attn.local.weight.any()
+    assert all(x.isfinite().all() for x in model.state_dict().values())
+
+
 def test_by_its_name(tmp_path):
     """timm makes it, saves it, and loads it again with the teacher's preprocessing."""
     arguments = dict(teacher="vit_tiny_patch16_224", mixer="classes", states=4, keep_softmax=(3,))

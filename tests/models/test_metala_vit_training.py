@@ -164,6 +164,27 @@ def test_init_weights_after_to_empty():
         assert torch.equal(model.state_dict()[name], x), name
 
 
+def test_a_grid_that_is_copied_into_the_buffer_counts():
+    """Catches ranks that scale their decays by another grid than that of the weights they were sent."""
+    big, small = (timm.create_model("metala_vit_nano", img_size=size, num_classes=2).eval() for size in (128, 64))
+    with torch.no_grad():
+        for mine, theirs in zip(big.state_dict().values(), small.state_dict().values()):
+            mine.copy_(theirs)  # as DDP, FSDP and moving averages do
+    x = torch.randn(1, 3, 128, 128)
+    assert torch.equal(big.eval()(x), small(x))
+    assert big.train().blocks[0].mixer.nominal_grid == (4, 4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_images_of_other_channels(grad):
+    """Catches a message about matrices for a picture that is grey."""
+    model = timm.create_model("metala_vit_nano", depth=1).eval()
+    with torch.set_grad_enabled(grad):
+        for shape in ((2, 1, 32, 32), (2, 5, 32, 32)):
+            with pytest.raises(RuntimeError, match=rf"expected input.* to have 3 channels, but got {shape[1]} "):
+                model(torch.randn(shape))
+
+
 # --- compilers
 
 

@@ -13,7 +13,7 @@ from metala_vision.kernels.linear import takes_onednn
 from metala_vision.profiling import Spread, interleaved, matrix_products, replay
 from metala_vision.profiling.speed import bench
 from metala_vision.profiling.speed.bench import bench_models, parse_cell, render
-from metala_vision.profiling.speed.steps import Cell, create, make_step
+from metala_vision.profiling.speed.steps import Cell, channels, compiled, create, make_step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,6 +111,26 @@ def test_cuda_graphs_reach_torch_compile(monkeypatch):
         bench_models(*one, compile=True, cuda_graphs=True)
     with pytest.raises(InputError, match="--cuda-graphs: got it without --compile"):
         bench_models(*one, device="cuda", cuda_graphs=True)
+
+
+def test_a_model_that_fails_costs_no_other_its_figures():
+    """Catches rows of finished sizes that are lost with the one that does not run."""
+    names = ["vit_tiny_patch16_224:depth=1", "metala_vit_nano:depth=1"]
+    cells = [Cell(size, 1, "float32", "infer") for size in (32, 8)]  # 8 pixels are no whole patch for timm's
+    rows = bench_models(names, cells, rounds=3, floor=False)
+    assert [("reason" in row, row.get("times_faster") is None) for row in rows] == [
+        (False, False),
+        (False, False),
+        (True, True),
+        (False, True),
+    ]
+    assert "size" in render({"environment": {}, "rows": rows}) or rows[2]["reason"]
+
+
+def test_a_compiled_model_keeps_its_channels():
+    model = timm.create_model("metala_vit_nano", depth=1, in_chans=1)
+    assert channels(compiled(model, backend="eager")) == 1
+    make_step(compiled(model, backend="eager", dynamic=False), Cell(32, 2, "float32", "infer"))()
 
 
 def test_unknown_model_lists_near_matches():

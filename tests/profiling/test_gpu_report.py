@@ -1,6 +1,7 @@
 """The report on a GPU: its conductor with parts that fail in every way, and a rehearsal of the real ones on the CPU."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,62 @@ def test_a_part_that_hangs_is_ended(run, monkeypatch):
     statuses = {cell["cell"]: cell["status"] for cell in content["parts"]["hangs"]["cells"]}
     assert statuses == {"quick": "ok", "stuck": "too slow", "never": "not reached"}
     assert content["parts"]["good"]["status"] == "ok"
+
+
+@pytest.mark.long
+def test_an_end_in_the_midst_keeps_what_there_is(run, tmp_path, monkeypatch):
+    """Catches rows of a part that are lost with the report, and a worker that goes on without it."""
+    former = conductor._run
+
+    def interrupted(command, environment, log, seconds):
+        former(command, environment, log, 20.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conductor, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(fake("good"))
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [cell["status"] for cell in saved["parts"]["good"]["cells"]] == ["ok", "ok"]
+
+
+@pytest.mark.long
+def test_a_worker_ends_with_its_parent(tmp_path, monkeypatch):
+    """Catches a cell that hangs and holds the GPU after its report was killed."""
+    (tmp_path / "fake_parts.py").write_text(FAKE)
+    rows = tmp_path / "rows"
+    worker = [
+        sys.executable,
+        "-m",
+        "metala_vision.profiling.gpu_report.worker",
+        "fake_parts:hangs",
+        "--rows",
+        str(rows),
+    ]
+    worker += ["--scratch", str(tmp_path), "--seconds", "600", "--device", "cpu"]
+    code = (
+        f"import subprocess, time; p = subprocess.Popen({worker!r}, start_new_session=True); print(p.pid, flush=True)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    wait = "import time; time.sleep(600)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; {wait}"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    end = time.monotonic() + 60
+    while not (rows.exists() and "stuck" in rows.read_text()) and time.monotonic() < end:
+        time.sleep(0.2)
+    parent.kill()
+    parent.wait()
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{child}/stat").read_text().split()[2]
+        except FileNotFoundError:
+            return
+        if state == "Z":  # ended, and nobody has asked
+            return
+        time.sleep(0.2)
+    raise AssertionError("the worker goes on without its parent")
 
 
 @pytest.mark.long

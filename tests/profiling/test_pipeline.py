@@ -36,3 +36,6 @@ def test_table(folder):
     assert all(row["pipeline"] in render(result) for row in result["rows"])
     with pytest.raises(InputError, match="has 3 JPEG files, expected at least 4; see --images"):
         bench_pipelines(str(folder), images=4)
+    for name in ("images", "rounds", "img_size"):
+        with pytest.raises(InputError, match=f"--{name.replace('_', '-')}: got 0, expected at least 1"):
+            bench_pipelines(str(folder), **{"images": 3, name: 0})

@@ -55,7 +55,7 @@ def test_a_cpu_needs_no_events(gpu):
 def test_devices_that_have_a_clock(monkeypatch):
     """Catches launches on an Apple GPU timed by the wall's clock, and a GPU that is not there."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert timed_device("auto") == timed_device("cpu") == "cpu"
+    assert timed_device("auto") == timed_device("cpu") == timed_device("cpu:0") == "cpu"
     for device in ("mps", "tpu", "cpu0"):
         with pytest.raises(InputError, match=f"^--device: got '{device}', expected auto, cpu, cuda or cuda:1"):
             timed_device(device)

@@ -62,6 +62,11 @@ class LinearizedAttention(nn.Module):
         self.form.reset_parameters()
         dim = self.num_heads * self.head_dim
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False, **dd)
+        self.reset_parameters()
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """Initialises what is not in a form; called after the modules within it, as timm does."""
         nn.init.zeros_(self.local.weight)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,8 @@ from .registry import register_mixer
 from .rotary import rotated
 from .sums import number_of_tokens, running_product
 
+MOST = 15.0  # of a logit of a causal mixer
+
 
 @register_mixer("zeros")
 class ZeroS(TokenMixer):
@@ -23,8 +25,9 @@ class ZeroS(TokenMixer):
     first and higher are sigmoids of x W, a scalar of each head. Over a grid all sums are over its N tokens, and that
     takes one product of k with v in two weightings. In a causal mixer they are over the tokens so far, which the mean
     at i, the softmax and the orders then follow. K = V = dim / H. The paper's optional constant part of the first
-    layer, which its experiments do not use, is left out. The arguments are those of `TokenMixer`, and `rotary`: False
-    leaves the rotation out.
+    layer, which its experiments do not use, is left out. In a causal mixer s_i is kept within 15 either way, since one
+    far above all before it would leave nothing of them in float32, although they do not depend on it. The arguments are
+    those of `TokenMixer`, and `rotary`: False leaves the rotation out.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class ZeroS(TokenMixer):
         widths = (dim, dim, dim, dim, num_heads, num_heads)  # q, k, u, v, first, higher
         super().__init__(dim, num_heads, widths, causal, local_conv, proj_drop, device, dtype)
         self.rotary = rotary
+        self.most: float = MOST  # TorchScript takes it from here alone
         # Of one dimension, since they are no products: optimisers exempt them from weight decay by that.
         self.prior = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))  # mu
         self.log_prior_tokens = nn.Parameter(torch.zeros(num_heads, device=device, dtype=dtype))  # tau
@@ -102,7 +106,8 @@ class ZeroS(TokenMixer):
             mean = (prior_tokens * prior + u.cumsum(1)) / (prior_tokens + tokens)
         else:
             mean = (prior_tokens * prior + u.sum(1, keepdim=True)) / (prior_tokens + number_of_tokens(grid))
-        return -(u * mean).sum(-1) * u.shape[-1] ** -0.5
+        logits = -(u * mean).sum(-1) * u.shape[-1] ** -0.5
+        return logits.clamp(-self.most, self.most) if self.causal else logits
 
 
 def _around_the_middle(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
