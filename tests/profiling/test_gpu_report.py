@@ -159,6 +159,7 @@ def test_a_worker_ends_with_its_parent(tmp_path, monkeypatch):
         time.sleep(0.2)
     parent.kill()
     parent.wait()
+    parent.stdout.close()
     while time.monotonic() < end:
         try:
             state = Path(f"/proc/{child}/stat").read_text().split()[2]
