@@ -244,7 +244,8 @@ def _compile(compiler: tuple[str, ...], flags: tuple[str, ...], sources: list[st
     try:
         error = _run([*compiler, *flags, *OPENMP, *sources, "-o", temporary])
         if error:
-            if "omp" not in error.lower() or _run([*compiler, *flags, *sources, "-o", temporary]):
+            wants_openmp = any(name in error.lower() for name in ("openmp", "gomp", "libomp", "omp.h", "lomp"))
+            if not wants_openmp or _run([*compiler, *flags, *sources, "-o", temporary]):
                 raise NativeError(f"{compiler[0]} failed: {_first(error)}")
             _logger.warning("%s has no OpenMP (%s): the C kernels run on one thread", compiler[0], _first(error))
             path = _of_one_thread(path)
