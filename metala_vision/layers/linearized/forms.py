@@ -162,14 +162,9 @@ class Gated(Kernel):
         fade = fade * decay_scale(grid, self.nominal_grid)
         choice = (q @ self.query_weight + self.query_bias.unsqueeze(1)).softmax(-1)
         ones = torch.ones_like(v[..., :8])  # as few as the kernels take at once; they become the sums of the weights
-        q_, g_, v_, ones = (x.transpose(1, 2) for x in (choice, fade, v, ones))
-        if v.is_cuda and self.head_dim > 56:  # beside the ones the heads would be too wide for the Triton kernels
-            o = attention(q_, g_, None, v_, grid, self.orders).transpose(1, 2)
-            sums = attention(q_, g_, None, ones, grid, self.orders).transpose(1, 2)
-        else:
-            both = attention(q_, g_, None, torch.cat([v_, ones], 3), grid, self.orders).transpose(1, 2)
-            o, sums = both[..., : self.head_dim], both[..., self.head_dim :]
-        o = o / (sums[..., :1] + self.eps)
+        q_, g_, v_ = (x.transpose(1, 2) for x in (choice, fade, torch.cat([v, ones], 3)))
+        o = attention(q_, g_, None, v_, grid, self.orders).transpose(1, 2)
+        o = o[..., : self.head_dim] / (o[..., self.head_dim : self.head_dim + 1] + self.eps)
         mean, variance = k.mean(2, keepdim=True), k.var(2, unbiased=False, keepdim=True)
         tokens = share.detach().sum((2, 3), keepdim=True)  # N, as a tensor: tracers have no logarithm of a size
         mass = self.scale * (q @ mean.transpose(2, 3)) + 0.5 * self.scale**2 * ((q * q) @ variance.transpose(2, 3))
