@@ -42,7 +42,7 @@ def image_size(text: str) -> int | tuple[int, int]:
 
 
 def check_out(file: str | Path) -> None:
-    """Raises InputError for a file that cannot be written, before the hours that lead to what is to stand in it."""
+    """Makes the folder of a file; InputError where it cannot be written, before the hours that lead to its content."""
     import os
 
     from metala_vision.errors import InputError
@@ -50,10 +50,12 @@ def check_out(file: str | Path) -> None:
     path = Path(file)
     if path.is_dir():
         raise InputError(f"--out: {path} is a folder, expected a file to write")
-    if not path.parent.is_dir():
-        raise InputError(f"--out: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"--out: {path} cannot be written")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: the folder of {path} cannot be made: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK):  # a file is written beside and renamed
+        raise InputError(f"--out: the folder of {path} cannot be written")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -88,8 +88,8 @@ class LabelledImages(Dataset):
 def check_names(classes: Sequence[str]) -> None:
     """Raises InputError for a name of a class that no file and no picture could hold: a folder's may be any bytes."""
     for name in classes:
-        if not name.isascii() and name.encode(errors="replace").decode() != name:
-            raise InputError(f"classes: {name!r} is no text in UTF-8; rename the folder, or the class")
+        if not isinstance(name, str) or not name.isprintable():
+            raise InputError(f"classes: {name!r} is no text of one line in UTF-8; rename the folder, or the class")
 
 
 def check_split(split: str) -> None:

@@ -16,6 +16,7 @@ from .coco import CocoDetection
 from .splits import SPLITS, held_out
 from .voc import VOCDetection
 
+OWN = {"self", "root", "split", "annotations", "images", "names"}  # arguments of datasets that follow from the layout
 # The names that tools give the splits.
 CALLED = {"train": ("train", "train2017"), "val": ("val", "valid", "validation", "val2017"), "test": ("test",)}
 # Where the annotations and the images of one split are in COCO's form.
@@ -107,7 +108,7 @@ def detection_folder(
 
 
 def _check_options(options: dict[str, Any], kind: type[BoxDataset]) -> None:
-    known = inspect.signature(kind.__init__).parameters
+    known = set(inspect.signature(kind.__init__).parameters) - OWN
     for name in options:
         if name not in known:
             near = near_matches(name, known)

@@ -25,7 +25,7 @@ def gather(groups: dict[str, Sequence[str | Path]]) -> list[dict]:
 
     Raises:
         InputError: a group without runs, a folder without a finished run, two runs with one seed, runs that
-            differ in model, data, epochs, precision or threads, or are of no classifier.
+            differ in model, data, epochs or precision, or are of no classifier.
     """
     return [_row(name, [Path(folder) for folder in folders]) for name, folders in groups.items()]
 
@@ -44,11 +44,10 @@ def _row(name: str, folders: list[Path]) -> dict:
     seeds = [result["seed"] for result in results]
     if len(set(seeds)) < len(seeds):
         raise InputError(f"{name}: two runs have the same seed, {sorted(seeds)}")
-    for key in ("model", "parameters", "dataset", "images", "epochs", "precision", "threads"):
-        if len({result.get(key) for result in results}) > 1:
-            raise InputError(
-                f"{name}: the runs differ in {key}: {sorted({str(result.get(key)) for result in results})}"
-            )
+    for key in ("model", "parameters", "dataset", "images", "epochs", "precision"):
+        found = {result[key] for result in results if key in result}  # older ones do not say their precision
+        if len(found) > 1:
+            raise InputError(f"{name}: the runs differ in {key}: {sorted(map(str, found))}")
     if not all("top1" in result for result in results):
         raise InputError(f"{name}: its runs have no top1; expected those of classifiers")
     order = sorted(range(len(results)), key=lambda i: seeds[i])

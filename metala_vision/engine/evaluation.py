@@ -132,7 +132,7 @@ def _check_weights(
     changed: dict[str, list[str]] = {}
     for file in checkpoints:
         if is_exported(file):
-            if weights != "auto":
+            if weights != "auto" and all(map(is_exported, checkpoints)):
                 raise InputError(f"--weights: got {weights!r}, but {file} is exported and has one kind; leave it out")
             described[file], changed[file] = open_exported(file, model)[1], []
             continue

@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .run.checkpoint import BEST, EMA_KEY, LAST, WEIGHTS
 from .run.settings import trained_settings
 
 TASKS = ("classification", "linearization")
-FILES = ("config.json", "model.safetensors", "README.md")
+CONFIG = "config.json"
 
 
 def publish(
@@ -61,8 +61,8 @@ def publish(
     card = _card(title, described, model, trained_settings(checkpoint), checkpoint, scores, license, used)
     try:
         with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=".publish_") as folder:
-            _write(Path(folder) / out.name, model, described, card)
-            os.replace(Path(folder) / out.name, out)  # whole or not at all
+            _write(Path(folder) / "made", model, described, card)
+            _move(Path(folder) / "made", out)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written: {error}") from error
     return dict(
@@ -80,8 +80,22 @@ def _made(folder: Path) -> Path:
     return folder
 
 
+def _move(made: Path, out: Path) -> None:
+    """Moves all files of a folder into another, or none; one that is there may be a link or a disk, and stays so."""
+    out.mkdir(exist_ok=True)
+    files = sorted(made.iterdir(), key=lambda path: path.name == CONFIG)  # last: without it there is no model yet
+    try:
+        for path in files:
+            shutil.move(path, out / path.name)
+    except OSError:
+        for path in files:
+            (out / path.name).unlink(missing_ok=True)
+        raise
+
+
 def _write(out: Path, model: nn.Module, described: dict, card: str) -> None:
     data = {key: described[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct") if described[key]}
+    data["crop_mode"] = "center"  # as EvalTransform has it, whatever timm's own weights of the model want
     names = described["label_names"]
     save_for_hf(
         model,
@@ -91,9 +105,9 @@ def _write(out: Path, model: nn.Module, described: dict, card: str) -> None:
         data_config=data,
         safe_serialization=True,
     )
-    config = json.loads((out / "config.json").read_text())
+    config = json.loads((out / CONFIG).read_text())
     config["model_args"].pop("num_classes", None)  # transformers hands it over itself, and timm knows it from above
-    write_json(out / "config.json", config)
+    write_json(out / CONFIG, config)
     write_atomic(out / "README.md", card.encode())
 
 
@@ -165,7 +179,7 @@ def _images(result: dict) -> tuple[object, object]:
 def _read(path: Path) -> object:
     try:
         return json.loads(path.read_text())
-    except ValueError:  # another program's
+    except (OSError, ValueError):  # there is none, or it is another program's
         return None
 
 

@@ -1,9 +1,11 @@
 """The grid that weights were trained on. It is saved with them and decides how far scans remember on other grids."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Self = TypeVar("Self", bound="HasNominalGrid")
 
 
 class HasNominalGrid(nn.Module):
@@ -24,8 +26,7 @@ class HasNominalGrid(nn.Module):
             self.nominal_grid.copy_(torch.tensor(grid))
         self._tell_blocks(grid)
 
-    @torch.jit.ignore
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self: Self, mode: bool = True) -> Self:
         """As every module's, also by `eval`; a grid that was copied into the buffer, by DDP say, counts from now on."""
         if type(self.nominal_grid) is Tensor and not self.nominal_grid.is_meta:
             rows, cols = self.nominal_grid.tolist()

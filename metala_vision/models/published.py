@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import _registry
 from timm.models._pretrained import PretrainedCfg
 from torch import nn
@@ -68,8 +69,10 @@ def add_weights(name: str, folder: str | Path) -> None:
     if config["architecture"] != architecture:
         raise InputError(f"name: got {name!r}, but {folder} has weights of {config['architecture']}")
     others = {key: value for key, value in config.get("model_args", {}).items() if key not in FREE}
-    if others.get("global_pool") == getattr(timm.create_model(architecture, device="meta"), "global_pool", None):
-        others.pop("global_pool", None)  # timm writes it into every config.json
+    if "global_pool" in others:  # timm writes it into every config.json
+        with torch.device("meta"):
+            if others["global_pool"] == getattr(timm.create_model(architecture), "global_pool", None):
+                others.pop("global_pool")
     if others:
         raise InputError(
             f"folder: {folder} is of a {architecture} with {others}; use metala_vision.load({str(folder)!r})"

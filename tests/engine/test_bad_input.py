@@ -244,7 +244,7 @@ def test_folder_errors_reach_the_user(folder_config, images):
     with pytest.raises(InputError, match=r"--data-root \(root\): no folder .*nowhere"):
         prepare(config)
     os.rename(next(path for path in images.iterdir() if path.is_dir()), os.fsencode(images) + b"/caf\xe9")
-    with pytest.raises(InputError, match="classes: 'caf.udce9' is no text in UTF-8; rename the folder"):
+    with pytest.raises(InputError, match="classes: 'caf.udce9' is no text of one line in UTF-8; rename the fold"):
         prepare(folder_config())
 
 

@@ -186,6 +186,10 @@ def test_the_tool_goes_through_the_stages(load_tool, photographs, weights, own_f
     with pytest.raises(InputError, match="--out: .*features is there, and .*blocks.*last.pth, which it began wi"):
         load_tool("linearize.py")(*arguments)
     (tmp_path / "gone").rename(tmp_path / "out" / "blocks")
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    moved = [word.replace(str(tmp_path / "out"), str(tmp_path / "elsewhere")) for word in arguments]
+    assert [row["stage"] for row in load_tool("linearize.py")(*moved)["stages"]] == [row["stage"] for row in rows]
+    (tmp_path / "elsewhere").rename(tmp_path / "out")
     fewer = ["features" if word == "blocks" else word for word in arguments if word != "features"]
     fewer = [word for i, word in enumerate(fewer) if i != fewer.index("--epochs") + 1]
     with pytest.raises(InputError, match="--out: .*features began with .*blocks.*last.pth, and by --stages features t"):

@@ -150,6 +150,16 @@ def test_tests_that_changed_the_model_are_left_out(published, tmp_path):
     assert scores["8"] == {"top1": result["top1"], "top5": result["top5"]}
     assert list(publish(run, tmp_path / "raw", weights="raw")["scores"]) == ["8", "16x8", "16", "40"]
     # Of other weights, the run's own test says nothing.
+    for path in run.rglob("result.json"):
+        path.unlink()
+    (tmp_path / "real").mkdir(mode=0o750)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    said = publish(run, tmp_path / "link")
+    assert said["scores"] == {}
+    assert "No test has been run." in (tmp_path / "real" / "README.md").read_text()
+    assert (tmp_path / "real").stat().st_mode & 0o777 == 0o750
+    config = json.loads((tmp_path / "real" / "config.json").read_text())
+    assert config["pretrained_cfg"]["crop_mode"] == "center"
 
 
 def test_a_test_says_what_it_changed(run_small, load_tool, tmp_path):

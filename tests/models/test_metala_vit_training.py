@@ -175,6 +175,13 @@ def test_a_grid_that_is_copied_into_the_buffer_counts():
     assert big.train().blocks[0].mixer.nominal_grid == (4, 4)
 
 
+def test_a_scripted_model_changes_its_mode():
+    """Catches a method of Python on a scripted module, where it has no super class."""
+    scripted = script(timm.create_model("metala_vit_nano", depth=1).eval())
+    assert not scripted.eval().training
+    assert scripted.train().training
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_images_of_other_channels(grad):
     """Catches a message about matrices for a picture that is grey."""

@@ -124,7 +124,9 @@ def test_a_model_that_fails_costs_no_other_its_figures():
         (True, True),
         (False, True),
     ]
-    assert "size" in render({"environment": {}, "rows": rows}) or rows[2]["reason"]
+    *_, failed, ran = render({"environment": {}, "rows": rows}).splitlines()
+    assert rows[2]["reason"] in failed
+    assert f"{rows[3]['milliseconds']:.1f}" in ran
 
 
 def test_a_compiled_model_keeps_its_channels():

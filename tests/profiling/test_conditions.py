@@ -97,7 +97,7 @@ def test_the_tool_on_a_mixer_of_ones_own(tmp_path, monkeypatch):
     assert json.loads(Path("rows.json").read_text())["rows"][0]["mixer"] == "mine"
     for arguments, message in (
         (["--import", "no_such_module"], "--import: no_such_module: ModuleNotFoundError"),
-        (["gla", "--out", "none/rows.json"], "--out: there is no folder none"),
+        (["gla", "--out", "rows.json/more.json"], "--out: the folder of rows.json/more.json cannot be made: "),
     ):
         done = run_tool("mixer_conditions.py", *arguments)
         assert done.returncode == 2

@@ -129,6 +129,15 @@ def test_an_end_in_the_midst_keeps_what_there_is(run, tmp_path, monkeypatch):
     saved = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [cell["status"] for cell in saved["parts"]["good"]["cells"]] == ["ok", "ok"]
 
+    def at_once(command, environment, log, seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conductor, "_run", at_once)
+    with pytest.raises(KeyboardInterrupt):
+        run(fake("good"), chosen=("good",))
+    again = json.loads((tmp_path / "out" / "report.json").read_text())["parts"]["good"]
+    assert [cell["status"] for cell in again["cells"]] == ["ok", "ok"], "what was to be measured anew is still there"
+
 
 @pytest.mark.long
 def test_a_worker_ends_with_its_parent(tmp_path, monkeypatch):

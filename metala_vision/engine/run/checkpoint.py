@@ -39,6 +39,8 @@ def read_checkpoint(filename: str | Path) -> dict:
             f"checkpoint: {filename} is no checkpoint that can be read: it is no file of torch.save, or holds more "
             f"than tensors, numbers, strings and containers of them, which could run code"
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises almost anything on files that are cut short or damaged
         raise InputError(f"checkpoint: {filename} is no checkpoint that can be read: {error}") from error
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None

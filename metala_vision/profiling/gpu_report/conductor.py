@@ -78,9 +78,12 @@ def report(options: Options, show: Callable[[str], None] = lambda text: None, kn
             running = _Running(part, Path(scratch), former)
             try:
                 running.run(share, device, options.rehearse, _ceilings(content))
-            finally:  # what it has is written, also when the report is ended in its midst
-                result = content["parts"][part.name] = running.result()
+            except BaseException:  # the report is ended in its midst: what it has is kept, and what was not made anew
+                content["parts"][part.name] = _over(content["parts"].get(part.name), running.result())
                 _write(folder, content, part, running.text())
+                raise
+            result = content["parts"][part.name] = running.result()
+            _write(folder, content, part, running.text())
             counts = ", ".join(f"{count} {status}" for status, count in _count(result["cells"]).items())
             left = max(0.0, end - time.monotonic())
             show(f"{part.title}: {counts or result['status']} in {result['seconds']:.0f} s; {left:.0f} s are left")
@@ -184,6 +187,16 @@ class _Running:
     def text(self) -> str:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-LOG_BYTES:] if self.log.exists() else ""
+
+
+def _over(old: dict | None, new: dict) -> dict:
+    """The result of a part that was ended, with the cells of the former one that it has not reached."""
+    reached = [cell for cell in new["cells"] if cell["status"] != "not reached"]
+    names = {cell["cell"] for cell in reached}
+    former = [cell for cell in (old or {}).get("cells", []) if cell["cell"] not in names]
+    names |= {cell["cell"] for cell in former}
+    missing = [cell for cell in new["cells"] if cell["cell"] not in names]
+    return {**new, "status": "incomplete", "cells": [*reached, *former, *missing]}
 
 
 def _digest() -> str:
