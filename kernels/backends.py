@@ -22,7 +22,7 @@ COMPOSED: dict[str, Callable[..., Tensor]] = {"chunked": chunked, "reference": r
 NAMES = ("cpu", "triton", *COMPOSED)
 
 C_DTYPES = (torch.float32, torch.bfloat16)  # of element-wise operators; scans take any but float64, and sum in float32
-MAX_TRITON_WIDTH = 64  # K and V of a head; beyond it the kernels would spill
+MAX_TRITON_WIDTH = 64  # K and V of a head; beyond it the kernels would spill. Wider values of a scan go in parts
 TRANSFORMED = "torch.func and forward-mode derivatives take operators apart"
 
 _logger = logging.getLogger(__name__)

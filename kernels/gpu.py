@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .backends import MAX_TRITON_WIDTH
 from .gpu_backward import gated_norm_gradient, key_value_gradients, query_gradients
 from .gpu_forward import combine, outputs, segment_states
 from .reference import GATE_TEMPERATURE
@@ -85,7 +86,11 @@ def forward(
     """`reference.recurrence` that clamps `log_decay` itself, with k = 1 - exp(log_decay) if `k` is None.
 
     q, log_decay, k [B, N, H, K] and v [B, N, H, V], float32 or half and any strides -> [B, N, H, V], dtype of `v`.
+    Values that are wider than the kernels take are scanned in parts: their channels know nothing of each other.
     """
+    if v.shape[-1] > MAX_TRITON_WIDTH:
+        parts = v.split(MAX_TRITON_WIDTH, -1)
+        return torch.cat([forward(q, log_decay, part, k, grid, scan, scale) for part in parts], -1)
     q, log_decay, v, k = _rows(q), _rows(log_decay), _rows(v), None if k is None else _rows(k)
     out = v.new_empty(v.shape)
     single = v.dtype == torch.float32 or len(scan) == 1
@@ -106,6 +111,11 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, log_decay, v and k (None where it was None), contiguous, each in the dtype of its input."""
+    if v.shape[-1] > MAX_TRITON_WIDTH:
+        pairs = zip(grad_out.split(MAX_TRITON_WIDTH, -1), v.split(MAX_TRITON_WIDTH, -1))
+        parts = [backward(grad, q, log_decay, part, k, grid, scan, scale) for grad, part in pairs]
+        dq, dg, dv, dk = zip(*parts)
+        return sum(dq[1:], dq[0]), sum(dg[1:], dg[0]), torch.cat(dv, -1), None if k is None else sum(dk[1:], dk[0])
     grads = [x.new_empty(x.shape) for x in (q, log_decay, v)]
     grad_k = None if k is None else k.new_empty(k.shape)
     sums = [_sum_for(x) for x in grads]

@@ -82,7 +82,7 @@ def _gated_linear_attention(
     for x in (q, log_decay, v, v if k is None else k):
         compute = torch.promote_types(compute, x.dtype)
     transformed = is_transformed((q, log_decay, v, k))
-    name = choose(backend, v.device, compute, max(q.shape[-1], v.shape[-1]), transformed)
+    name = choose(backend, v.device, compute, q.shape[-1], transformed)  # of values the kernels take any number
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     with without_autocast(v.device):
         if name not in COMPOSED:

@@ -17,13 +17,13 @@ from gla_inputs import ALL_ORDERS, GATES, cast, make, run  # noqa: E402
 pytestmark = pytest.mark.gpu
 SCANS = [("row",), ("row", "row_reverse"), ("column_reverse",), ALL_ORDERS, ("column", "row_reverse"), ("column",)]
 GRIDS = [(1, n) for n in (1, 15, 16, 17, 31, 32, 33, 49, 196)] + [(1, 7), (7, 9), (14, 14), (15, 17), (56, 56)]
-WIDTHS = [(8, 8), (16, 32), (24, 8), (32, 64), (64, 24), (8, 64), (64, 64)]  # (K, V)
+WIDTHS = [(8, 8), (16, 32), (24, 8), (32, 64), (64, 24), (8, 64), (64, 64), (64, 72)]  # (K, V)
 CASES = [
     pytest.param(
         gate,
         grid,
         SCANS[(i + j) % 6],
-        WIDTHS[(3 * i + j) % 7],
+        WIDTHS[(3 * i + j) % 8],
         (i + j) % 2 == 1,
         marks=[pytest.mark.rehearsed] if grid == (1, 15) and i < 2 else [],
     )

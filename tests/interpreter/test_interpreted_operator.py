@@ -67,6 +67,8 @@ LARGE_CASES = [
     Case("near_zero", (15, 17), ("row_reverse", "column"), (16, 32), False, 5, 0.3),
     Case("tau16", (7, 9), ("row", "column"), (1, 1), False, 2, 1.0),  # a recurrence of each channel
     Case("tau16", (37, 41), ("column_reverse",), (8, 16), False, 7, 0.37),
+    Case("tau1", (7, 9), ("row", "row_reverse"), (16, 72), False, 2, 0.3),  # values in two parts
+    Case("tau16", (5, 7), ("column", "row"), (8, 136), True, 1, 0.3),  # in three
 ]
 
 
