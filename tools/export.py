@@ -21,8 +21,13 @@ EXAMPLES = """examples:
   python tools/export.py vit_small_patch16_224.augreg_in1k --pretrained --out vit_small.onnx
   python tools/export.py work_dirs/RUN/best.pth --out small.onnx --int8 --calibration photos
   python tools/export.py metala_vit_tiny --out metala_vit_tiny.pt2 --format aoti
+  python tools/export.py metala_vit_tiny --out metala_vit_tiny.onnx --check-sizes 160x224 512x384 1024
   python tools/export.py metala_vit_tiny:in_chans=1 --features-only 5 11 --out features.onnx
 """
+
+
+# Arguments of metala_vision.export, which no model has.
+OPTIONS = {"img_size", "format", "dynamic", "opset", "file", "precision", "calibration", "check_sizes"}
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,6 +58,14 @@ def parse_args() -> argparse.Namespace:
     precision.add_argument("--half", action="store_true", help="weights in float16: half the bytes, computed as before")
     precision.add_argument("--int8", action="store_true", help="products with weights by 8-bit integers")
     parser.add_argument("--calibration", metavar="FOLDER", help="images that the ranges of --int8 are fitted to")
+    parser.add_argument(
+        "--check-sizes",
+        nargs="+",
+        type=image_size,
+        default=[],
+        metavar="N",
+        help="of images that the file is tried with, each a side or HEIGHTxWIDTH (default: two beside the model's own)",
+    )
     parser.add_argument("--pretrained", action="store_true", help="timm's weights, for a model of timm")
     parser.add_argument(
         "--features-only",
@@ -71,7 +84,7 @@ def main(args: argparse.Namespace) -> dict:
     from metala_vision.profiling.speed.steps import split_arguments
 
     source, arguments = (args.source, {}) if Path(args.source).exists() else split_arguments(args.source, "source")
-    if own := {"img_size", "format", "dynamic", "opset", "file", "precision", "calibration"} & set(arguments):
+    if own := OPTIONS & set(arguments):
         raise InputError(
             f"source: got {sorted(own)[0]} in {args.source!r}, which is an option: --{sorted(own)[0].replace('_', '-')}"
         )
@@ -79,7 +92,7 @@ def main(args: argparse.Namespace) -> dict:
     if args.features_only is not None:
         arguments |= {"features_only": True} | ({"out_indices": args.features_only} if args.features_only else {})
     precision = "float16" if args.half else "int8" if args.int8 else "float32"
-    settings = dict(opset=args.opset, precision=precision, calibration=args.calibration)
+    settings = dict(opset=args.opset, precision=precision, calibration=args.calibration, check_sizes=args.check_sizes)
     result = metala_vision.export(source, args.out, args.format, args.dynamic, args.img_size, **settings, **arguments)
     print(f"{result['file']}: {result['bytes'] / 1e6:.1f} MB, {', '.join(result['inputs'] + result['outputs'])}")
     for name, differences in result["differences"].items():

@@ -1,5 +1,6 @@
 """Files for the runtimes of graphs, each held against the model before it is left behind."""
 
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ def export(
     opset: int = OPSET,
     precision: str = "float32",
     calibration: str | Path | Sequence[Tensor] | None = None,
+    check_sizes: Sequence[int | tuple[int, int]] = (),
     **arguments: Any,
 ) -> dict:
     """Writes a model for onnxruntime, OpenVINO, PyTorch and other runtimes, and runs the file against the model.
@@ -84,6 +86,8 @@ def export(
         calibration: for "int8", a folder of images (64 of them are taken) or prepared images [1, C, H, W], to which the
             ranges of activations are fitted. Without them they are found at each run, and OpenVINO would make float32
             of such a file.
+        check_sizes: of images that the file is tried with, as `img_size`, beside its own; empty is two others that no
+            patches fit.
         arguments: of `timm.create_model`, such as `features_only=True`.
 
     Returns:
@@ -110,9 +114,12 @@ def export(
         raise InputError(
             "calibration: got none, and OpenVINO makes float32 of int8 without it; give a folder or prepared images"
         )
-    sides = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if sides is not None and (len(sides) != 2 or min(sides) < 1):
-        raise InputError(f"img_size: got {img_size}, expected pixels of a side, or height and width")
+    sides = None if img_size is None else _sides("img_size", img_size)
+    tried = [_sides("check_sizes", size) for size in check_sizes]
+    if tried and "size" not in dynamic:
+        raise InputError(
+            f"check_sizes: got {list(check_sizes)} for a file of one size; dynamic=['size'] leaves it open"
+        )
     kind = FORMATS[format]
     if missing := [RUNTIMES[name].reason for name in kind.needs if RUNTIMES[name].reason]:
         raise InputError(f"format: {format!r} needs {missing[0]}")
@@ -123,7 +130,7 @@ def export(
     else:
         model, described = graph_of(source)
     _check_model(model)
-    shapes = _shapes(described, dynamic, sides)
+    shapes = _shapes(described, dynamic, sides, tried)
     if described:
         described = {**described, "dynamic": list(dynamic)}
         described |= {} if sides is None else {"input_size": [shapes[0][1], *sides]}
@@ -183,7 +190,16 @@ def _format(file: Path, format: str | None) -> str:
     return format
 
 
-def _shapes(described: dict, dynamic: Sequence[str], sides: tuple[int, int] | None) -> list[tuple[int, int, int, int]]:
+def _sides(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = sides = (size, size) if isinstance(size, int) else size if len(size) == 2 else (0, 0)
+    if height < 1 or width < 1:
+        raise InputError(f"{name}: got {size}, expected pixels of a side, or height and width")
+    return sides
+
+
+def _shapes(
+    described: dict, dynamic: Sequence[str], sides: tuple[int, int] | None, tried: Sequence[tuple[int, int]]
+) -> list[tuple[int, int, int, int]]:
     """Shapes of images: that of the export, and others that the file is tried with, where it leaves something open."""
     channels, *known = described.get("input_size") or (3, 224, 224)
     height, width = sides or known
@@ -191,10 +207,10 @@ def _shapes(described: dict, dynamic: Sequence[str], sides: tuple[int, int] | No
         # Of smaller images the last map has one step, whose GroupNorm of few channels makes much of the last digit.
         height, width = max(height, LEAST), max(width, LEAST)
     # None of them is a multiple of the patches of any model, beside the first.
-    others = ((height, width), (height * 5 // 8 + 3, width), (height + 19, width * 3 // 2 + 5))
-    sizes = others if "size" in dynamic else ((height, width),) * 3
-    batches = (2, 3, 1) if "batch" in dynamic else (1, 1, 1)
-    return list(dict.fromkeys((batch, channels, *size) for batch, size in zip(batches, sizes)))
+    others = tried or ((height * 5 // 8 + 3, width), (height + 19, width * 3 // 2 + 5))
+    sizes = [(height, width), *(others if "size" in dynamic else ((height, width),) * 2)]
+    batches = (2, 3, 1) if "batch" in dynamic else (1,)
+    return list(dict.fromkeys((batch, channels, *size) for batch, size in zip(itertools.cycle(batches), sizes)))
 
 
 def _images(shape: tuple[int, ...], task: str | None) -> Tensor:

@@ -225,6 +225,8 @@ def test_a_file_with_other_numbers_is_not_left_behind(tmp_path, monkeypatch):
         ("metala_vit_nano", dict(opset=17), "opset: got 17, expected 20 or later"),
         ("metala_vit_nano", dict(mixer="mamba"), "source: metala_vit_nano: mixer: got 'mamba'"),
         ("metala_vit_nano", dict(img_size=(1, 2, 3)), "img_size: got .1, 2, 3., expected pixels of a side"),
+        ("metala_vit_nano", dict(check_sizes=[64, 0]), "check_sizes: got 0, expected pixels of a side"),
+        ("metala_vit_nano", dict(check_sizes=[64], dynamic=["batch"]), "check_sizes: got .64. for a file of one size"),
         ("metala_vit_nano", dict(features_only=True, out_indices=(50,)), "source: metala_vit_nano: "),
         ("swin_tiny_patch4_window7_224", {}, "takes no images of 143x224 pixels: .*dynamic=.'batch',. keeps the size"),
     ],
@@ -340,8 +342,11 @@ def test_packages_that_are_not_installed(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_the_tool(load_tool, tmp_path, checkpoint, capsys):
-    result = load_tool("export.py")(str(checkpoint[0]), "--out", str(tmp_path / "m.onnx"), "--img-size", "32x48")
+    sizes = ("--img-size", "32x48", "--check-sizes", "24", "40x72", "88", "17x16")
+    result = load_tool("export.py")(str(checkpoint[0]), "--out", str(tmp_path / "m.onnx"), *sizes)
     assert result["outputs"] == ["logits"]
+    shapes = ["2x3x32x48", "3x3x24x24", "1x3x40x72", "2x3x88x88", "3x3x17x16"]
+    assert [list(by_shape) for by_shape in result["differences"].values()] == [shapes, shapes]
     assert "onnxruntime: largest difference" in capsys.readouterr().out
     result = load_tool("export.py")(
         "metala_vit_nano:in_chans=1", "--features-only", "3", "--out", str(tmp_path / "f.onnx")
