@@ -1,15 +1,13 @@
 """Gated linear attention and the fused MetaLA mixer in Triton, for NVIDIA and AMD: the host side.
 
 Plain functions on tensors that share a device; `ops.py` checks the arguments, registers the operators and owns
-autograd. The kernels are in gpu_forward.py and gpu_backward.py. No atomics: equal inputs give equal bits.
+autograd. The kernels are in gpu_forward.py and gpu_backward.py, and how each is built is in gpu_plan.py. No atomics:
+equal inputs give equal bits.
 
 Shapes: B batch, N tokens (rows * cols of the grid, row-major), H heads, K key channels, V value channels, C = H * V.
 """
 
 import contextlib
-import functools
-import os
-from typing import NamedTuple
 
 import torch
 import triton
@@ -18,49 +16,9 @@ from torch import Tensor
 from .backends import MAX_TRITON_WIDTH
 from .gpu_backward import gated_norm_gradient, key_value_gradients, query_gradients
 from .gpu_forward import combine, outputs, segment_states
+from .gpu_plan import FUSED, Plan, padded
 from .reference import GATE_TEMPERATURE
 
-AMD = torch.version.hip is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself reads it: when a kernel is defined
-
-
-class Config(NamedTuple):
-    """How a kernel is built: the precision of `gpu_common.dot`, Triton's options, and the V channels of a program.
-
-    Left to itself, NVIDIA's assembler aims at 128 registers in a few kernels and spills what is too much: `maxnreg`
-    allows these kernels more. It is not set for all, since it makes other kernels spill.
-    """
-
-    precision: str
-    num_warps: int
-    num_stages: int = 1
-    BV: int = 64
-    maxnreg: int | None = None
-
-
-# Tokens of a chunk. exp() reaches 16 / 2 * |gate floor| = 40 nats; 32 tokens spill registers in most kernels.
-CHUNK = 16
-# By kernel; half: q, k and v have 16 bits; wide: K * V > 32 * 64, both padded.
-# float32 inputs keep exact products. In half precision the gradients take TF32: bfloat16 would cost the gate's gradient
-# its second digit. None of these spills registers on any of the targets of tests/kernels/test_gpu_compile.py.
-CONFIGS = {
-    ("segment_states", False, False): Config("ieee", 8, maxnreg=255),
-    ("segment_states", False, True): Config("ieee", 8, maxnreg=255),
-    ("segment_states", True, False): Config("tf32", 4, maxnreg=255),
-    ("segment_states", True, True): Config("tf32", 4, BV=32),
-    ("outputs", False, False): Config("ieee", 8),
-    ("outputs", False, True): Config("ieee", 8),
-    ("outputs", True, False): Config("bf16", 4, 2, maxnreg=255),
-    ("outputs", True, True): Config("bf16", 4, 2, BV=32),
-    ("query_gradients", False, False): Config("ieee", 8),
-    ("query_gradients", False, True): Config("ieee", 8),
-    ("query_gradients", True, False): Config("tf32", 4),
-    ("query_gradients", True, True): Config("tf32", 8),
-    ("key_value_gradients", False, False): Config("ieee", 8, maxnreg=255),
-    ("key_value_gradients", False, True): Config("ieee", 8),
-    ("key_value_gradients", True, False): Config("tf32", 4),
-    ("key_value_gradients", True, True): Config("ieee", 8),  # TF32 operands would spill on sm_80
-}
 # What one launch of `key_value_gradients` computes, by (half, wide).
 PARTS = {
     (False, False): (("keys",), ("values",)),
@@ -68,8 +26,6 @@ PARTS = {
     (True, False): (("keys", "values"),),
     (True, True): (("keys",), ("values",)),
 }
-# x * y + z in one instruction: set in every launch, since the default differs between releases of Triton.
-FUSED = {"enable_fp_fusion": True}
 COMBINE = {"BE": 128, "BS": 8, "num_warps": 4, **FUSED}
 NORM = {"BT": 16, "num_warps": 4, **FUSED}  # of `gated_norm_gradient`
 
@@ -201,7 +157,7 @@ def mixer_backward(
     with _device(projected):
         gated_norm_gradient[(programs * heads,)](
             grad_y, o, z, gate_bias.contiguous(), grad_o, grad_z, grad_bias, tokens, batch, heads, row_blocks,
-            *_strides(z, grad_y, grad_o), *grad_z.stride()[:2], V=value, VP=_padded(value), **NORM,
+            *_strides(z, grad_y, grad_o), *grad_z.stride()[:2], V=value, VP=padded(value), **NORM,
         )  # fmt: skip
         grad_weight = _scan_backward(
             grad_o, q, logits, v, None, grid, scan, q.shape[-1] ** -0.5,
@@ -209,23 +165,6 @@ def mixer_backward(
             decay_scale / GATE_TEMPERATURE,
         )  # fmt: skip
     return grad_projected, grad_bias.sum(0), grad_weight.sum((0, 1)).flatten()
-
-
-def choose_segments(sequences: int, chunks: int, units: int) -> int:
-    """How many segments to cut each of `sequences` (batch * heads) of `chunks` chunks into, for `units` processors.
-
-    It is one where the sequences alone occupy the device, since cutting costs a second pass over k, v and the gates.
-    Otherwise there are about two programs for each unit, each of at least four chunks.
-    """
-    if 2 * sequences > units or sequences == 0:
-        return 1
-    return max(1, min(triton.cdiv(2 * units, sequences), chunks // 4))
-
-
-@functools.cache
-def _units(device: torch.device) -> int:
-    """Multiprocessors (compute units) of the device; a large GPU's number where the device is no GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def _device(x: Tensor) -> contextlib.AbstractContextManager:
@@ -249,81 +188,36 @@ def _parts(x: Tensor, heads: int) -> list[Tensor]:
     return [part.unflatten(-1, (heads, -1)) for part in x.split([half, half, 2 * half, 2 * half], dim=-1)]
 
 
-def _padded(width: int) -> int:
-    return max(16, triton.next_power_of_2(width))
-
-
 def _strides(*tensors: Tensor) -> list[int]:
     """Batch, token and head strides of each."""
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
-class _Plan:
-    """What the launches of one call share: sizes, segments, axes and how each kernel is built."""
+def _states(
+    plan: Plan, orders: int, column: bool, reverse: bool, logits: bool, grad_out: Tensor | None = None
+) -> Tensor:
+    """Running states [B * H, orders, 1 or 2, segments, KP, VP]; with `grad_out` the second is the adjoint state.
 
-    def __init__(self, q: Tensor, gate: Tensor, v: Tensor, k: Tensor | None, grid, scale: float, root: float):
-        batch, tokens, heads, key = q.shape
-        value = v.shape[-1]
-        self.half = all(x is None or x.dtype.itemsize <= 2 for x in (q, v, k))
-        self.wide = _padded(key) * _padded(value) > 32 * 64
-        self.chunks = triton.cdiv(tokens, CHUNK)
-        wanted = choose_segments(batch * heads, self.chunks, _units(v.device))
-        self.segment_chunks = triton.cdiv(self.chunks, wanted)
-        self.segments = triton.cdiv(self.chunks, self.segment_chunks)  # none is empty
-        self.sequences = batch * heads
-        self.inputs = (q, gate, v if k is None else k, v)  # kernels that derive k do not read it, v or not
-        self.sizes = (float(scale), float(root), tokens, *grid, heads, self.segments, self.segment_chunks)
-        self.widths = {"K": key, "V": value, "KP": _padded(key), "VP": _padded(value)}
-        self.state = (self.widths["KP"], self.widths["VP"])
-        self.derived = k is None
-
-    def config(self, kernel: str) -> dict:
-        """The kernel's compile-time arguments and options, but for those of the scan order."""
-        config = CONFIGS[kernel, self.half, self.wide]
-        precision, num_warps = config.precision, config.num_warps
-        if INTERPRETED:
-            precision = "ieee"  # bfloat16 arithmetic is silently wrong in the interpreter
-        elif AMD:
-            # Few AMD devices have TF32, and their matrix cores run exact products too. A warp has 64 lanes.
-            precision, num_warps = precision.replace("tf32", "ieee"), min(4, num_warps)
-        registers = {} if AMD or config.maxnreg is None else {"maxnreg": config.maxnreg}
-        return {
-            **self.widths,
-            **FUSED,
-            **registers,
-            "BT": CHUNK,
-            "DERIVED": self.derived,
-            "PRECISION": precision,
-            "num_warps": num_warps,
-            "num_stages": config.num_stages,
-        }
-
-    def tile(self, kernel: str) -> int:
-        return min(CONFIGS[kernel, self.half, self.wide].BV, self.widths["VP"])
-
-    def states(self, orders: int, column: bool, reverse: bool, logits: bool, grad_out: Tensor | None = None) -> Tensor:
-        """Running states [B * H, orders, 1 or 2, segments, KP, VP]; with `grad_out` the second is the adjoint state.
-
-        With one segment it is a placeholder, since no state enters that segment.
-        """
-        v, adjoint = self.inputs[3], grad_out is not None
-        if self.segments == 1:
-            return v.new_empty(1, dtype=torch.float32)
-        states = v.new_empty(self.sequences, orders, 1 + adjoint, self.segments, *self.state, dtype=torch.float32)
-        totals = v.new_empty(self.sequences, orders, self.segments, self.state[0], dtype=torch.float32)
-        grad_out = v if grad_out is None else grad_out  # v is not read
-        tile = self.tile("segment_states")
-        segment_states[(self.sequences * self.segments * orders * (self.state[1] // tile),)](
-            *self.inputs, grad_out, states, totals, *self.sizes, *_strides(*self.inputs, grad_out), BV=tile,
-            LOGITS=logits, COLUMN=column, REVERSE=reverse, ORDERS=orders, ADJOINT=adjoint,
-            **self.config("segment_states"),
-        )  # fmt: skip
-        tiles = triton.cdiv(self.state[0] * self.state[1], COMBINE["BE"])
-        combine[(self.sequences * orders * (1 + adjoint) * tiles,)](
-            states, totals, self.segments, KP=self.state[0], VP=self.state[1],
-            REVERSE=reverse, ORDERS=orders, ADJOINT=adjoint, **COMBINE,
-        )  # fmt: skip
-        return states
+    With one segment it is a placeholder, since no state enters that segment.
+    """
+    v, adjoint = plan.inputs[3], grad_out is not None
+    if plan.segments == 1:
+        return v.new_empty(1, dtype=torch.float32)
+    states = v.new_empty(plan.sequences, orders, 1 + adjoint, plan.segments, *plan.state, dtype=torch.float32)
+    totals = v.new_empty(plan.sequences, orders, plan.segments, plan.state[0], dtype=torch.float32)
+    grad_out = v if grad_out is None else grad_out  # v is not read
+    tile = plan.tile("segment_states")
+    segment_states[(plan.sequences * plan.segments * orders * (plan.state[1] // tile),)](
+        *plan.inputs, grad_out, states, totals, *plan.sizes, *_strides(*plan.inputs, grad_out), BV=tile,
+        LOGITS=logits, COLUMN=column, REVERSE=reverse, ORDERS=orders, ADJOINT=adjoint,
+        **plan.config("segment_states"),
+    )  # fmt: skip
+    tiles = triton.cdiv(plan.state[0] * plan.state[1], COMBINE["BE"])
+    combine[(plan.sequences * orders * (1 + adjoint) * tiles,)](
+        states, totals, plan.segments, KP=plan.state[0], VP=plan.state[1],
+        REVERSE=reverse, ORDERS=orders, ADJOINT=adjoint, **COMBINE,
+    )  # fmt: skip
+    return states
 
 
 def _scan(
@@ -341,7 +235,7 @@ def _scan(
     root: float = 1.0,
 ) -> None:
     """Fills `out`, with `partial` for the sums on the way; `mixer` is (z, gate_bias, aug_weight) of the fused mixer."""
-    plan = _Plan(q, gate, v, k, grid, scale, root)
+    plan = Plan(q, gate, v, k, grid, scale, root)
     tile = plan.state[1] if mixer else plan.tile("outputs")  # the norm needs all of V
     by_axis = {axis: [order for order in scan if order.startswith(axis)] for axis in ("row", "column")}
     axes = [
@@ -349,7 +243,7 @@ def _scan(
     ]
     for i, (column, reverse, orders) in enumerate(axes):
         last = i == len(axes) - 1
-        states = plan.states(orders, column, reverse, mixer is not None)
+        states = _states(plan, orders, column, reverse, mixer is not None)
         z, gate_bias, aug_weight = mixer or (v, v, v)
         outputs[(plan.sequences * plan.segments * (plan.state[1] // tile),)](
             *plan.inputs, states, partial, out, z, gate_bias, aug_weight, *plan.sizes, *_strides(*plan.inputs, z),
@@ -373,7 +267,7 @@ def _scan_backward(
     root: float = 1.0,
 ) -> Tensor:
     """Fills `grads` of q, gate, v and k, by way of `sums`; returns the mixer's for aug_weight, [B, segments, H, K]."""
-    plan = _Plan(q, gate, v, k, grid, scale, root)
+    plan = Plan(q, gate, v, k, grid, scale, root)
     batch, _, heads, key = q.shape
     mixer = aug_weight is not None
     chunk_states = v.new_empty(plan.sequences, plan.chunks, *plan.state, dtype=torch.float32)
@@ -383,7 +277,7 @@ def _scan_backward(
         dk_sum, dk = dq_sum, dq  # the kernels do not write them
     for i, order in enumerate(scan):
         column, reverse = order.startswith("column"), order.endswith("_reverse")
-        states = plan.states(1, column, reverse, mixer, grad_out)
+        states = _states(plan, 1, column, reverse, mixer, grad_out)
         shared = (*plan.inputs, grad_out, states, chunk_states, aug_weight if mixer else v)
         sizes = (*plan.sizes, *_strides(*plan.inputs, grad_out), *dq.stride()[:2])
         constants = dict(COLUMN=column, REVERSE=reverse, FIRST=i == 0, LAST=i == len(scan) - 1)

@@ -78,9 +78,9 @@ def backend(device: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The backend that runs the Triton kernels: in a rehearsal they stand in for those in C."""
     if device == "cuda":
         return "triton"
-    from metala_vision.kernels import gpu
+    from metala_vision.kernels import gpu, gpu_plan
 
-    assert gpu.INTERPRETED, "a rehearsal needs TRITON_INTERPRET=1"
+    assert gpu_plan.INTERPRETED, "a rehearsal needs TRITON_INTERPRET=1"
     monkeypatch.setattr(library, "_kernels", lambda x: gpu)
     return "cpu"
 

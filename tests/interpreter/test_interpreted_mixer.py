@@ -7,7 +7,7 @@ from poison import arena, poisoned_memory
 from tolerances import for_dtype, relative_rms
 from torch.nn import functional as F
 
-from metala_vision.kernels import gpu
+from metala_vision.kernels import gpu, gpu_plan
 from metala_vision.kernels.reference import clamp_log_decay, recurrence
 
 NAMES = ("projected", "gate_bias", "aug_weight")
@@ -48,7 +48,7 @@ def triton_run(monkeypatch):
     """All results of kernels/gpu.py's mixer, with NaN in and around all memory, cut into `segments`."""
 
     def run(inputs: dict, grad_y: torch.Tensor, *arguments, segments: int = 1, decay_scale: float = 1.0) -> dict:
-        monkeypatch.setattr(gpu, "choose_segments", lambda *sizes: segments)
+        monkeypatch.setattr(gpu_plan, "choose_segments", lambda *sizes: segments)
         monkeypatch.setitem(gpu.COMBINE, "BE", 512)  # the interpreter takes its time for each program
         parameters = [arena(inputs[name]) for name in NAMES]
         with poisoned_memory(monkeypatch):

@@ -13,7 +13,7 @@ from gla_inputs import ALL_ORDERS, GATES, cast, make
 from poison import arena, poisoned_memory
 from tolerances import for_dtype, relative_rms
 
-from metala_vision.kernels import GATE_FLOOR, gpu, gpu_backward, gpu_common, gpu_forward
+from metala_vision.kernels import GATE_FLOOR, gpu, gpu_backward, gpu_common, gpu_forward, gpu_plan
 from metala_vision.kernels.reference import clamp_log_decay, recurrence
 
 SCANS = [
@@ -86,7 +86,7 @@ def triton_run(monkeypatch):
     """Output and gradients of kernels/gpu.py, with NaN in and around all memory, cut into `segments`."""
 
     def run(inputs: dict, grad_out, grid, scan, scale, segments: int = 1) -> tuple[torch.Tensor, dict]:
-        monkeypatch.setattr(gpu, "choose_segments", lambda *sizes: segments)
+        monkeypatch.setattr(gpu_plan, "choose_segments", lambda *sizes: segments)
         if inputs["q"].shape[-1] * inputs["v"].shape[-1] > 512:  # the interpreter takes its time for each program
             monkeypatch.setitem(gpu.COMBINE, "BE", 1024)
         q, log_decay, v, k = (arena(inputs[n]) if n in inputs else None for n in ("q", "log_decay", "v", "k"))
@@ -108,7 +108,7 @@ def triton_run(monkeypatch):
 def test_an_empty_batch(segments, monkeypatch):
     """Catches a division by the number of sequences, of which the last batch of a shard may have none."""
     if segments is not None:
-        monkeypatch.setattr(gpu, "choose_segments", lambda *sizes: segments)
+        monkeypatch.setattr(gpu_plan, "choose_segments", lambda *sizes: segments)
     q, log_decay, v = torch.zeros(0, 33, 2, 16), torch.zeros(0, 33, 2, 16), torch.zeros(0, 33, 2, 32)
     out = gpu.forward(q, log_decay, v, None, (3, 11), ("row", "column"), 0.25)
     assert out.shape == v.shape
@@ -168,7 +168,7 @@ def test_tolerances_hold_with_the_operands_of_the_tensor_cores(gate, widths, tri
     """Catches an operand precision too coarse for the tolerances, simulated by rounding the operands."""
     for module in (gpu_forward, gpu_backward):
         monkeypatch.setattr(module, "dot", rounded_dot)
-    monkeypatch.setattr(gpu, "INTERPRETED", False)  # the precisions of a GPU
+    monkeypatch.setattr(gpu_plan, "INTERPRETED", False)  # the precisions of a GPU
     inputs = cast(make(9 * 11, *widths, gate, batch=1, heads=1), torch.bfloat16)
     arguments = (inputs, torch.randn_like(inputs["v"]), (9, 11), ("row", "row_reverse"), 0.2)
     actual, expected = triton_run(*arguments), reference(*arguments)
@@ -228,7 +228,7 @@ def test_nan_is_not_hidden(triton_run):
 
 def test_number_of_segments():
     """Catches a cut where the batch fills the device already, and a long image left to a few processors."""
-    choose = gpu.choose_segments
+    choose = gpu_plan.choose_segments
     assert choose(256 * 3, chunks=13, units=132) == 1
     assert choose(3, chunks=13, units=132) <= 3
     assert 132 <= 3 * choose(3, chunks=1024, units=132) <= 3 * 132
@@ -240,4 +240,4 @@ def test_number_of_segments():
 def test_constants_are_the_operators():
     """Catches a gate floor of the kernels' own."""
     assert gpu_common.FLOOR.value == GATE_FLOOR
-    assert gpu.CHUNK / 2 * -GATE_FLOOR < 80  # exp() in float32 stops at 88
+    assert gpu_plan.CHUNK / 2 * -GATE_FLOOR < 80  # exp() in float32 stops at 88

@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from gpu_builds import SHARED_LIMITS, TARGETS, build, bytes_per_token, record  # noqa: E402
 
-from metala_vision.kernels import gpu  # noqa: E402
+from metala_vision.kernels import gpu, gpu_plan  # noqa: E402
 
 GRID = (16, 16)
 HEADS = 3
@@ -80,8 +80,8 @@ def cells() -> list:
 @pytest.mark.parametrize(("call", "key", "value", "dtype", "scan", "segments", "target"), cells())
 def test_compiles_without_spills(call, key, value, dtype, scan, segments, target, monkeypatch, record_property):
     """Catches a configuration that a GPU refuses, or that spills registers to memory and crawls."""
-    monkeypatch.setattr(gpu, "choose_segments", lambda *sizes: segments)
-    monkeypatch.setattr(gpu, "AMD", target.startswith("gfx"))
+    monkeypatch.setattr(gpu_plan, "choose_segments", lambda *sizes: segments)
+    monkeypatch.setattr(gpu_plan, "AMD", target.startswith("gfx"))
     launches = record(gpu, call(key, value, DTYPES[dtype], scan))
     assert len(launches) >= 3 + 2 * (segments > 1)
     lines, failures, seen, kernels = [], [], set(), []
