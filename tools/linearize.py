@@ -125,6 +125,7 @@ def _placed(config: str, default: str) -> str:
 if __name__ == "__main__":
     arguments = parse_args()
     # Not above: torch and timm take seconds to import, and --help should not.
-    from metala_vision.command_line import run_tool
+    from metala_vision.command_line import keep_freed_memory, run_tool
 
+    keep_freed_memory()
     sys.exit(run_tool(lambda: main(arguments), quiet=arguments.json))
