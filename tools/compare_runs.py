@@ -37,7 +37,6 @@ def main(args: argparse.Namespace) -> dict:
     from metala_vision.engine.comparison import gather, render
     from metala_vision.errors import InputError
     from metala_vision.files import write_json
-    from metala_vision.profiling.environment import environment
 
     if args.out is not None:
         check_out(args.out)
@@ -47,7 +46,7 @@ def main(args: argparse.Namespace) -> dict:
     groups = {name: [Path(folder) for folder in folders] for name, *folders in args.run}
     rows = gather(groups)
     print(render(rows))
-    result = {"rows": rows, "environment": environment()}
+    result = {"rows": rows}
     if args.out is not None:
         write_json(args.out, result)
     return result

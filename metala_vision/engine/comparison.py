@@ -68,6 +68,7 @@ def _row(name: str, folders: list[Path]) -> dict:
         "images": results[0]["images"],
         "precision": results[0].get("precision"),
         "threads": results[0]["threads"],
+        "environments": [results[i].get("environment") for i in order],  # older runs do not say theirs
         "config": next((path.name for path in sorted(folders[0].glob("*.py"))), None),
         "logs": [{"seed": seeds[i], **logs[i]} for i in order],
     }

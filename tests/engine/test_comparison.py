@@ -27,7 +27,8 @@ def runs(tmp_path):
 
 
 def test_mean_deviation_and_times(runs):
-    folders = [runs("a", 1, 70.0, (10, 20)), runs("a", 0, 80.0, (30, 40)), runs("a", 2, 75.5, (11, 12))]
+    machine = dict(environment=dict(processor="P"))
+    folders = [runs("a", 1, 70.0, (10, 20), **machine), runs("a", 0, 80.0, (30, 40)), runs("a", 2, 75.5, (11, 12))]
     (row,) = gather({"ours": folders})
     assert row["seeds"] == [0, 1, 2]
     assert row["top1"] == [80.0, 70.0, 75.5]
@@ -35,6 +36,7 @@ def test_mean_deviation_and_times(runs):
     assert row["deviation"] == round(statistics.stdev((80, 70, 75.5)), 2)
     assert row["seconds_per_epoch"] == dict(median=16.0, low=10.0, high=40.0)
     assert row["milliseconds_per_step"] == dict(median=320.0, low=200.0, high=800.0)
+    assert row["environments"] == [None, dict(processor="P"), None]
     text = render([row])
     assert "| ours | 1 k | 80.00, 70.00, 75.50 | 75.17 | 5.01 | 16 (10 to 40) | 320 |" in text
     (single,) = gather({"one": folders[:1]})

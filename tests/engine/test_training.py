@@ -41,6 +41,7 @@ def test_run_leaves_everything_behind(finished):
     assert result["images"] == 359
     assert result["model"] == "metala_vit_nano"
     assert 0 <= result["top1"] <= result["top5"] <= 100
+    assert result["environment"]["torch"] == torch.__version__
     scalars = list(folder.glob("*/vis_data/scalars.json"))
     assert scalars
     assert scalars[0].read_text()

@@ -23,6 +23,7 @@ from metala_vision.description import KEY, read_description
 from metala_vision.engine.tasks.base import TaskModel, names_of, task_of
 from metala_vision.errors import InputError
 from metala_vision.files import write_atomic
+from metala_vision.profiling.environment import environment
 
 from .agreement import check_goes_on
 from .checkpoint import BEST, LAST, LastBestCheckpointHook, from_portable, read_checkpoint, to_portable
@@ -347,6 +348,7 @@ class VisionRunner(Runner):
         checkpoint = Path(self.work_dir) / (BEST if "best_epoch" in info else LAST)
         used = self.load_checkpoint(str(checkpoint), weights="auto")["weights"]
         seconds = [record["seconds"] for record in history(self)]
+        device = str(next(self.model.parameters()).device)
         return {
             **self.evaluate(),
             "seed": self.seed,
@@ -356,10 +358,11 @@ class VisionRunner(Runner):
             "weights": used,
             "train_seconds": round(sum(seconds), 1),
             "seconds_per_epoch": round(sorted(seconds)[len(seconds) // 2], 1),
-            "device": str(next(self.model.parameters()).device),
+            "device": device,
             "precision": str(getattr(self.optim_wrapper, "dtype", "float32")).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "processes": self.world_size,
+            "environment": environment(device),  # of the last part, where a run went on somewhere else
             "checkpoint": str(checkpoint),
             "curves": str(Path(self.work_dir) / "curves.png"),
         }
