@@ -70,9 +70,10 @@ def backend(name: str | None) -> Iterator[None]:
 
 
 def choose(name: str | None, device: torch.device, dtype: torch.dtype, width: int, transformed: bool = False) -> str:
-    """The name of the backend for tensors of a device and (promoted) dtype, with heads of at most `width` channels.
+    """The name of the backend for tensors of a device and (promoted) dtype.
 
-    `transformed`: see `is_transformed`.
+    `width`: channels that no kernel splits, those of a scan's queries or of a mixer's heads. `transformed`: see
+    `is_transformed`.
 
     Raises:
         ValueError: an unknown name, or a backend that cannot run here; the message says why.

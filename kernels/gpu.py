@@ -69,11 +69,20 @@ def backward(
     """Gradients of q, log_decay, v and k (None where it was None), contiguous, each in the dtype of its input."""
     if v.shape[-1] > MAX_TRITON_WIDTH:
         pairs = zip(grad_out.split(MAX_TRITON_WIDTH, -1), v.split(MAX_TRITON_WIDTH, -1))
-        parts = [backward(grad, q, log_decay, part, k, grid, scan, scale) for grad, part in pairs]
+        # Sums over all values are rounded once, at the end: those of the parts may cancel.
+        parts = [_gradients(grad, q, log_decay, part, k, grid, scan, scale, torch.float32) for grad, part in pairs]
         dq, dg, dv, dk = zip(*parts)
-        return sum(dq[1:], dq[0]), sum(dg[1:], dg[0]), torch.cat(dv, -1), None if k is None else sum(dk[1:], dk[0])
-    grads = [x.new_empty(x.shape) for x in (q, log_decay, v)]
-    grad_k = None if k is None else k.new_empty(k.shape)
+        dq, dg = sum(dq[1:], dq[0]).to(q.dtype), sum(dg[1:], dg[0]).to(log_decay.dtype)
+        return dq, dg, torch.cat(dv, -1), None if k is None else sum(dk[1:], dk[0]).to(k.dtype)
+    return _gradients(grad_out, q, log_decay, v, k, grid, scan, scale)
+
+
+def _gradients(
+    grad_out, q, log_decay, v, k, grid, scan, scale, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """`backward` for values that the kernels take at once; gradients of all but v in `dtype`, if there is one."""
+    grads = [q.new_empty(q.shape, dtype=dtype), log_decay.new_empty(log_decay.shape, dtype=dtype), v.new_empty(v.shape)]
+    grad_k = None if k is None else k.new_empty(k.shape, dtype=dtype)
     sums = [_sum_for(x) for x in grads]
     sum_k = None if grad_k is None else _sum_for(grad_k)
     with _device(v):

@@ -56,15 +56,15 @@ def keep_freed_memory() -> bool:
     until they end: a tool calls it, the library does not.
 
     Returns:
-        Whether it was done: not with another C library, nor where the user has told glibc something by its variables.
+        Whether it was done: not with another C library or an old glibc, nor where the user has told it something by its
+        variables.
     """
     told = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     if told or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Some releases take no more than 32 MB, beyond which every block is then handed back as before.
-    blocks = mallopt(_BLOCK, 1 << 30) or mallopt(_BLOCK, 32 << 20)
-    return bool(blocks and mallopt(_KEPT, 2**31 - 1))
+    # Older releases take no more than 32 MB. There the limits stay what they are, since glibc raises them by itself.
+    return bool(mallopt(_BLOCK, 1 << 30) and mallopt(_KEPT, 2**31 - 1))
 
 
 _KEPT, _BLOCK = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h

@@ -83,6 +83,7 @@ def test_freed_memory_is_kept(told):
     before, kept, after = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert kept == str(not told)
+    assert kept == "False" or not told
+    assert kept == "True" or told or platform.libc_ver()[1] < "2.35"
     assert int(before) > 200  # ten tensors of 48 MB, also in pages of 2 MB
-    assert (int(after) < int(before) / 2) == (not told)  # one or two of them go between other blocks
+    assert (int(after) < int(before) / 2) == (kept == "True")  # one or two of them go between other blocks

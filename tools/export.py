@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write a model for onnxruntime, OpenVINO, PyTorch and other runtimes, for images of any size in any batch.
 
-The file is run by the runtimes that take it, where they are installed, on images of three sizes and batches if those
+The file is run by the runtimes that take it, where they are installed, on images of several sizes and batches if those
 are left open, and is not left behind if it gives other numbers than the model. It takes float images [batch, channels,
 height, width], normalised as its metadata says (key "metala_vision": mean, std, size, classes). The file of a detector
 (retinanet, fcos) gives all boxes with their scores, of which metala_vision.deploy.detections makes detections. The last

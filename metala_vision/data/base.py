@@ -1,5 +1,6 @@
 """What every dataset of labelled images shares: samples, failures and batches."""
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -88,7 +89,8 @@ class LabelledImages(Dataset):
 def check_names(classes: Sequence[str]) -> None:
     """Raises InputError for a name of a class that no file and no picture could hold: a folder's may be any bytes."""
     for name in classes:
-        if not isinstance(name, str) or not name.isprintable():
+        text = isinstance(name, str) and name.encode(errors="replace").decode() == name
+        if not text or len(name.splitlines()) != 1 or any(unicodedata.category(letter) == "Cc" for letter in name):
             raise InputError(f"classes: {name!r} is no text of one line in UTF-8; rename the folder, or the class")
 
 

@@ -228,7 +228,8 @@ def _tried(model: nn.Module, batches: Sequence[Tensor]) -> list[list[Tensor]]:
         try:
             outputs = model(images)
         except Exception as error:  # a model is anybody's code
-            hint = "; dynamic=('batch',) keeps the size fixed" if images.shape[2:] != batches[0].shape[2:] else ""
+            hint = "; dynamic=('batch',), without check_sizes, keeps the size fixed"
+            hint = hint if images.shape[2:] != batches[0].shape[2:] else ""
             raise InputError(f"export: the model takes no images of {size} pixels: {error}{hint}") from error
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
         if not isinstance(outputs, list | tuple) or not outputs or not all(isinstance(x, Tensor) for x in outputs):

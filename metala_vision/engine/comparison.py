@@ -20,8 +20,9 @@ def gather(groups: dict[str, Sequence[str | Path]]) -> list[dict]:
     Returns:
         Rows of plain values: `name`, `model`, `parameters`, `seeds`, `top1` of each, `mean`, `deviation` (of the
         sample; None for one run), `seconds_per_epoch` and `milliseconds_per_step` (medians over all epochs of all runs,
-        with their range), `epochs`, `dataset`, `images`, `precision`, `threads`, `config` (the file's name) and `logs`
-        (of each seed by epoch: training loss, seconds, and the validation's top-1 where there is one).
+        with their range), `epochs`, `dataset`, `images`, `precision`, `threads` and `environments` of each, `config`
+        (the file's name) and `logs` (of each seed by epoch: training loss, seconds, and the validation's top-1 where
+        there is one).
 
     Raises:
         InputError: a group without runs, a folder without a finished run, two runs with one seed, runs that
@@ -66,8 +67,8 @@ def _row(name: str, folders: list[Path]) -> dict:
         "epochs": results[0]["epochs"],
         "dataset": results[0]["dataset"],
         "images": results[0]["images"],
-        "precision": results[0].get("precision"),
-        "threads": results[0]["threads"],
+        "precision": next((result["precision"] for result in results if "precision" in result), None),
+        "threads": [results[i]["threads"] for i in order],
         "environments": [results[i].get("environment") for i in order],  # older runs do not say theirs
         "config": next((path.name for path in sorted(folders[0].glob("*.py"))), None),
         "logs": [{"seed": seeds[i], **logs[i]} for i in order],

@@ -60,7 +60,7 @@ def publish(
     title = name or file.resolve().parent.name
     card = _card(title, described, model, trained_settings(checkpoint), checkpoint, scores, license, used)
     try:
-        with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=".publish_") as folder:
+        with tempfile.TemporaryDirectory(dir=None if out.exists() else _made(out.parent), prefix=".publish_") as folder:
             _write(Path(folder) / "made", model, described, card)
             _move(Path(folder) / "made", out)
     except OSError as error:
@@ -87,7 +87,7 @@ def _move(made: Path, out: Path) -> None:
     try:
         for path in files:
             shutil.move(path, out / path.name)
-    except OSError:
+    except BaseException:
         for path in files:
             (out / path.name).unlink(missing_ok=True)
         raise

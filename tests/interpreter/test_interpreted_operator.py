@@ -176,6 +176,20 @@ def test_tolerances_hold_with_the_operands_of_the_tensor_cores(gate, widths, tri
     assert_close(actual, expected, torch.bfloat16)
 
 
+@pytest.mark.parametrize("scan", [("row",), ("row", "column")], ids="+".join)
+def test_gradients_of_wide_values_are_rounded_once(scan, triton_run):
+    """Catches parts that are rounded to half precision before they cancel, as those of a mean and its weights do."""
+    inputs = cast(make(35, 16, 72, "tau16", batch=1, heads=1), torch.bfloat16)
+    inputs["v"][..., 64:] = inputs["v"][..., :8]
+    grad_out = torch.randn_like(inputs["v"])
+    grad_out[..., 8:64] = 0
+    grad_out[..., 64:] = -grad_out[..., :8] * 15 / 16
+    arguments = (inputs, grad_out, (5, 7), scan, 0.3)
+    actual, expected = triton_run(*arguments), reference(*arguments)
+    for name in ("q", "log_decay"):
+        assert relative_rms(actual[1][name], expected[1][name]) < for_dtype(torch.bfloat16, name)
+
+
 # From a leaf of any layout to [2, 18, 2, X]
 LAYOUTS = {
     "permuted": lambda x: torch.randn(2, 2, x, 18).permute(0, 3, 1, 2),

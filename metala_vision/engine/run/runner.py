@@ -342,13 +342,14 @@ class VisionRunner(Runner):
         )
         where = f"the run is kept in {self.work_dir}, its whole log in {Path(self.log_dir).name}"
         print_log(where, logger="current", level=logging.INFO)
+        device = str(next(self.model.parameters()).device)
+        trained_with = environment(device)  # now: hours later the sources may be others
         self.train()
         barrier()  # one process writes the checkpoints that all read
         info = self.message_hub.runtime_info
         checkpoint = Path(self.work_dir) / (BEST if "best_epoch" in info else LAST)
         used = self.load_checkpoint(str(checkpoint), weights="auto")["weights"]
         seconds = [record["seconds"] for record in history(self)]
-        device = str(next(self.model.parameters()).device)
         return {
             **self.evaluate(),
             "seed": self.seed,
@@ -362,7 +363,7 @@ class VisionRunner(Runner):
             "precision": str(getattr(self.optim_wrapper, "dtype", "float32")).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "processes": self.world_size,
-            "environment": environment(device),  # of the last part, where a run went on somewhere else
+            "environment": trained_with,
             "checkpoint": str(checkpoint),
             "curves": str(Path(self.work_dir) / "curves.png"),
         }
